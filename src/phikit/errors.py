@@ -1,0 +1,32 @@
+"""The one error type that a user is meant to read.
+
+Every failure that the user can do something about (a wrong key, a missing file, a full disk, a
+corrupt checkpoint) is raised as `PhikitError`. The command line prints it as plain text, without a
+traceback, and exits with status 2. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PhikitError(Exception):
+    """What was wrong and where (`message`), and what to do about it (`hint`)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Names the known word nearest to `word`, as the end of an error's hint."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "known: " + ", ".join(known)

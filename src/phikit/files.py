@@ -1,0 +1,185 @@
+"""Durable files: whatever is written here is either wholly there or not there at all.
+
+A run may be killed at any instant, so nothing is ever written in place. A file is written beside
+its destination, flushed to the disk, and renamed over it; a directory likewise; an append-only
+journal tolerates a torn last line, which is cut off when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from phikit.errors import PhikitError
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turns a full disk or a forbidden path into a `PhikitError` that names the path."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise PhikitError(
+                f"the disk is full: {doing} {path}",
+                "free some space and run the same command again; what was done stays done",
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PhikitError(
+                f"not allowed: {doing} {path} ({e.strerror})",
+                "change the folder's permissions, or choose another folder",
+            ) from e
+        if e.errno == errno.ENOENT:
+            raise PhikitError(f"no such file: {doing} {e.filename or path}") from e
+        if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise PhikitError(f"{doing} {path}: {e.strerror}") from e
+        raise
+
+
+def fsync_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file so that it is never seen half-written, even after a crash."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explain_os_errors(path, "writing"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    with explain_os_errors(path, "reading"):
+        text = path.read_text()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise PhikitError(f"{path}:{e.lineno}: not valid JSON: {e.msg}") from e
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Gives an empty directory to fill; on success it takes `path`'s place in one rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explain_os_errors(path, "writing"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    try:
+        with explain_os_errors(path, "writing"):
+            yield temporary
+            for file in temporary.rglob("*"):
+                fsync_path(file)
+            if path.exists():
+                old = path.with_name(f".{path.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+            fsync_path(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+class Journal:
+    """An append-only file of JSON lines, durable line by line.
+
+    Opening it reads what is there; a torn last line (the process was killed while writing it) is
+    cut off. `append` returns only when the rows are on the disk.
+
+    Raises:
+        PhikitError: a line before the last one is not valid JSON; names file and line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with explain_os_errors(path, "opening"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows, good = self._read()
+            self._file = path.open("ab")
+            self._file.truncate(good)
+            self._file.seek(good)
+
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        if not self.path.exists():
+            return [], 0
+        rows: list[dict[str, Any]] = []
+        good = 0
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                rows.append(json.loads(line))
+            except ValueError as e:
+                if number == len(lines):
+                    break
+                raise PhikitError(
+                    f"{self.path}:{number}: the journal is corrupt here",
+                    "cut the file before this line to keep what comes before it",
+                ) from e
+            good += len(line)
+        return rows, good
+
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        with explain_os_errors(self.path, "appending to"):
+            data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self._file.write(data.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.rows.extend(dict(row) for row in rows)
+
+    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces the whole content at once (used to fall back to a durable point)."""
+        self._file.close()
+        write_atomic(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        self.rows = rows
+        self._file = self.path.open("ab")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

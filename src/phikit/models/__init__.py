@@ -1,0 +1,1 @@
+"""What a Phi is: configurations, layers, checkpoints. Needs torch and safetensors, nothing else."""

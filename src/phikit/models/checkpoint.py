@@ -1,0 +1,180 @@
+"""Model directories in the Hugging Face layout: read memory-mapped, written atomically.
+
+Weights are safetensors only, one file or sharded with an index; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from phikit.errors import PhikitError
+from phikit.files import explain_os_errors, read_json, write_json
+from phikit.models.config import read_config, write_config
+from phikit.models.decoder import Decoder
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, by its index when it has one.
+
+    Raises:
+        PhikitError: there are none, or the index names a file that is not there.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted({directory / name for name in read_json(index)["weight_map"].values()})
+        missing = [f.name for f in files if not f.exists()]
+        if missing:
+            raise PhikitError(
+                f"{directory}: {index.name} names files that are not there: {', '.join(missing)}",
+                "fetch them, or fetch the whole model again",
+            )
+        return files
+    single = directory / "model.safetensors"
+    if not single.exists():
+        others = [p.name for p in directory.glob("*.bin")] if directory.is_dir() else []
+        pickled = f"; {', '.join(others)} are pickles, which are never read" if others else ""
+        raise PhikitError(
+            f"{directory}: no model.safetensors here{pickled}",
+            "give a directory in the Hugging Face layout with safetensors weights",
+        )
+    return [single]
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, tensor) one by one from the memory-mapped files of a model directory.
+
+    Raises:
+        PhikitError: a file is truncated or corrupt; names it.
+    """
+    for file in weight_files(directory):
+        try:
+            with explain_os_errors(file, "reading"), safe_open(file, framework="pt") as f:
+                for name in f.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    yield name, f.get_tensor(name)
+        except SafetensorError as e:
+            raise PhikitError(
+                f"{file}: corrupt or truncated safetensors file ({e})",
+                "delete the file and make or fetch it again",
+            ) from e
+
+
+def fuse_llama(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Joins the separate q/k/v and gate/up matrices of Llama-shaped files into phi's fused ones."""
+    groups = {"q_proj": ("qkv_proj", "q_proj", "k_proj", "v_proj"),
+              "gate_proj": ("gate_up_proj", "gate_proj", "up_proj")}  # fmt: skip
+    member = {part: fused for fused, *parts in groups.values() for part in parts}
+    order = {fused: tuple(parts) for fused, *parts in groups.values()}
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors:
+        found = re.fullmatch(r"(.*\.)(\w+)\.weight", name)
+        if not found or found[2] not in member:
+            yield name, tensor
+            continue
+        target = f"{found[1]}{member[found[2]]}.weight"
+        parts = waiting.setdefault(target, {})
+        parts[found[2]] = tensor
+        wanted = order[member[found[2]]]
+        if len(parts) == len(wanted):
+            del waiting[target]
+            yield target, torch.cat([parts[p] for p in wanted])
+    for target, parts in waiting.items():
+        raise PhikitError(f"{target} cannot be fused: only {', '.join(parts)} are in the files")
+
+
+def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: str) -> None:
+    """Copies tensors into a module's parameters and buffers, each exactly once.
+
+    Raises:
+        PhikitError: tensors are missing, unexpected or of another shape; names them all.
+    """
+    targets: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
+    tied = {name for name, t in targets.items() for other, u in targets.items()
+            if t is u and other < name}  # fmt: skip
+    seen: set[str] = set()
+    wrong: list[str] = []
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name not in targets:
+                if name.endswith("rotary_emb.inv_freq"):
+                    continue  # written by old transformers; computed, not learned
+                wrong.append(f"unexpected  {name} {tuple(tensor.shape)}")
+            elif targets[name].shape != tensor.shape:
+                wrong.append(
+                    f"mis-shaped  {name}: file {tuple(tensor.shape)}, "
+                    f"model {tuple(targets[name].shape)}"
+                )
+                seen.add(name)
+            else:
+                targets[name].copy_(tensor)
+                seen.add(name)
+    untied_twin = {n for n in tied if n not in seen}
+    missing = targets.keys() - seen - untied_twin
+    seen_by_twin = {n for n in missing for m in tied & seen if targets[n] is targets[m]}
+    wrong += [f"missing     {n} {tuple(targets[n].shape)}" for n in sorted(missing - seen_by_twin)]
+    if wrong:
+        shown = "\n    ".join(wrong[:20])
+        more = f"\n    ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise PhikitError(f"{where}: the tensors do not fit the model:\n    {shown}{more}")
+
+
+def load(
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """Loads a model directory.
+
+    Args:
+        directory: has `config.json` and safetensors weights.
+        dtype: the precision to hold the weights in; that of the files when left out.
+
+    Raises:
+        PhikitError: a file is missing or corrupt, or the tensors do not fit.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    if dtype is None:
+        dtype = next(t.dtype for _, t in read_tensors(directory))
+    with torch.device("meta"):
+        model = Decoder(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    tensors = read_tensors(directory)
+    if config.architecture == "LlamaForCausalLM":
+        tensors = fuse_llama(tensors)
+    fill(model, tensors, str(directory))
+    return model.eval()
+
+
+def save(model: Decoder, directory: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory.
+
+    The head of a tied model is not written twice. Use inside `files.atomic_directory`.
+    """
+    config = model.config
+    state = {
+        name: t.detach().to("cpu", dtype or t.dtype).contiguous()
+        for name, t in model.state_dict().items()
+        if not (config.tied and name == "lm_head.weight")
+    }
+    with explain_os_errors(directory, "writing"):
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    held = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    write_config(directory, config, held)
+    write_json(
+        directory / "generation_config.json",
+        {
+            "bos_token_id": config.bos_id,
+            "eos_token_id": list(config.eos_ids) or None,
+            "pad_token_id": config.pad_id,
+        },
+    )

@@ -1,0 +1,204 @@
+"""The shape of a dense Phi decoder, read from and written to a Hugging Face `config.json`.
+
+The family's figures are literal data in `family.py`; this file says what the fields mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from phikit.errors import PhikitError
+from phikit.files import read_json, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class LongRope:
+    """LongRoPE: one frequency divisor per rotated pair, for short and for long sequences.
+
+    Source: Ding et al. 2024 (arXiv 2402.13753); values in Phi-4-mini's config.json.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """A pre-norm decoder with RMSNorm, GQA, RoPE and SwiGLU, without biases (`Phi3ForCausalLM`).
+
+    Attributes:
+        rope_fraction: the part of each head that is rotated (phi-4-mini: 0.75).
+        sliding_window: attend to this many latest positions, itself included; None for all.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0
+    long_rope: LongRope | None = None
+    sliding_window: int | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+    init_std: float = 0.02
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    architecture: str = "Phi3ForCausalLM"
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise PhikitError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key-value heads evenly",
+                "choose heads as a multiple of kv_heads",
+            )
+        if self.rotary_dim % 2:
+            raise PhikitError(
+                f"head_dim {self.head_dim} × rope_fraction {self.rope_fraction} gives "
+                f"{self.rotary_dim} rotated dimensions; it must be even"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters, counted from the shapes."""
+        d, f = self.hidden_size, self.intermediate_size
+        attention = d * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        layer = attention + 3 * d * f + 2 * d
+        embeddings = self.vocab_size * d * (1 if self.tied else 2)
+        return embeddings + self.layers * layer + d
+
+    def flops_per_token(self, context: int) -> float:
+        """Forward operations for one token that attends to `context` positions (2 per MAC)."""
+        matrices = self.parameters - self.vocab_size * self.hidden_size * (not self.tied)
+        return 2.0 * matrices + 4.0 * self.layers * self.heads * self.head_dim * context
+
+    def with_context(self, max_positions: int, rope_theta: float) -> DecoderConfig:
+        """The same model at another context length and RoPE base, as midtraining makes it."""
+        return replace(self, max_positions=max_positions, rope_theta=rope_theta)
+
+
+def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
+    """Reads a Hugging Face configuration (`Phi3ForCausalLM` or `LlamaForCausalLM`).
+
+    Both homes of the RoPE settings are read: `rope_theta` / `rope_scaling` beside the other keys,
+    and `rope_parameters`, where transformers 5 writes them.
+
+    Raises:
+        PhikitError: a needed key is missing, or the architecture is not a dense decoder.
+    """
+
+    def need(key: str) -> Any:
+        if key not in raw:
+            raise PhikitError(f"{where}: the key {key!r} is missing")
+        return raw[key]
+
+    architecture = (raw.get("architectures") or ["?"])[0]
+    if architecture not in ("Phi3ForCausalLM", "LlamaForCausalLM"):
+        raise PhikitError(f"{where}: {architecture!r} is not a dense decoder that phikit knows")
+    rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type") != "default" else {}) or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in (None, "default", "longrope"):
+        raise PhikitError(f"{where}: RoPE scaling {kind!r} is not one that the family uses")
+    max_positions = int(need("max_position_embeddings"))
+    long_rope = None
+    if kind == "longrope":
+        original = raw.get("original_max_position_embeddings") or scaling.get(
+            "original_max_position_embeddings", max_positions
+        )
+        long_rope = LongRope(
+            tuple(map(float, scaling["short_factor"])),
+            tuple(map(float, scaling["long_factor"])),
+            int(original),
+        )
+    eos = raw.get("eos_token_id")
+    heads = int(need("num_attention_heads"))
+    window = raw.get("sliding_window")
+    return DecoderConfig(
+        vocab_size=int(need("vocab_size")),
+        hidden_size=int(need("hidden_size")),
+        intermediate_size=int(need("intermediate_size")),
+        layers=int(need("num_hidden_layers")),
+        heads=heads,
+        kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=int(raw.get("head_dim") or need("hidden_size") // heads),
+        max_positions=max_positions,
+        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        rope_fraction=float(
+            raw.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
+        ),
+        long_rope=long_rope,
+        sliding_window=int(window) if window else None,
+        norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        init_std=float(raw.get("initializer_range", 0.02)),
+        bos_id=raw.get("bos_token_id"),
+        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        pad_id=raw.get("pad_token_id"),
+        architecture=architecture,
+    )
+
+
+def to_hf(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The `config.json` that transformers, vLLM and phikit read back as the same model."""
+    raw: dict[str, Any] = {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "original_max_position_embeddings": config.max_positions,
+        "partial_rotary_factor": config.rope_fraction,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.init_std,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(config.eos_ids) or None,
+        "pad_token_id": config.pad_id,
+        "sliding_window": config.sliding_window,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+    if config.long_rope is not None:
+        raw["original_max_position_embeddings"] = config.long_rope.original_max_positions
+        raw["rope_scaling"] = {
+            "type": "longrope",
+            "short_factor": list(config.long_rope.short_factor),
+            "long_factor": list(config.long_rope.long_factor),
+        }
+    return raw
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    path = directory / "config.json"
+    return from_hf(read_json(path), str(path))
+
+
+def write_config(directory: Path, config: DecoderConfig, dtype: str = "bfloat16") -> None:
+    write_atomic(directory / "config.json", json.dumps(to_hf(config, dtype), indent=2) + "\n")

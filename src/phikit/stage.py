@@ -1,0 +1,121 @@
+"""What a stage is: a function with a typed configuration, declared inputs and a folder of its own.
+
+A package offers its stages as a list `STAGES` of `Stage` in its `stages.py`; a recipe strings them
+together; `phikit.run` runs each once. The address of a stage is the hash of its configuration, its
+inputs' addresses, its seed and the version of its code. A stage that says it is `resumable` finds
+its folder as a killed run left it and must go on from there to the bit-identical result; any other
+starts with an empty folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from phikit.files import Journal
+
+
+class Config(BaseModel):
+    """A stage's settings: checked once, when the recipe is read; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is. Calls are cheap: the display decides when to draw."""
+
+    def update(self, done: float, total: float, **fields: float | str) -> None:
+        """`done` of `total` units; `fields` (loss=..., tokens_per_s=...) are shown beside it."""
+
+
+class Silent:
+    """A `Progress` that shows nothing, for tests and for use from Python."""
+
+    def update(self, done: float, total: float, **fields: float | str) -> None:
+        return
+
+
+@dataclass
+class Cost:
+    """What a stage has used so far; it adds to these as it goes.
+
+    `flops` is counted from shapes (2 per multiply-add), not measured. `tokens_*` are model tokens.
+    """
+
+    tokens_trained: int = 0
+    tokens_generated: int = 0
+    flops: float = 0.0
+
+
+@dataclass
+class Context:
+    """All that a stage may touch besides its configuration and inputs.
+
+    Attributes:
+        dir: the stage's own folder; everything it makes goes here.
+        seed: the seed of every random stream in the stage.
+        threads: how many CPU threads to use; already set for torch.
+        metrics: JSON lines, one row per step; on resume the stage cuts it back with `rewrite`.
+    """
+
+    dir: Path
+    seed: int = 0
+    threads: int = 1
+    progress: Progress = field(default_factory=Silent)
+    cost: Cost = field(default_factory=Cost)
+    _metrics: Journal | None = None
+
+    @property
+    def metrics(self) -> Journal:
+        if self._metrics is None:
+            self._metrics = Journal(self.dir / "metrics.jsonl")
+        return self._metrics
+
+    def track(self, items: list[Any], every: float = 0.1) -> Iterator[Any]:
+        """Yields the items, reporting progress at most once per `every` seconds."""
+        last = 0.0
+        for n, item in enumerate(items):
+            yield item
+            now = time.monotonic()
+            if now - last >= every:
+                self.progress.update(n + 1, len(items))
+                last = now
+
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take, for `--dry-run`: a size for people, and a rough time in seconds."""
+
+    size: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage(Generic[C]):
+    """A kind of stage that recipes can name.
+
+    Attributes:
+        verb: its name in a recipe, "package.action" ("train.sft", "data.documents").
+        config: the type of its settings.
+        run: (context, settings, input folders by name) → summary, a small JSON-able dict.
+        inputs: the names of the inputs it must be given; a name ending in "?" may be left out,
+            one ending in "*" takes any number of stages (passed as "name.0", "name.1", ...).
+        resumable: it can go on from what a killed run left in its folder.
+        estimate: (settings, estimates' context) → `Estimate`, for `--dry-run`.
+    """
+
+    verb: str
+    config: type[C]
+    run: Callable[[Context, C, Mapping[str, Path]], dict[str, Any]]
+    inputs: tuple[str, ...] = ()
+    resumable: bool = False
+    estimate: Callable[[C], Estimate] | None = None
+    help: str = ""

@@ -1,0 +1,1 @@
+"""Is this answer right? Mathematics, choices, code in a sandbox, formats, a judge."""

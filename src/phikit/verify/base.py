@@ -1,0 +1,95 @@
+"""The one interface through which all of phikit decides whether an answer is right.
+
+The same verifier object validates synthetic data, is the oracle of Pivotal Token Search, the
+reward of GRPO and the scorer of the evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from phikit.errors import PhikitError, did_you_mean
+from phikit.records import Sample, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a verifier needs to know about the question.
+
+    Attributes:
+        prompt: the question as the user asked it.
+        answer: the gold answer, or what the verifier states in its own docstring (tests as JSON).
+        verifier: the name of the verifier that can judge it, a key of `VERIFIERS`.
+        kind: the dataset type, for reports.
+    """
+
+    prompt: str
+    answer: str
+    verifier: str
+    kind: str = ""
+    id: str = ""
+
+    @classmethod
+    def of(cls, sample: Sample) -> Problem:
+        """The problem a sample poses: its last user message, or its text."""
+        users = [m["content"] for m in sample.messages if m["role"] == "user"]
+        return cls(
+            prompt=users[-1] if users else sample.text,
+            answer=sample.answer,
+            verifier=sample.verifier,
+            kind=sample.kind,
+            id=sample.id,
+        )
+
+
+class Verifier(Protocol):
+    """(problem, answer) pairs in, verdicts out, in the same order.
+
+    A wrong or malformed answer is a failed verdict with a reason, never an exception.
+    """
+
+    name: str
+
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]: ...
+
+
+VERIFIERS: dict[str, Callable[[], Verifier]] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], Verifier]], Callable[[], Verifier]]:
+    """Class decorator: makes a verifier known under `name`."""
+
+    def add(make: Callable[[], Verifier]) -> Callable[[], Verifier]:
+        VERIFIERS[name] = make
+        return make
+
+    return add
+
+
+def get(name: str) -> Verifier:
+    """A verifier by name.
+
+    Raises:
+        PhikitError: there is none of that name; names the nearest.
+    """
+    if name not in VERIFIERS:
+        raise PhikitError(f"no verifier is named {name!r}", did_you_mean(name, VERIFIERS))
+    return VERIFIERS[name]()
+
+
+class ByName:
+    """Sends each problem to the verifier that it names: the verifier most callers want."""
+
+    name = "by-name"
+
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        groups: dict[str, list[int]] = {}
+        for i, (problem, _) in enumerate(items):
+            groups.setdefault(problem.verifier, []).append(i)
+        verdicts: dict[int, Verdict] = {}
+        for name, indices in groups.items():
+            done = get(name).verify([items[i] for i in indices])
+            verdicts.update(zip(indices, done, strict=True))
+        return [verdicts[i] for i in range(len(items))]
