@@ -180,7 +180,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal(0, init_std) for matrices, ones for norms, drawn in the order of the parameters."""
+        """Normal(0, init_std) for matrices, ones for norms, drawn in parameter order."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, self.config.init_std, generator=generator)
