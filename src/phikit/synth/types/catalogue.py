@@ -1,0 +1,22 @@
+"""All procedural dataset types by name."""
+
+from __future__ import annotations
+
+from phikit.errors import PhikitError, did_you_mean
+from phikit.synth.exercise import DatasetType
+from phikit.synth.types import changes, comparison, equations, groups, ordering
+
+TYPES: dict[str, DatasetType] = {
+    module.TYPE.name: module.TYPE for module in (changes, groups, equations, comparison, ordering)
+}
+
+
+def find(name: str) -> DatasetType:
+    """A dataset type by name.
+
+    Raises:
+        PhikitError: there is none of that name; names the nearest.
+    """
+    if name not in TYPES:
+        raise PhikitError(f"no dataset type is named {name!r}", did_you_mean(name, TYPES))
+    return TYPES[name]
