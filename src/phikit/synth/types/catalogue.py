@@ -4,10 +4,37 @@ from __future__ import annotations
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.synth.exercise import DatasetType
-from phikit.synth.types import changes, comparison, equations, groups, ordering
+from phikit.synth.types import (
+    calendar,
+    changes,
+    choice,
+    comparison,
+    equations,
+    groups,
+    lists,
+    ordering,
+    percent,
+    shopping,
+    strings,
+    units,
+)
 
 TYPES: dict[str, DatasetType] = {
-    module.TYPE.name: module.TYPE for module in (changes, groups, equations, comparison, ordering)
+    module.TYPE.name: module.TYPE
+    for module in (
+        changes,
+        groups,
+        shopping,
+        percent,
+        units,
+        equations,
+        comparison,
+        ordering,
+        calendar,
+        lists,
+        strings,
+        choice,
+    )
 }
 
 
