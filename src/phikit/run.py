@@ -180,19 +180,18 @@ def run(
         forecasts = forecast(steps, directory)
         _write_once(directory / "recipe.yaml", as_yaml(recipe))
         _write_once(directory / ".code.json", canonical_json(sources.cached))
-        with Journal(directory / "ledger.jsonl") as journal:
-            shelf = Shelf(directory)
-            shelf.arrange(
-                {step.folder: step.address for step in steps},
-                {step.address for step in steps if step.spec.stage.resumable},
-            )
-            runner = _Runner(recipe, directory, display, journal, sources, len(steps))
-            last = names.index(until) if until else len(steps) - 1
-            for cast in forecasts[: last + 1]:
-                if _is_done(cast.step, shelf, verify, display):
-                    runner.skip(cast.step)
-                else:
-                    runner.run(cast.step, cast.why)
+        shelf = Shelf(directory)
+        shelf.arrange(
+            {step.folder: step.address for step in steps},
+            {step.address for step in steps if step.spec.stage.resumable},
+        )
+        runner = _Runner(recipe, directory, display, sources, len(steps))
+        last = names.index(until) if until else len(steps) - 1
+        for cast in forecasts[: last + 1]:
+            if _is_done(cast.step, shelf, verify, display):
+                runner.skip(cast.step)
+            else:
+                runner.run(cast.step, cast.why)
         return Outcome(directory, tuple(steps[: last + 1]), tuple(runner.ran))
 
 
@@ -217,12 +216,11 @@ class _Runner:
         recipe: Recipe,
         directory: Path,
         display: Display,
-        journal: Journal,
         sources: Sources,
         total: int,
     ) -> None:
         self._recipe, self._directory, self._display = recipe, directory, display
-        self._journal, self._sources, self._total = journal, sources, total
+        self._sources, self._total = sources, total
         self._versions = versions()
         self._skipped: list[Step] = []
         self.ran: list[str] = []
@@ -313,10 +311,9 @@ class _Runner:
                 )
 
     def _event(self, event: str, step: Step, **fields: Any) -> None:
-        self._journal.append(
-            {"event": event, "stage": step.name, "address": step.address, "at": time.time(),
-             **fields}
-        )  # fmt: skip
+        row = {"event": event, "stage": step.name, "address": step.address, "at": time.time()}
+        with Journal(self._directory / "ledger.jsonl") as journal:
+            journal.append({**row, **fields})
 
 
 def _inputs(step: Step) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,24 +165,23 @@ def child(recipe_file: Path, out: Path, *settings: str) -> subprocess.Popen[str]
 
 
 def test_killed_at_random_instants_it_ends_the_same(recipe_file: Path, tmp_path: Path) -> None:
-    settings = ("one.steps=40", "two.steps=30", "one.pause=0.01", "two.pause=0.01")
+    settings = ("one.steps=60", "two.steps=40", "toy.pause=0.01")
     go(recipe_file, tmp_path / "whole", *settings)
     broken, dice, kills = tmp_path / "broken", random.Random(0), 0
-    for _ in range(60):
+    while kills < 10:
         process = child(recipe_file, broken, *settings)
         assert process.stdout is not None
         process.stdout.readline()
         try:
-            process.wait(dice.uniform(0.0, 0.35))
+            process.wait(dice.uniform(0.0, 0.6))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
         _, errors = process.communicate()
         assert not errors
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills >= 3
+        if process.returncode == 0:  # all done before the kill: take the last stages away
+            shutil.rmtree(broken / "02-two")
+    go(recipe_file, broken, *settings)
     assert results(broken) == results(tmp_path / "whole")
 
 
@@ -249,12 +249,12 @@ def test_a_disk_that_is_really_full(recipe_file: Path, tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     try:
-        (disk / "filler").write_bytes(b"x" * 40_000)
+        (disk / "filler").write_bytes(b"x" * 150_000)
         with pytest.raises(PhikitError, match="the disk is full"):
-            go(recipe_file, disk / "run", "two.steps=20000")
+            go(recipe_file, disk / "run", "two.steps=2500")
         assert [f.name for f, _ in ledger.stages(disk / "run")] == ["01-one"]
         (disk / "filler").unlink()
-        assert go(recipe_file, disk / "run")[0] == ["two", "sum", "twice"]
+        assert go(recipe_file, disk / "run", "two.steps=2500")[0] == ["two", "sum", "twice"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -43,7 +43,7 @@ def count(context: Context, config: Count, inputs: Mapping[str, Path]) -> dict[s
     rows = context.metrics.rows
     state = rows[-1]["state"] if rows else config.start + context.seed
     for step in range(len(rows), config.steps):
-        state = (state * 6364136223846793005 + 1442695040888963407) % 2**63
+        state = (state * 1103515245 + 12345) % 2**31
         context.metrics.append({"step": step, "state": state})
         context.progress.update(step + 1, config.steps, loss=1 / (step + 1))
         time.sleep(config.pause)

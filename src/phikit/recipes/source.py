@@ -38,6 +38,12 @@ for _tag, _pattern, _first in (
     )
 
 
+# in YAML 1.1 a leading 0 means octal
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(str(node.value).replace("_", ""))
+)
+
+
 class Places:
     """What stood where: a path in the document → "file:line", or the option that set it."""
 
