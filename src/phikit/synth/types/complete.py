@@ -204,7 +204,6 @@ def write(rng: Random, difficulty: int) -> Exercise:
         closing=f"```python\n{code}\n```",
         thought=(*function.details, *_example(function)),
         gold=json.dumps({"entry": name, "tests": [f"assert {call}" for call in calls]}),
-        program=f"{code}\n{asserts}\n",
         document=f"{head}\n{_indented(function.body)}\n\n\n{asserts}\n"
         if rng.random() < 0.3
         else "",
