@@ -171,7 +171,7 @@ _VERDICT = pa.struct(
      ("verifier", pa.string())]
 )  # fmt: skip
 
-# `meta`, `evidence` and chat messages are open-ended: stored as JSON text, queried with json_extract
+# `meta`, `evidence` and chat messages are open-ended: stored as JSON text
 _JSON = pa.string()
 SCHEMAS: dict[type[Record], pa.Schema] = {
     Document: pa.schema(
