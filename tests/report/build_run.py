@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from phikit.chat.format import NANO_SPECIAL
+from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.files import write_atomic, write_json
 from phikit.records import Document, Sample, Score, Verdict, write_records
 
@@ -35,6 +37,8 @@ class Builder:
         self.rng = np.random.default_rng([7, self.seed])
         self.items = [_item(i) for i in range(300)]
         self.hardness = self.rng.normal(0.0, 1.6, len(self.items))
+        questions = [m["content"] for item in self.items for m in item.messages]
+        self.tokenizer = train_bpe(questions, 400, NANO_SPECIAL)
         self.coin = self.rng.random((len(self.items), 5))
 
     def stage(
@@ -85,7 +89,7 @@ class Builder:
             rows.append(row)
         rows[40]["loss"] = None  # a step that was skipped
         write_atomic(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-        _write_model(folder / "model")
+        _write_model(folder / "model", self.tokenizer)
 
     def evaluate(self, model: str, skill: float, seconds: float = 14.0) -> None:
         """Scores of a model whose log-odds on an item are its skill minus the item's hardness."""
@@ -133,7 +137,7 @@ def _score(item: Sample, sample: int, passed: bool, i: int) -> Score:
     return Score(task=item.kind, item=item.id, sample=sample, verdict=verdict, cost=34, text=text)
 
 
-def _write_model(folder: Path) -> None:
+def _write_model(folder: Path, tokenizer: Tokenizer) -> None:
     """A safetensors header with the shapes of a decoder of 0.75 M parameters, and no tensors."""
     header = json.dumps(
         {
@@ -143,6 +147,7 @@ def _write_model(folder: Path) -> None:
         }
     ).encode()
     write_atomic(folder / "model.safetensors", struct.pack("<Q", len(header)) + header)
+    tokenizer.save(folder)
 
 
 def _documents(b: Builder) -> list[Document]:
@@ -260,41 +265,54 @@ def _shards(b: Builder, name: str, samples: list[str]) -> None:
 
 
 def _pivots(b: Builder) -> None:
-    folder = b.stage("pivots", "pivots.search", {"model": ["sft"], "problems": ["teacher"]},
+    """Traces and pivots as the search writes them: token ids, p at every position, suspects."""
+    folder = b.stage("pivots", "pivots.search", {"model": ["sft"], "problems": ["items"]},
                      {"questions": 400, "pairs": 311, "pivots": 288}, 96.0, gap=0.2)  # fmt: skip
-    texts = ("The", " boxes", " hold", " 5", " *", " 6", " =", " 3", "0", " pens", ".", "\n",
-             "Now", " there", " are", " 3", "0", " -", " 7", " =", " 2", "3", ".", "\n", "Answer",
-             ":", " 2", "3", "<|im_end|>")  # fmt: skip
-    lines = []
+    tokenizer = b.tokenizer
+    traces, pivots = [], []
     for n in range(14):
-        p = 0.42
-        points, changes = [{"position": 0, "p": p, "low": 0.36, "high": 0.48, "n": 240}], []
-        jumps = {4: 0.38, 17: -0.31, 20: 0.29} if n % 3 == 0 else {5: 0.33, 7: -0.27, 20: 0.3}
-        for i in range(len(texts)):
-            jump = jumps.get(i, 0.0)
-            after = min(0.99, max(0.02, p + jump + b.rng.normal(0, 0.012)))
-            if jump or i % 3 == 0 or i == len(texts) - 1:
-                after = 1.0 if i == len(texts) - 1 else after
-                half = 0.0 if i == len(texts) - 1 else 0.07
-                points.append({"position": i + 1, "p": after, "low": max(0, after - half),
-                               "high": min(1, after + half), "n": 160})  # fmt: skip
-                change = after - p
-                changes.append(
-                    {"position": i, "change": change, "low": change - 0.09, "high": change + 0.09,
-                     "pivot": bool(jump),
-                     "alternatives": [
-                         {"text": " +", "probability": 0.31, "p": 0.11, "n": 96},
-                         {"text": HOSTILE if n == 0 else " -", "probability": 0.08, "p": None,
-                          "n": 0},
-                     ] if jump else []}
+        item = b.items[n]
+        prompt = tokenizer.encode(item.messages[0]["content"])
+        text = f"The boxes hold {5 + n} * 6 = {6 * (5 + n)} pens.\nNow there are {6 * (5 + n)} - 7"
+        text += f" = {6 * (5 + n) - 7} pens, so that is the answer.\nAnswer: {6 * (5 + n) - 7}"
+        ids = [*tokenizer.encode(text), tokenizer.special["<|im_end|>"]]
+        at = sorted(int(i) for i in b.rng.choice(np.arange(3, len(ids) - 6), 3, replace=False))
+        jumps = dict(zip(at, (0.38, -0.31, 0.36), strict=True))
+        p, points, suspects = 0.44, [], []
+        for i, token in enumerate(ids):
+            half, count = 0.05 + 0.002 * i, max(12, 400 - 9 * i)
+            points.append({"position": i, "p": p, "lower": max(0.0, p - half),
+                           "upper": min(1.0, p + half), "n": count})  # fmt: skip
+            after = min(0.97, max(0.03, p + jumps.get(i, 0.0) + b.rng.normal(0, 0.012)))
+            if i in jumps:
+                other = tokenizer.encode(HOSTILE)[n]
+                suspects.append({"position": i, "state": "paired", "delta": after - p, "n": 210})
+                alternatives = [
+                    {"token": other, "probability": 0.31, "p": max(0.0, p - 0.2), "n": 96,
+                     "lower": 0.0, "upper": 0.5, "accepted": True},
+                    {"token": tokenizer.encode(" +")[0], "probability": 0.08, "p": p, "n": 20,
+                     "lower": 0.1, "upper": 0.9, "accepted": False},
+                ]  # fmt: skip
+                pivots.append(
+                    {"problem": item.id, "kind": item.kind, "verifier": "math",
+                     "prefix_ids": [*prompt, *ids[:i]], "position": i, "token": token,
+                     "probability": 0.6, "solution_passed": True, "delta": after - p,
+                     "lower": after - p - 0.09, "upper": after - p + 0.09, "p_before": p,
+                     "p_after": after, "n_after": 120, "n_astray": 90, "log_e": 9.0,
+                     "alternatives": alternatives}
                 )  # fmt: skip
-                p = after
-        solution = {"tokens": texts, "passed": True, "points": points, "changes": changes,
-                    "rollouts": 2400}  # fmt: skip
-        question = b.items[n].messages[0]["content"]
-        row = {"question": question, "gold": b.items[n].answer, "solutions": [solution]}
-        lines.append(json.dumps(row))
-    write_atomic(folder / "searches.jsonl", "\n".join(lines) + "\n")
+            p = after
+        points.append({"position": len(ids), "p": 1.0, "lower": 1.0, "upper": 1.0, "n": 0})
+        solution = {"ids": ids, "passed": True, "probability": [0.6] * len(ids), "points": points,
+                    "tree": {"low": 0, "high": len(ids), "outcome": "flat"},
+                    "suspects": suspects}  # fmt: skip
+        traces.append(
+            {"problem": item.id, "kind": item.kind, "prompt_ids": prompt, "outcome": "done",
+             "p": 0.44, "n": 48, "samples": 2400, "tokens": 70_000, "solutions": [solution]}
+        )  # fmt: skip
+    traces.append({**traces[0], "problem": "refused", "outcome": "refused", "solutions": []})
+    write_atomic(folder / "searches.jsonl", "".join(json.dumps(t) + "\n" for t in traces))
+    write_atomic(folder / "pivots.jsonl", "".join(json.dumps(p) + "\n" for p in pivots))
 
 
 def _recall(b: Builder, name: str, model: str, shares: Sequence[float]) -> None:

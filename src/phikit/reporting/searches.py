@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phikit.chat.tokenizer import Tokenizer
+from phikit.records import Sample
 from phikit.reporting.curves import BOX, Axis, band, line
 from phikit.reporting.run_dir import Done, Run
 
 MOST_SOLUTIONS = 12
+FEW = 20  # rollouts below which an untested token's change is too noisy to colour
 UNIT = Axis(0.0, 1.0, tuple((i / 4, i / 4) for i in range(5)))
 
 
@@ -26,34 +29,38 @@ class Point:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another token that rollouts took here; `p` is its share of passes, among `n` rollouts."""
+    """Another token that rollouts took here; `p` is the share of its `n` rollouts that passed."""
 
     text: str
     probability: float
-    p: float | None
+    p: float
     n: int
+    accepted: bool
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a solution. `change` of p(success) is None where it was not resolved.
+    """A token of a solution. `low` and `high` are the interval of a confirmed pivot's change.
 
     Attributes:
-        strength: 0 to 5, how strongly to colour it.
+        change: of p(success) by this token; None where there is too little evidence to say.
+        probability: of this token at its place.
     """
 
     text: str
     number: int
+    probability: float
     before: float | None
     after: float | None
     change: float | None
-    low: float | None
-    high: float | None
-    pivot: bool
-    alternatives: tuple[Alternative, ...]
+    low: float | None = None
+    high: float | None = None
+    pivot: bool = False
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def strength(self) -> int:
+        """How strongly to colour it: 0 (not at all) to 5 (a change of 0.5 and more)."""
         return 0 if self.change is None else min(5, round(abs(self.change) * 10))
 
     @property
@@ -79,7 +86,7 @@ class Solution:
     @property
     def x(self) -> Axis:
         n = max(1, len(self.tokens))
-        step = next(s for s in (5, 10, 20, 25, 50, 100, 200, 500, 1000) if n / s <= 6)
+        step = next(s for s in (5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**9) if n / s <= 6)
         return Axis(0.0, float(n), tuple((float(i), i / n) for i in range(0, n + 1, step)))
 
     @property
@@ -96,22 +103,17 @@ class Solution:
         return band(xs, [p.low for p in self.points], [p.high for p in self.points], self.x, UNIT)
 
     @property
-    def steps(self) -> list[dict[str, Any]]:
-        """Where the pivots' jumps stand on the curve, as shares of the box."""
+    def columns(self) -> list[dict[str, Any]]:
+        """Where the pivots stand on the curve, in units of the box."""
         return [
-            {
-                "x": BOX * self.x.share(t.number + 0.5),
-                "width": BOX / max(1, len(self.tokens)),
-                "direction": "up" if (t.change or 0) > 0 else "down",
-                "number": t.number,
-            }
+            {"x": BOX * self.x.share(t.number), "width": BOX / len(self.tokens), "token": t}
             for t in self.pivots
         ]
 
 
 @dataclass(frozen=True)
 class Search:
-    """What one search stage found."""
+    """What one search stage found; `largest` are its largest confirmed pivots."""
 
     stage: Done
     solutions: tuple[Solution, ...]
@@ -119,75 +121,117 @@ class Search:
     pivots: int
     up: int
     largest: tuple[tuple[Solution, Token], ...]
-    summary: Mapping[str, Any]
 
 
 def searches(run: Run) -> list[Search]:
-    """Every Pivotal Token Search of a run, its most telling solutions first."""
-    found = []
-    for stage in run.of("pivots.search"):
-        solutions = [s for row in stage.rows("searches.jsonl") for s in read_solutions(row)]
-        ranked = sorted(
-            enumerate(solutions),
-            key=lambda pair: (-min(len(pair[1].pivots), 3), -_largest(pair[1]), pair[0]),
-        )
-        pivots = [(s, t) for s in solutions for t in s.pivots]
-        pivots.sort(key=lambda pair: -abs(pair[1].change or 0))
-        found.append(
-            Search(
-                stage=stage,
-                solutions=tuple(s for _, s in ranked[:MOST_SOLUTIONS]),
-                searched=len(solutions),
-                pivots=len(pivots),
-                up=sum((t.change or 0) > 0 for _, t in pivots),
-                largest=tuple(pivots[:10]),
-                summary=stage.summary,
-            )
-        )
-    return found
+    """Every Pivotal Token Search of a run, the solutions with most to see first."""
+    return [_search(run, stage) for stage in run.of("pivots.search")]
+
+
+def _search(run: Run, stage: Done) -> Search:
+    pivots: dict[tuple[str, tuple[int, ...]], Mapping[str, Any]] = {
+        (p["problem"], (*p["prefix_ids"], p["token"])): p for p in stage.rows("pivots.jsonl")
+    }
+    traces = [row for row in stage.rows("searches.jsonl") if row["solutions"]]
+    problems = _problems(run, stage) if traces else {}
+    speak = _speaker(run, stage) if traces else str
+    solutions = [
+        _solution(row, raw, problems.get(row["problem"]), pivots, speak)
+        for row in traces
+        for raw in row["solutions"]
+    ]
+    # the eye wants two or three large changes in one solution, not one, and not ten
+    ranked = sorted(solutions, key=lambda s: (-min(len(s.pivots), 3), -_largest(s)))
+    changes = [(s, t) for s in solutions for t in s.pivots]
+    changes.sort(key=lambda pair: -abs(pair[1].change or 0))
+    return Search(
+        stage=stage,
+        solutions=tuple(ranked[:MOST_SOLUTIONS]),
+        searched=len(solutions),
+        pivots=len(pivots),
+        up=sum(p["delta"] > 0 for p in pivots.values()),
+        largest=tuple(changes[:10]),
+    )
 
 
 def _largest(solution: Solution) -> float:
     return max((abs(t.change or 0) for t in solution.pivots), default=0.0)
 
 
-def read_solutions(row: Mapping[str, Any]) -> list[Solution]:
-    """The solutions of one line of searches.jsonl, one line per question.
+def _problems(run: Run, stage: Done) -> dict[str, Sample]:
+    """The problems that were searched, by id."""
+    given = run.by_name.get(stage.given("problems"))
+    if given is None:
+        return {}
+    files = ("samples.parquet", "items.parquet")
+    return {sample.id: sample for name in files for sample in given.records(name, Sample)}
 
-    A line holds `question`, `gold` and `solutions`; each of these `tokens` (their texts), `passed`,
-    `points` (`position`, `p`, `low`, `high`, `n`) and `changes` (`position`, `change`, `low`,
-    `high`, `pivot`, `alternatives`).
-    """
-    return [_solution(row, solution) for solution in row.get("solutions", ())]
+
+def _speaker(run: Run, stage: Done) -> Callable[[int], str]:
+    """Token id → its text, by the tokenizer of the model that was searched."""
+    model = run.by_name.get(stage.given("model"))
+    if model is None:
+        return lambda token: f"[{token}]"
+    tokenizer = Tokenizer.load(model.folder / "model")
+    return lambda token: tokenizer.decode([token])
 
 
-def _solution(row: Mapping[str, Any], raw: Mapping[str, Any]) -> Solution:
-    points = sorted((Point(**p) for p in raw["points"]), key=lambda p: p.position)
-    known = {p.position: p.p for p in points}
-    changes = {c["position"]: c for c in raw["changes"]}
-    tokens = tuple(_token(text, i, known, changes.get(i)) for i, text in enumerate(raw["tokens"]))
+def _solution(
+    row: Mapping[str, Any],
+    raw: Mapping[str, Any],
+    problem: Sample | None,
+    pivots: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]],
+    speak: Callable[[int], str],
+) -> Solution:
+    ids = raw["ids"]
+    points = tuple(
+        Point(p["position"], p["p"], p["lower"], p["upper"], p["n"]) for p in raw["points"]
+    )
+    known = {p.position: p for p in points}
+    tested = {s["position"]: float(s["delta"]) for s in raw["suspects"]}
+    prompt = tuple(row["prompt_ids"])
+    tokens = []
+    for i, token in enumerate(ids):
+        pivot = pivots.get((row["problem"], (*prompt, *ids[: i + 1])))
+        tokens.append(
+            _token(speak, token, i, raw["probability"][i], known, tested.get(i), pivot)
+        )
+    users = [m["content"] for m in problem.messages if m["role"] == "user"] if problem else []
     return Solution(
-        question=row["question"],
-        gold=row["gold"],
+        question=users[-1] if users else "".join(speak(i) for i in prompt),
+        gold=problem.answer if problem else "",
         passed=raw["passed"],
-        tokens=tokens,
-        points=tuple(points),
-        rollouts=int(raw.get("rollouts", 0)),
+        tokens=tuple(tokens),
+        points=points,
+        rollouts=row["samples"],
     )
 
 
 def _token(
-    text: str, number: int, known: Mapping[int, float], change: Mapping[str, Any] | None
+    speak: Callable[[int], str],
+    token: int,
+    number: int,
+    probability: float,
+    known: Mapping[int, Point],
+    tested: float | None,
+    pivot: Mapping[str, Any] | None,
 ) -> Token:
-    found: Sequence[Mapping[str, Any]] = change["alternatives"] if change else ()
+    """A pivot's change is the confirmed one; a tested token's its test's; else the curve's."""
+    before, after = known.get(number), known.get(number + 1)
+    text = speak(token)
+    if pivot is not None:
+        others: Sequence[Mapping[str, Any]] = pivot["alternatives"]
+        return Token(
+            text, number, probability, pivot["p_before"], pivot["p_after"], pivot["delta"],
+            pivot["lower"], pivot["upper"], True,
+            tuple(
+                Alternative(speak(a["token"]), a["probability"], a["p"], a["n"], a["accepted"])
+                for a in others
+            ),
+        )  # fmt: skip
+    change = tested
+    if change is None and before and after and min(before.n, after.n) >= FEW:
+        change = after.p - before.p
     return Token(
-        text=text,
-        number=number,
-        before=known.get(number),
-        after=known.get(number + 1),
-        change=change["change"] if change else None,
-        low=change["low"] if change else None,
-        high=change["high"] if change else None,
-        pivot=bool(change and change["pivot"]),
-        alternatives=tuple(Alternative(**a) for a in found),
+        text, number, probability, before.p if before else None, after.p if after else None, change
     )
