@@ -145,9 +145,7 @@ R = TypeVar("R", bound=Record)
 
 def content_id(record: Record) -> str:
     """16 hex digits of BLAKE2b over the record's type and content (its own id left out)."""
-    content = {
-        f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "id"
-    }
+    content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "id"}
     text = type(record).__name__ + canonical_json(_plain(content))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
