@@ -1,0 +1,157 @@
+"""Text to token ids and back, with control tokens that text can never forge.
+
+A tokenizer has plain tokens, which `encode` makes of any text, and control tokens such as
+`<|im_start|>`, which only this package's own code can ask for by `encode_control`. A user who
+types `<|im_start|>` gets the plain tokens of those twelve characters. This is done by giving plain
+text to a twin of the tokenizer that does not know the control tokens at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+
+from phikit.errors import PhikitError
+from phikit.files import explain_os_errors, read_json, write_atomic, write_json
+
+# cl100k's split rule in its classic form, except that every digit is a word of its own. (cl100k
+# itself writes `\p{N}{1,3}`; its newer possessive form is read differently by this regex engine.)
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = 256
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer whose control tokens cannot be reached from text.
+
+    Attributes:
+        special: the id of every control token, in order of id.
+        vocab_size: one more than the largest id, the number of rows an embedding needs.
+        config: what `tokenizer_config.json` holds or will hold.
+    """
+
+    def __init__(self, fast: FastTokenizer, config: Mapping[str, Any] | None = None) -> None:
+        added = fast.get_added_tokens_decoder()
+        self.special: dict[str, int] = {added[i].content: i for i in sorted(added)}
+        self.vocab_size: int = max(fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.config: dict[str, Any] = dict(config or {})
+        self._fast = fast
+        plain = json.loads(fast.to_str())
+        plain.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        self._plain = FastTokenizer.from_str(json.dumps(plain))
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Reads `tokenizer.json` and, when it is there, `tokenizer_config.json`.
+
+        Raises:
+            PhikitError: a file is missing or is not what its name says.
+        """
+        path, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
+        with explain_os_errors(path, "reading"):
+            text = path.read_text(encoding="utf-8")
+        try:
+            fast = FastTokenizer.from_str(text)
+        except Exception as e:  # the library raises bare Exception
+            raise PhikitError(
+                f"{path}: not a readable tokenizer ({e})", "make or fetch the folder again"
+            ) from e
+        return cls(fast, read_json(config) if config.exists() else None)
+
+    def save(self, directory: Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers also loads."""
+        write_atomic(directory / "tokenizer.json", self._fast.to_str(pretty=True))
+        write_json(directory / "tokenizer_config.json", self.config)
+
+    def encode(self, text: str) -> list[int]:
+        """Plain ids only, whatever the text spells; `decode` gives the same text back."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, over several threads."""
+        return [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_control(self, text: str, control: Collection[str]) -> list[int]:
+        """Like `encode`, but the named control tokens, and no others, become their own ids.
+
+        For text that is trusted to the extent of `control`: templates, a teacher's answers.
+
+        Raises:
+            PhikitError: the tokenizer has no such control token.
+        """
+        for token in control:
+            self.id_of(token)
+        if not control:
+            return self.encode(text)
+        longest_first = sorted(control, key=lambda token: (-len(token), token))
+        pattern = "(" + "|".join(map(re.escape, longest_first)) + ")"
+        ids: list[int] = []
+        for n, piece in enumerate(re.split(pattern, text)):
+            ids += [self.special[piece]] if n % 2 else self.encode(piece)
+        return ids
+
+    def id_of(self, token: str) -> int:
+        """The id of a control token.
+
+        Raises:
+            PhikitError: there is none of that name.
+        """
+        if token not in self.special:
+            raise PhikitError(
+                f"the tokenizer has no control token {token!r}",
+                "it has: " + (", ".join(self.special) or "none"),
+            )
+        return self.special[token]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids; control tokens are spelled out, or left out with `skip_special`.
+
+        Bytes that form no character become U+FFFD. Ids beyond the vocabulary (a model's
+        embedding may be padded) have no text.
+        """
+        return self._fast.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> Tokenizer:
+    """Learns a byte-level BPE; the control tokens get the last ids, in the given order.
+
+    The same texts in the same order give the same tokenizer. Texts with too few different words
+    give fewer tokens than asked for; see `vocab_size` of the result.
+
+    Raises:
+        PhikitError: `vocab_size` leaves no room for the 256 bytes, or `special` repeats a token.
+    """
+    plain_size = vocab_size - len(special)
+    if plain_size < BYTES:
+        raise PhikitError(
+            f"vocab_size is {vocab_size}: too small for {BYTES} bytes and {len(special)} control "
+            "tokens",
+            f"give at least {BYTES + len(special)}",
+        )
+    if len(set(special)) != len(special):
+        raise PhikitError(f"a control token is named twice: {', '.join(special)}")
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=plain_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    fast.train_from_iterator(texts, trainer)
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return Tokenizer(fast)

@@ -1,0 +1,1 @@
+"""Documents in, training batches out: read, filter, deduplicate, decontaminate, mix, pack."""

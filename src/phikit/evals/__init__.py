@@ -1,0 +1,1 @@
+"""Evaluation: questions asked of a model, answers scored, differences with their intervals."""
