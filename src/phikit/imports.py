@@ -124,7 +124,8 @@ class Sources:
         )
 
     def _imports(self, name: str, tree: ast.Module, is_package: bool) -> tuple[set[str], set[str]]:
-        internal = {name.rpartition(".")[0]} if name.startswith(PACKAGE + ".") else set()
+        """Packages above a module are left out: an `__init__` of phikit does nothing by itself."""
+        internal: set[str] = set()
         external: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
