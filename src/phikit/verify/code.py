@@ -118,8 +118,7 @@ def judge(entry: str, tests: Sequence[Test], outcome: Outcome) -> Verdict:
         if wrong and not first:
             first = f"test {number} of {total}, {shorten(test.source)}: {wrong}"
     if not outcome.ok:
-        during = f" in test {len(outcome.checks) + 1} of {total}" if outcome.checks else ""
-        first = first or f"the program did not finish{during}: {outcome.error}"
+        first = first or f"the program did not finish: {outcome.error}"
     if first:
         return verdict("code", False, first, passed / total)
     return verdict("code", True, f"{entry} passed {total} tests")

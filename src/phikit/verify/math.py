@@ -110,7 +110,7 @@ def quantity(text: str) -> Quantity | None:
     if not found or (found["sign"] and found["minus"]):
         return None
     money, unit = found["money"], (found["unit"] or "").strip(" .").casefold()
-    if money and unit not in ("", "dollar", "dollars"):
+    if (money and unit not in ("", "dollar", "dollars")) or not _is_unit(unit, found):
         return None
     try:
         value = _value(found)
@@ -121,6 +121,14 @@ def quantity(text: str) -> Quantity | None:
     if known:
         return Quantity(value, known[0], value * known[1])
     return Quantity(value, unit.removesuffix("s"), value)
+
+
+def _is_unit(unit: str, found: re.Match[str]) -> bool:
+    """Tells "2 m" and "12 apples" from "2m" and "2xy", which are formulas, and "12 or so"."""
+    apart = found.string[: found.start("unit")].endswith(" ")
+    if unit in _UNITS or unit.removesuffix("s") in _UNITS:
+        return apart or len(unit) > 1 or not unit.isalpha()
+    return not unit or (apart and len(unit) > 2 and not _SHORT_WORDS.search(unit))
 
 
 def _value(found: re.Match[str]) -> Fraction:

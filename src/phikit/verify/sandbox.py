@@ -248,7 +248,7 @@ class _Server:
         if self.process.poll() is not None:
             self.close()
             self.start()
-        self.job, self.program = job, program
+        self.job, self.program, self.limits = job, program, limits
         self.deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
         checks = [(c.kind, c.source) for c in program.checks]
         try:
@@ -270,7 +270,7 @@ class _Server:
                 error="the whole sandbox was killed: out of memory, or it did not answer",
                 isolation=self.isolation,
             )
-        outcome = _outcome(reply, self.program, self.isolation)
+        outcome = _outcome(reply, self.program, self.limits, self.isolation)
         if not reply["clean"]:
             self.close()
             self.start()
@@ -282,7 +282,7 @@ class _Server:
         self.process.wait()
 
 
-def _outcome(reply: dict[str, Any], program: Program, isolation: str) -> Outcome:
+def _outcome(reply: dict[str, Any], program: Program, limits: Limits, isolation: str) -> Outcome:
     events: dict[str, dict[str, Any]] = {}
     checks: dict[int, CheckResult] = {}
     for report in reply["reports"]:
@@ -298,13 +298,15 @@ def _outcome(reply: dict[str, Any], program: Program, isolation: str) -> Outcome
         status = "exited" if events["raised"]["exit"] else "raised"
         error = events["raised"]["error"]
     elif not reply["in_time"]:
-        status, error = "timeout", f"not done after {reply['seconds']:.1f} s"
+        status, error = "timeout", f"not done after {limits.wall_seconds:g} s"
     elif reply["signal"]:
-        status, error = "killed", _why_killed(reply)
+        status, error = "killed", _why_killed(reply, limits)
     elif "ran" not in events or (program.checks and "end" not in events):
         status, error = "exited", "the program ended itself before its end"
     else:
         status = "ok"
+    if status != "ok" and "ran" in events and program.checks:
+        error += f", in check {len(done) + 1} of {len(program.checks)}"
     return Outcome(
         status=status,
         stdout=reply["stdout"],
@@ -317,8 +319,10 @@ def _outcome(reply: dict[str, Any], program: Program, isolation: str) -> Outcome
     )
 
 
-def _why_killed(reply: dict[str, Any]) -> str:
-    number = reply["signal"]
-    if number == signal.SIGKILL:
-        return f"killed by a limit, after {reply['cpu_seconds']:.1f} s of processor time"
-    return f"ended by {signal.Signals(number).name}"
+def _why_killed(reply: dict[str, Any], limits: Limits) -> str:
+    """Says nothing that differs from run to run: it becomes part of verdicts, which are hashed."""
+    if reply["signal"] != signal.SIGKILL:
+        return f"ended by {signal.Signals(reply['signal']).name}"
+    if reply["cpu_seconds"] > limits.cpu_seconds - 0.1:
+        return f"not done after {limits.cpu_seconds} s of processor time"
+    return "killed by itself, or for want of memory"

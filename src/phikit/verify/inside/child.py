@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import sys
 import threading
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 from phikit.verify.inside.values import key_of
 
 LONGEST_SHOWN = 200
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def run(
@@ -108,6 +110,12 @@ def _short(value: object) -> str:
         text = repr(value)
     except BaseException as e:
         return f"<{type(value).__name__} whose repr fails: {_describe(e)}>"
+    return _stable(text)
+
+
+def _stable(text: str) -> str:
+    """Cut to a length, and without addresses, which differ from run to run."""
+    text = _ADDRESS.sub("", text[: 4 * LONGEST_SHOWN])
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
 
 
@@ -121,4 +129,4 @@ def _describe(error: BaseException) -> str:
         text = str(error)
     where = f" (line {lines[-1]})" if lines else ""
     name = type(error).__name__
-    return f"{name}: {text[:LONGEST_SHOWN]}{where}" if text else name + where
+    return f"{name}: {_stable(text)}{where}" if text else name + where
