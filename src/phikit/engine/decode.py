@@ -13,6 +13,7 @@ Both parts share one softmax.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from phikit.engine.cache import KVCache
 from phikit.models.config import DecoderConfig
-from phikit.models.decoder import Decoder, rope_tables
+from phikit.models.decoder import Decoder, Layer, rope_tables
 
 
 class RopeTable:
@@ -131,7 +132,8 @@ def decode(
     width = (config.hidden_size,)
     turned, every = config.heads + config.kv_heads, config.heads + 2 * config.kv_heads
     x_ND = F.embedding(ids_N, model.model.embed_tokens.weight)
-    for index, layer in enumerate(model.model.layers):
+    for index, module in enumerate(model.model.layers):
+        layer = cast(Layer, module)
         attention, mlp = layer.self_attn, layer.mlp
         h_ND = F.rms_norm(x_ND, width, layer.input_layernorm.weight, config.norm_eps)
         qkv = F.linear(h_ND, attention.qkv_proj.weight).view(-1, every, config.head_dim)
