@@ -59,6 +59,18 @@ def test_data_files_beside_the_code_count(package: Path) -> None:
     assert version(package) != before
 
 
+def test_modules_named_in_strings_are_reached(package: Path) -> None:
+    (package / "b/one.py").write_text(
+        '"""See `phikit.other`."""\nimport importlib\n\n'
+        'def get(n):\n    "Like phikit.other."\n    importlib.import_module(f"phikit.a.{n}")\n'
+        '    return "worker.py", "from phikit.low import low\\n", "phikit run", "phikit.nothing"\n'
+    )
+    (package / "b/worker.py").write_text("X = 1\n")
+    reached = {m.name for m in Sources(package).reach(["phikit.b.one"])}
+    assert reached == {"phikit.b.one", "phikit.b.worker", "phikit.low", "phikit.a.one",
+                       "phikit.a.two", "phikit.a.three"}  # fmt: skip
+
+
 def test_which_code_needs_torch(package: Path) -> None:
     sources = Sources(package)
     assert not sources.uses(["phikit.a.one"], "torch")
@@ -83,3 +95,6 @@ def test_the_package_itself() -> None:
     reached = {m.name for m in sources.reach(["phikit.recipes.load"])}
     assert {"phikit.errors", "phikit.stage", "phikit.recipes.schema"} <= reached
     assert "phikit.cli" not in reached
+    verifying = {m.name for m in sources.reach(["phikit.verify.base"])}
+    assert {"phikit.verify.math", "phikit.verify.math_worker", "phikit.verify.code",
+            "phikit.verify.sandbox", "phikit.verify.inside.child"} <= verifying  # fmt: skip
