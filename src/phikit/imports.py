@@ -158,9 +158,9 @@ class Sources:
         "phikit.verify.math" is that module; "phikit.verify." (the fixed part of an f-string) is
         every module there; "worker.py" is the file of that name beside the module.
         """
-        beside = f"{name.rpartition('.')[0]}.{text.removesuffix('.py')}"
-        if text.endswith(".py") and self._path(beside):
-            return {beside}
+        if re.fullmatch(r"\w+\.py", text):
+            beside = f"{name.rpartition('.')[0]}.{text.removesuffix('.py')}"
+            return {beside} if self._path(beside) else set()
         found = set()
         for word in re.findall(rf"\b{PACKAGE}(?:\.\w+)+\.?", text):
             if word.endswith("."):
