@@ -11,13 +11,15 @@ from typing import Any
 
 from pydantic import Field
 
-from phikit.records import Sample, read_records, write_records
+from phikit.errors import PhikitError
+from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
+from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
 
 
@@ -87,6 +89,8 @@ class ProceduralConfig(Problems):
         long_lengths: in tokens.
         recall_keys: how many people have a code; long documents have three times as many.
         characters_per_token: turns token lengths into text, as no tokenizer exists yet.
+        rewrites: at most how many exercises to make of the documents' prose.
+        reversals: at most how many of the documents' functions to turn into instructions.
         validators: keep only what the verifiers pass; off only to measure what they are worth.
     """
 
@@ -97,6 +101,8 @@ class ProceduralConfig(Problems):
     long_lengths: tuple[int, ...] = (500, 900)
     recall_keys: int = Field(default=4, ge=1, le=20)
     characters_per_token: float = Field(default=3.0, gt=0)
+    rewrites: int = Field(default=0, ge=0)
+    reversals: int = Field(default=0, ge=0)
     validators: bool = True
 
 
@@ -174,10 +180,34 @@ def run_procedural(
     for length in config.long_lengths:
         long = partial(recall.long_document, stream, length=length, keys=3 * keys, measure=measure)
         collector.fill("long recall", config.long_documents, _each(long))
+    _from_documents(config, collector, inputs.get("documents"), stream)
     Random(f"{stream}/order").shuffle(collector.accepted)
     write_records(ctx.dir / "samples.parquet", collector.accepted, Sample)
     write_records(ctx.dir / "rejected.parquet", collector.rejected, Sample)
     return collector.summary()
+
+
+def _from_documents(
+    config: ProceduralConfig, collector: Collector, folder: Path | None, stream: str
+) -> None:
+    """Rewrites and reversals.
+
+    Raises:
+        PhikitError: they are asked for, but the stage has no documents.
+    """
+    if not config.rewrites and not config.reversals:
+        return
+    if folder is None:
+        raise PhikitError(
+            "rewrites and reversals are made of documents, and this stage has none",
+            "give it the input `documents`, or set rewrites and reversals to 0",
+        )
+    documents = read_records(folder / "documents.parquet", Document)
+    if config.rewrites:
+        Random(f"{stream}/documents").shuffle(documents)
+        collector.add(rewrites(documents, stream), "rewrites", config.rewrites)
+    if config.reversals:
+        collector.add(reversals(documents), "reversals", config.reversals)
 
 
 def _items(folder: Path | None) -> list[Sample]:
