@@ -7,7 +7,8 @@ page says so in one line. Every finding is worded from its interval, whichever w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from phikit.errors import PhikitError
 from phikit.files import write_atomic
 from phikit.reporting import costs, curves, searches, sources
-from phikit.reporting.evaluations import Evaluations
+from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.run_dir import Run
 from phikit.reporting.words import FILTERS
 
@@ -78,6 +79,8 @@ def contents(run: Run) -> Mapping[str, Any]:
         "export": run.of("export.hf"),
         "settings": run.stages,
     }
+    steps, ablations = evaluations.steps(), evaluations.ablations()
+    against = evaluations.against_sft()[1:]  # the first is among the steps already
     return {
         "name": run.directory.resolve().name,
         "run": run,
@@ -86,8 +89,36 @@ def contents(run: Run) -> Mapping[str, Any]:
         "totals": costs.totals(run),
         "parameters": sources.parameters(run),
         "evaluations": evaluations,
+        "steps": steps,
+        "against": against,
+        "ablations": ablations,
+        "scale": _scale(evaluations),
+        "change_scale": _change_scale([*steps, *against, *ablations]),
+        "token_data": _token_data,
         "box": curves.BOX,
     }
+
+
+def _scale(evaluations: Evaluations) -> curves.Axis:
+    """The axis of accuracies: round ends around every interval."""
+    shares = [0.5]
+    for e in evaluations.by_model.values():
+        both = [e.accuracy, *([e.greedy_accuracy] if e.greedy_accuracy else [])]
+        shares += [share for estimate in both for share in (estimate.low, estimate.high)]
+    return curves.axis(shares, ticks=6)
+
+
+def _change_scale(comparisons: Sequence[Comparison]) -> curves.Axis:
+    """One axis for all differences, zero included."""
+    ends = [0.0]
+    for c in comparisons:
+        ends += [c.difference.low, c.difference.high] if c.difference else []
+    return curves.axis(ends, ticks=4, least=0.02)
+
+
+def _token_data(solution: searches.Solution) -> list[dict[str, Any]]:
+    """What the page's script says of each token."""
+    return [asdict(token) for token in solution.tokens]
 
 
 def figure(run_dir: Path, path: Path) -> Path:
