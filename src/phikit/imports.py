@@ -158,7 +158,7 @@ class Sources:
         "phikit.verify.math" is that module; "phikit.verify." (the fixed part of an f-string) is
         every module there; "worker.py" is the file of that name beside the module.
         """
-        if re.fullmatch(r"\w+\.py", text):
+        if re.fullmatch(r"(?!__init__)\w+\.py", text):
             beside = f"{name.rpartition('.')[0]}.{text.removesuffix('.py')}"
             return {beside} if self._path(beside) else set()
         found = set()
