@@ -169,7 +169,7 @@ _VERDICT = pa.struct(
      ("verifier", pa.string())]
 )  # fmt: skip
 
-# `meta`, `evidence` and chat messages are open-ended: stored as JSON text
+# `meta`, `evidence` and chat messages are open-ended: stored as JSON text, queried with json_extract
 _JSON = pa.string()
 SCHEMAS: dict[type[Record], pa.Schema] = {
     Document: pa.schema(
