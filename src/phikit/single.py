@@ -137,7 +137,11 @@ def _settings(config: type[Config], prefix: str) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, Config):
             lines += _settings(kind, f"{prefix}{name}.")
             continue
-        default = "needed" if field.is_required() else repr(field.get_default(call_default_factory=True, validated_data={}))
+        default = (
+            "needed"
+            if field.is_required()
+            else repr(field.get_default(call_default_factory=True, validated_data={}))
+        )
         lines.append(f"  {prefix + name:<22} {_type_name(kind):<18} {default}")
         if field.description:
             lines.append(f"      {field.description}")
