@@ -76,6 +76,11 @@ class Context:
             self._metrics = Journal(self.dir / "metrics.jsonl")
         return self._metrics
 
+    def close(self) -> None:
+        """Closes the metrics, if the stage wrote any."""
+        if self._metrics is not None:
+            self._metrics.close()
+
     def track(self, items: list[Any], every: float = 0.1) -> Iterator[Any]:
         """Yields the items, reporting progress at most once per `every` seconds."""
         last = 0.0

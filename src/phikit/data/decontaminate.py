@@ -27,28 +27,39 @@ from phikit.data.ngrams import Hashes, WordHasher, ngrams, words
 from phikit.records import Sample
 from phikit.stage import Config
 
+Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
 
 
 class DecontaminationConfig(Config):
     """The rule's settings; the report publishes the two sizes and none of the others."""
 
-    long_ngram: int = Field(13, gt=0, description="words; one shared n-gram is contamination")
-    short_ngram: int = Field(7, gt=0, description="words; the shared fraction of these counts")
+    long_ngram: int = Field(
+        default=13, gt=0, description="words; one shared n-gram is contamination"
+    )
+    short_ngram: int = Field(
+        default=7, gt=0, description="words; the shared fraction of these counts"
+    )
     contaminated_ratio: float = Field(
-        0.5,
+        default=0.5,
         gt=0,
         description="shared fraction of short n-grams from which a text is contaminated: half of "
         "the shorter one's wording. Never published",
     )
     partial_ratio: float = Field(
-        0.2, gt=0, description="fraction from which it is noted as partial. Never published"
+        default=0.2, gt=0, description="fraction from which it is noted as partial. Never published"
     )
     common_documents: int = Field(
-        10,
+        default=10,
         gt=0,
         description="n-grams found in at least so many different training texts are allowed, as "
         "idioms or as the wording of a template. Never published",
+    )
+    common_items: int = Field(
+        default=3,
+        gt=1,
+        description="n-grams found in at least so many different items are allowed, too: they are "
+        "the wording of the benchmark and tell no item from another. Never published",
     )
 
 
@@ -56,7 +67,7 @@ class DecontaminationConfig(Config):
 class Contamination:
     """What was found: by which rule, in which item, and the words that both texts hold."""
 
-    verdict: Literal["contaminated", "partial"]
+    verdict: Verdict
     rule: str
     ratio: float
     item: str
@@ -72,8 +83,8 @@ class Contamination:
 class _Index:
     """Which items hold an n-gram, and in how many different training texts it was found."""
 
-    def __init__(self, items: list[Hashes], n: int) -> None:
-        self.n = n
+    def __init__(self, items: list[Hashes], settings: DecontaminationConfig, n: int) -> None:
+        self.n, self.settings = n, settings
         grams = [np.unique(ngrams(h, n)) for h in items]
         owners = np.repeat(np.arange(len(grams)), [len(g) for g in grams])
         flat = np.concatenate([np.zeros(0, np.uint64), *grams])
@@ -82,8 +93,7 @@ class _Index:
         self.starts = np.append(starts, len(flat))
         self.owners = owners[order]
         self.found = np.zeros(len(self.grams), np.int64)
-        self.allowed = np.zeros(len(self.grams), np.bool_)
-        self.sizes = np.bincount(owners, minlength=len(items))  # per item, allowed ones left out
+        self.settle()
 
     def positions(self, hashes: Hashes) -> NDArray[np.int64]:
         """For each n-gram of a text its place in the index, or -1."""
@@ -93,53 +103,74 @@ class _Index:
         at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
         return np.where(self.grams[at] == grams, at, -1)
 
-    def count(self, hashes: Hashes) -> None:
-        at = np.unique(self.positions(hashes))
+    def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these positions are in the index and not on the allow-list."""
+        return np.append(~self.allowed, False)[at]
+
+    def count(self, at: NDArray[np.int64]) -> None:
+        """Notes a training text with n-grams at these positions."""
+        at = np.unique(at)
         self.found[at[at >= 0]] += 1
 
-    def allow(self, documents: int) -> int:
-        self.allowed = self.found >= documents
-        kept = np.repeat(~self.allowed, np.diff(self.starts))
-        self.sizes = np.bincount(self.owners[kept], minlength=len(self.sizes))
-        return int(self.allowed.sum())
+    def settle(self) -> None:
+        """Draws up the allow-list, and the number of other n-grams of each item."""
+        holders = np.diff(self.starts)
+        self.allowed = (self.found >= self.settings.common_documents) | (
+            holders >= self.settings.common_items
+        )
+        kept = np.repeat(~self.allowed, holders)
+        count = int(self.owners.max()) + 1 if len(self.owners) else 0
+        self.sizes = np.bincount(self.owners[kept], minlength=count)
+
+    def holders(self, position: int) -> NDArray[np.int64]:
+        """The items with this n-gram, in order."""
+        return self.owners[self.starts[position] : self.starts[position + 1]]
 
 
 class Decontaminator:
     """Compares texts with evaluation items; see the head of this file for the rule.
 
-    Memory goes with the items, not with the texts: tens of bytes per word of theirs.
+    First `count` every training text, then `settle` the allow-list, then `check` them. Memory goes
+    with the items (tens of bytes per word) and 12 bytes per text counted.
     """
 
     def __init__(
         self, items: Iterable[tuple[str, str]], settings: DecontaminationConfig | None = None
     ) -> None:
         self.settings = settings or DecontaminationConfig()
-        self.items = list(items)
+        self.items: list[tuple[str, str]] = []
         self._hasher = WordHasher()
-        hashes = [self._hasher.hashes(text) for _, text in self.items]
-        self._long = _Index(hashes, self.settings.long_ngram)
-        self._short = _Index(hashes, self.settings.short_ngram)
         self._whole: dict[bytes, int] = {}
-        for i, h in enumerate(hashes):
-            if len(h):
-                self._whole.setdefault(h.tobytes(), i)
+        self._seen: set[bytes] = set()
+        hashes: list[Hashes] = []
+        for name, text in items:  # items with the same words count as one
+            words_of = self._hasher.hashes(text)
+            if len(words_of) and words_of.tobytes() not in self._whole:
+                self._whole[words_of.tobytes()] = len(hashes)
+                self.items.append((name, text))
+                hashes.append(words_of)
+        self._long = _Index(hashes, self.settings, self.settings.long_ngram)
+        self._short = _Index(hashes, self.settings, self.settings.short_ngram)
 
-    def allow_common(self, texts: Iterable[str]) -> dict[str, int]:
-        """Learns the allow-list from the training texts; equal texts count once.
+    def count(self, text: str) -> bool:
+        """Counts a training text for the allow-list; texts with equal words count once.
 
-        To be called once, with all texts, before `check`. Returns how many n-grams of the items
-        are now allowed, by their size.
+        Returns whether it shares anything with any item; if not, there is no need to `check` it.
         """
-        seen: set[bytes] = set()
-        for text in texts:
-            hashes = self._hasher.hashes(text)
-            key = hashlib.blake2b(hashes.tobytes(), digest_size=12).digest()
-            if key not in seen:
-                seen.add(key)
-                self._long.count(hashes)
-                self._short.count(hashes)
-        least = self.settings.common_documents
-        return {f"{i.n}-grams": i.allow(least) for i in (self._long, self._short)}
+        hashes = self._hasher.hashes(text)
+        long, short = self._long.positions(hashes), self._short.positions(hashes)
+        key = hashlib.blake2b(hashes.tobytes(), digest_size=12).digest()
+        if key not in self._seen:
+            self._seen.add(key)
+            self._long.count(long)
+            self._short.count(short)
+        return bool((long >= 0).any() or (short >= 0).any() or hashes.tobytes() in self._whole)
+
+    def settle(self) -> dict[str, int]:
+        """Fixes the allow-list; returns how many of the items' n-grams are on it, by size."""
+        for index in (self._long, self._short):
+            index.settle()
+        return {f"{i.n}-grams": int(i.allowed.sum()) for i in (self._long, self._short)}
 
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
@@ -147,43 +178,38 @@ class Decontaminator:
         if (same := self._whole.get(hashes.tobytes())) is not None:
             return self._found("contaminated", "same words", 1.0, same, text, 0, len(hashes))
         at = self._long.positions(hashes)
-        hits = np.flatnonzero((at >= 0) & ~self._long.allowed[at]) if len(self._long.grams) else at
+        hits = np.flatnonzero(self._long.counting(at))
         if len(hits):
-            item = int(self._long.owners[self._long.starts[at[hits[0]]]])
-            n = self._long.n
+            item, n = int(self._long.holders(at[hits[0]])[0]), self._long.n
             return self._found("contaminated", f"{n}-gram", 1.0, item, text, int(hits[0]), n)
-        return self._ratio(text, hashes)
+        return self._by_ratio(text, hashes)
 
-    def _ratio(self, text: str, hashes: Hashes) -> Contamination | None:
+    def _by_ratio(self, text: str, hashes: Hashes) -> Contamination | None:
         index = self._short
-        where = index.positions(hashes)
-        at, first = np.unique(where, return_index=True)
-        at, first = at[at >= 0], first[at >= 0]
-        counted = at[~index.allowed[at]]
-        if not len(counted):
+        places = index.positions(hashes)
+        at, begins = np.unique(places, return_index=True)
+        counting = index.counting(at)
+        if not counting.any():
             return None
-        distinct = len(np.unique(ngrams(hashes, index.n))) - (len(at) - len(counted))
-        owners = np.concatenate([index.owners[index.starts[a] : index.starts[a + 1]] for a in counted])
-        shared = np.bincount(owners, minlength=len(self.items))
+        allowed = int(np.sum(~counting & (at >= 0)))
+        distinct = len(np.unique(ngrams(hashes, index.n))) - allowed
+        holders = [index.holders(a) for a in at[counting]]
+        shared = np.bincount(np.concatenate(holders), minlength=len(index.sizes))
         ratios = shared / np.maximum(np.minimum(index.sizes, distinct), 1)
         item = int(np.argmax(ratios))
         ratio = round(float(ratios[item]), 4)
         if ratio < self.settings.partial_ratio:
             return None
-        contaminated = ratio >= self.settings.contaminated_ratio
-        begins = [
-            int(f)
-            for a, f in zip(at, first, strict=True)
-            if not index.allowed[a] and item in index.owners[index.starts[a] : index.starts[a + 1]]
-        ]
-        return self._found(
-            "contaminated" if contaminated else "partial",
-            f"{index.n}-gram ratio", ratio, item, text, min(begins), index.n,
-        )  # fmt: skip
+        bad = ratio >= self.settings.contaminated_ratio
+        begin = min(
+            int(b) for b, owners in zip(begins[counting], holders, strict=True) if item in owners
+        )
+        verdict: Verdict = "contaminated" if bad else "partial"
+        return self._found(verdict, f"{index.n}-gram ratio", ratio, item, text, begin, index.n)
 
     def _found(
         self,
-        verdict: Literal["contaminated", "partial"],
+        verdict: Verdict,
         rule: str,
         ratio: float,
         item: int,

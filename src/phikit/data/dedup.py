@@ -26,12 +26,15 @@ class DedupConfig(Config):
     """How alike two documents may be."""
 
     threshold: float = Field(
-        0.75, gt=0, le=1, description="Jaccard similarity from which two documents are duplicates"
+        default=0.75,
+        gt=0,
+        le=1,
+        description="Jaccard similarity from which two documents are duplicates",
     )
-    ngram: int = Field(5, gt=0, description="words per compared n-gram")
-    hashes: int = Field(112, gt=0, description="length of a signature")
+    ngram: int = Field(default=5, gt=0, description="words per compared n-gram")
+    hashes: int = Field(default=112, gt=0, description="length of a signature")
     bands: int = Field(
-        14,
+        default=14,
         gt=0,
         description="a signature is cut into so many bands; sharing one makes two documents "
         "candidates. With 14 bands of 8, pairs of similarity 0.75 are found with probability 0.77, "
@@ -124,7 +127,9 @@ class Deduplicator:
         return [
             Cluster(
                 tuple(group),
-                tuple(round(float(np.mean(signatures[group[0]] == signatures[i])), 3) for i in group),
+                tuple(
+                    round(float(np.mean(signatures[group[0]] == signatures[i])), 3) for i in group
+                ),
             )
             for _, group in sorted(members.items())
             if len(group) > 1

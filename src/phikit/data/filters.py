@@ -32,45 +32,61 @@ _WORD = re.compile(r"\w+")
 class FilterConfig(Config):
     """Limits of the heuristics. A fraction is of words, lines or characters, as its name says."""
 
-    min_chars: int = Field(120, description="shorter documents are rejected")
-    max_chars: int = Field(100_000, description="longer documents are rejected")
-    min_words: int = Field(20, description="prose of fewer words is rejected")
-    min_word_length: float = Field(2.5, description="least mean length of a word in prose")
-    max_word_length: float = Field(10.0, description="greatest mean length of a word in prose")
+    min_chars: int = Field(default=120, description="shorter documents are rejected")
+    max_chars: int = Field(default=100_000, description="longer documents are rejected")
+    min_words: int = Field(default=20, description="prose of fewer words is rejected")
+    min_word_length: float = Field(default=2.5, description="least mean length of a word in prose")
+    max_word_length: float = Field(
+        default=10.0, description="greatest mean length of a word in prose"
+    )
     max_symbol_ratio: float = Field(
-        0.1, description="greatest number of # and ... per word of prose (Gopher)"
+        default=0.1, description="greatest number of # and ... per word of prose (Gopher)"
     )
     min_alpha_words: float = Field(
-        0.6, description="least fraction of words with a letter in prose (Gopher has 0.8)"
+        default=0.6, description="least fraction of words with a letter in prose (Gopher has 0.8)"
     )
-    min_stop_words: int = Field(2, description="least number of different stop words in prose")
-    max_bullet_lines: float = Field(0.9, description="greatest fraction of bullet lines in prose")
-    max_ellipsis_lines: float = Field(0.3, description="greatest fraction of lines ending in ...")
+    min_stop_words: int = Field(
+        default=2, description="least number of different stop words in prose"
+    )
+    max_bullet_lines: float = Field(
+        default=0.9, description="greatest fraction of bullet lines in prose"
+    )
+    max_ellipsis_lines: float = Field(
+        default=0.3, description="greatest fraction of lines ending in ..."
+    )
     max_duplicate_lines: float = Field(
-        0.3, description="greatest fraction of characters in lines that stood before (Gopher: 0.2)"
+        default=0.3,
+        description="greatest fraction of characters in lines that stood before (Gopher: 0.2)",
     )
     max_top_4gram: float = Field(
-        0.2, description="greatest fraction of words in the most frequent 4-gram (Gopher: 0.16)"
+        default=0.2,
+        description="greatest fraction of words in the most frequent 4-gram (Gopher: 0.16)",
     )
     max_duplicate_5grams: float = Field(
-        0.4, description="greatest fraction of 5-grams that stood before (Gopher: 0.15)"
+        default=0.4, description="greatest fraction of 5-grams that stood before (Gopher: 0.15)"
     )
     min_compression: float = Field(
-        0.12, description="texts that zlib shrinks below this fraction are repetitive"
+        default=0.12, description="texts that zlib shrinks below this fraction are repetitive"
     )
     max_compression: float = Field(
-        0.75, description="texts of 1000 bytes or more that it cannot shrink below this are noise"
+        default=0.75,
+        description="texts of 1000 bytes or more that it cannot shrink below this are noise",
     )
-    max_line_chars: int = Field(400, description="code with a longer line is minified or data")
-    max_mean_line_chars: float = Field(80, description="code with longer lines on average, too")
+    max_line_chars: int = Field(
+        default=400, description="code with a longer line is minified or data"
+    )
+    max_mean_line_chars: float = Field(
+        default=80, description="code with longer lines on average, too"
+    )
     max_digit_fraction: float = Field(
-        0.25, description="code with more of its visible characters digits is a table"
+        default=0.25, description="code with more of its visible characters digits is a table"
     )
     min_code_letters: float = Field(
-        0.4, description="code with fewer of its visible characters letters is data or symbols"
+        default=0.4,
+        description="code with fewer of its visible characters letters is data or symbols",
     )
     outlier_deviations: float = Field(
-        6.0,
+        default=6.0,
         description="documents whose mean character-trigram surprise lies so many robust standard "
         "deviations above their class's median are rejected",
     )

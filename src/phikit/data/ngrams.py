@@ -28,6 +28,8 @@ LOOK_ALIKES = str.maketrans(
 _JOINING = re.compile(r"['’‘`´ʼ\u00ad\u200b-\u200f\u2060\ufeff]|(?<=\d),(?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _MAX_CACHED = 1 << 20
+_BASE = 0x9E3779B97F4A7C15
+_BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def words(text: str) -> list[str]:
@@ -59,13 +61,21 @@ class WordHasher(dict[str, int]):
 
 
 def ngrams(hashes: Hashes, n: int) -> Hashes:
-    """One integer per n-gram, in order; a text of fewer than n words has none."""
+    """One integer per n-gram, in order; a text of fewer than n words has none.
+
+    The integer is Σ hash[i + j] · B^j modulo 2^64, by differences of running sums of
+    hash[k] · B^k, which are brought back by B^-i (B is odd, so it has an inverse).
+    """
     count = len(hashes) - n + 1
     if count <= 0:
         return np.zeros(0, np.uint64)
-    total = np.zeros(count, np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        for i in range(n):
-            total = (total + hashes[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
-            total ^= total >> np.uint64(29)
-    return total
+    running = np.zeros(len(hashes) + 1, np.uint64)
+    np.cumsum(hashes * _powers(_BASE, len(hashes)), out=running[1:])
+    return (running[n:] - running[:-n]) * _powers(_BASE_INVERSE, count)
+
+
+def _powers(base: int, count: int) -> Hashes:
+    """1, base, base², ... modulo 2^64."""
+    factors = np.full(count, base, np.uint64)
+    factors[0] = 1
+    return np.multiply.accumulate(factors)

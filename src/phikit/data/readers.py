@@ -1,8 +1,8 @@
 """Documents out of files: Python's own library, or a folder of one's own.
 
 Readers stream: they yield one `Document` after the other, or a `Broken` for a file (or line) that
-cannot be read, which is thereby set aside and counted instead of ending the run. The order is that
-of the sorted paths.
+cannot be read, which is thereby set aside and counted instead of ending the run. The order of
+the files depends on their paths alone.
 
 Each piece of text goes under the source class of the pretraining mixture whose part it plays
 (technical report, Table 5): short pieces of documentation are the "web", long expositions are the
@@ -12,6 +12,7 @@ Each piece of text goes under the source class of the pretraining mixture whose 
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 import io
 import json
@@ -42,26 +43,30 @@ class ReaderConfig(Config):
     """Where documents come from and how files are cut into them."""
 
     root: str = Field(
-        PYTHON_STDLIB,
+        default=PYTHON_STDLIB,
         description=f'"{PYTHON_STDLIB}" (the documented source of the Python that runs this), or '
         "a folder with .py and other source files, .txt/.md/.rst prose and .jsonl files (one "
         'object per line: "text", and optionally "source", "licence", "language", "meta")',
     )
-    licence: str = Field("", description="licence of the folder's documents that name none")
+    licence: str = Field(default="", description="licence of the folder's documents that name none")
     acquired_chars: int = Field(
-        1500, gt=0, description='prose at least this long plays "acquired", shorter prose "web"'
+        default=1500,
+        gt=0,
+        description='prose at least this long plays "acquired", shorter prose "web"',
     )
     docstring_chars: int = Field(
-        200, gt=0, description="shorter docstrings of classes and functions are no documents"
+        default=200,
+        gt=0,
+        description="shorter docstrings of classes and functions are no documents",
     )
     split_chars: int = Field(
-        6000,
+        default=6000,
         gt=0,
         description="a longer Python module is cut into its top-level functions and classes, and "
         "a longer class into its methods",
     )
     max_file_bytes: int = Field(
-        50_000_000, gt=0, description="a larger file, .jsonl excepted, is set aside unread"
+        default=50_000_000, gt=0, description="a larger file, .jsonl excepted, is set aside unread"
     )
 
 
@@ -117,14 +122,19 @@ def read_folder(root: Path, settings: ReaderConfig) -> Iterator[Read]:
         elif path.suffix == ".jsonl":
             yield from _json_lines(path, root, settings)
         elif path.suffix in PROSE | CODE:
-            yield from _guarded(path, root, lambda p=path: _text_file(p, root, settings))  # type: ignore[misc]
+            yield from _guarded(path, root, lambda p=path: _text_file(p, root, settings))
 
 
 def _files(root: Path, skip: set[str]) -> Iterator[Path]:
+    """All files, in the order of a hash of their paths: any beginning of it is a fair sample."""
+    found: list[tuple[bytes, Path]] = []
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in skip | {"__pycache__", ".git"})
-        for name in sorted(names):
-            yield Path(folder) / name
+        folders[:] = [f for f in folders if f not in skip | {"__pycache__", ".git"}]
+        for path in (Path(folder) / name for name in names):
+            key = os.fsencode(path.relative_to(root).as_posix())
+            found.append((hashlib.blake2b(key, digest_size=16).digest(), path))
+    for _, path in sorted(found):
+        yield path
 
 
 def _guarded(path: Path, root: Path, documents: Any) -> Iterator[Read]:
@@ -197,9 +207,7 @@ def _prose_class(text: str, settings: ReaderConfig) -> str:
     return "acquired" if len(text) >= settings.acquired_chars else "web"
 
 
-def _topics(
-    path: Path, root: Path, settings: ReaderConfig, licence: str
-) -> Iterator[Document]:
+def _topics(path: Path, root: Path, settings: ReaderConfig, licence: str) -> Iterator[Document]:
     """The language reference, which `pydoc_data/topics.py` holds as one dictionary."""
     for node in ast.parse(_source(path, settings)).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
@@ -214,9 +222,7 @@ def _topics(
                 )  # fmt: skip
 
 
-def _python_file(
-    path: Path, root: Path, settings: ReaderConfig, licence: str
-) -> Iterator[Read]:
+def _python_file(path: Path, root: Path, settings: ReaderConfig, licence: str) -> Iterator[Read]:
     def documents() -> Iterator[Document]:
         text = _source(path, settings)
         tree = ast.parse(text)

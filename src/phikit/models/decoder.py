@@ -71,11 +71,12 @@ def rope_tables(
 def rotate(x_BHLK: Tensor, cos_BLR: Tensor, sin_BLR: Tensor) -> Tensor:
     """Rotates the first R dimensions of every head; the rest passes through."""
     cos, sin = cos_BLR[:, None].to(x_BHLK.dtype), sin_BLR[:, None].to(x_BHLK.dtype)
-    r = cos.shape[-1]
-    turned, rest = x_BHLK[..., :r], x_BHLK[..., r:]
-    half = torch.cat((-turned[..., r // 2 :], turned[..., : r // 2]), dim=-1)
-    turned = turned * cos + half * sin
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    r, k = cos.shape[-1], x_BHLK.shape[-1]
+    if r < k:
+        turned, rest = x_BHLK.split((r, k - r), dim=-1)
+        return torch.cat((rotate(turned, cos_BLR, sin_BLR), rest), dim=-1)
+    first, second = x_BHLK.chunk(2, dim=-1)
+    return x_BHLK * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def causal_attend(_: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
@@ -115,8 +116,8 @@ class Attention(nn.Module):
         h, g, k = self.heads, self.kv_heads, self.head_dim
         b, n, _ = x_BLD.shape
         qkv = self.qkv_proj(x_BLD).view(b, n, h + 2 * g, k).transpose(1, 2)
-        turned = rotate(qkv[:, : h + g], *rope)
-        out_BHLK = attend(self.layer, turned[:, :h], turned[:, h:], qkv[:, h + g :])
+        q_BHLK, k_BGLK, v_BGLK = qkv.split((h, g, g), dim=1)
+        out_BHLK = attend(self.layer, rotate(q_BHLK, *rope), rotate(k_BGLK, *rope), v_BGLK)
         return self.o_proj(out_BHLK.transpose(1, 2).reshape(b, n, h * k))
 
 
@@ -179,7 +180,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal(0, init_std) for matrices, ones for norms, drawn in the order of the parameters."""
+        """Normal(0, init_std) for matrices, ones for norms, drawn in parameter order."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, self.config.init_std, generator=generator)

@@ -1,0 +1,196 @@
+"""Drawing one token per row: filters, inverse CDF, log-probabilities, random streams.
+
+Shapes: N rows, V vocabulary. Each row draws from a random stream of its own, a counter-based
+generator keyed by (seed, sample number) and indexed by the step, so what a row draws depends on
+nothing but its own request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phikit.engine.base import Sampling
+from phikit.errors import PhikitError
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_BLOCK = 64  # the inverse CDF looks for the block first, then inside it
+_CANDIDATES = 32  # enough for most nuclei; rows that need more are sorted whole
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea and Flood 2014), on uint64 with wrap-around."""
+    z = z + _GAMMA
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def stream_key(seed: int, sample: int) -> int:
+    """The key of the random stream of sample number `sample` under `seed`."""
+    mask = (1 << 64) - 1
+    first = _mix(np.array([seed & mask], dtype=np.uint64))
+    return int(_mix(first ^ np.array([sample & mask], dtype=np.uint64))[0])
+
+
+def uniforms(keys_N: np.ndarray, steps_N: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) per row, a multiple of 2^-24, as float32."""
+    bits = _mix(keys_N + steps_N.astype(np.uint64) * _GAMMA)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sampling settings of N rows as columns, and which work they make needless."""
+
+    temperature_N1: Tensor
+    top_k_N: Tensor
+    top_p_N: Tensor
+    min_p_N: Tensor
+    greedy_N: Tensor
+    all_greedy: bool
+    any_greedy: bool
+    unit: bool  # every row samples at temperature 1
+    filtered: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
+        greedy = [s.temperature == 0 for s in rows]
+
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            temperature_N1=column([s.temperature or 1.0 for s in rows])[:, None],
+            top_k_N=column([s.top_k for s in rows], torch.int64),
+            top_p_N=column([s.top_p for s in rows]),
+            min_p_N=column([s.min_p for s in rows]),
+            greedy_N=column(greedy, torch.bool),
+            all_greedy=all(greedy),
+            any_greedy=any(greedy),
+            unit=all(s.temperature in (0, 1) for s in rows),
+            filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in rows if s.temperature),
+        )
+
+
+def draw(logits_NV: Tensor, settings: Settings, uniform_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws a token per row.
+
+    Args:
+        logits_NV: float32.
+        uniform_N: a number in [0, 1) per row.
+
+    Returns:
+        tokens, their log-probabilities under the sampling distribution, and under the model's own;
+        each [N].
+
+    Raises:
+        PhikitError: a logit is NaN or infinite, so the weights are broken.
+    """
+    top_N1 = logits_NV.amax(-1, keepdim=True)
+    raw_NV = torch.softmax(logits_NV, -1)
+    log_z_N1 = top_N1 - raw_NV.amax(-1, keepdim=True).log()
+    if not bool(torch.isfinite(log_z_N1).all()):
+        raise PhikitError(
+            "the model's logits are not finite numbers",
+            "its weights hold NaN or infinity: training diverged, or the checkpoint is broken",
+        )
+    if settings.all_greedy:
+        token_N1 = logits_NV.argmax(-1, keepdim=True)
+        logp_N1 = torch.zeros_like(log_z_N1)
+    else:
+        p_NV = raw_NV
+        if not settings.unit:
+            p_NV = torch.softmax((logits_NV - top_N1) / settings.temperature_N1, -1)
+        if settings.filtered:
+            p_NV = p_NV * kept(p_NV, settings)
+        token_N1 = inverse_cdf(p_NV, uniform_N)[:, None]
+        chosen_N1 = p_NV.gather(1, token_N1)
+        if settings.filtered:
+            chosen_N1 = chosen_N1 / p_NV.sum(-1, keepdim=True)
+        logp_N1 = chosen_N1.log()
+        if settings.any_greedy:
+            greedy_N1 = settings.greedy_N[:, None]
+            token_N1 = torch.where(greedy_N1, logits_NV.argmax(-1, keepdim=True), token_N1)
+            logp_N1 = logp_N1.masked_fill(greedy_N1, 0.0)
+    raw_N1 = logits_NV.gather(1, token_N1) - log_z_N1
+    return token_N1[:, 0], logp_N1[:, 0], raw_N1[:, 0]
+
+
+def inverse_cdf(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The first token of each row at which the running sum of p exceeds uniform × total: [N].
+
+    The running sum is taken over blocks first and then inside one block, which reads the row once
+    with vector instructions. A token of probability zero is never drawn.
+    """
+    n, v = p_NV.shape
+    if v % _BLOCK:
+        p_NV = torch.nn.functional.pad(p_NV, (0, _BLOCK - v % _BLOCK))
+    p_NCE = p_NV.view(n, -1, _BLOCK)
+    sums_NC = p_NCE.sum(-1).cumsum(-1)
+    target_N1 = uniform_N[:, None] * sums_NC[:, -1:]
+    block_N1 = _first_above(sums_NC, target_N1)
+    before_N1 = sums_NC.gather(1, (block_N1 - 1).clamp(min=0)).masked_fill(block_N1 == 0, 0.0)
+    inside_NE = p_NCE.gather(1, block_N1[..., None].expand(n, 1, _BLOCK))[:, 0].cumsum(-1)
+    return (block_N1 * _BLOCK + _first_above(inside_NE, target_N1 - before_N1))[:, 0]
+
+
+def _first_above(sums_NC: Tensor, target_N1: Tensor) -> Tensor:
+    """First column whose running sum exceeds the target: [N, 1].
+
+    When rounding leaves none, the last column that added anything.
+    """
+    first_N1 = (sums_NC <= target_N1).sum(-1, keepdim=True)
+    last_N1 = (sums_NC < sums_NC[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(first_N1, last_N1)
+
+
+def kept(p_NV: Tensor, settings: Settings) -> Tensor:
+    """Which tokens the filters leave, as booleans [N, V]; equal probabilities go by lowest id.
+
+    Filters: top-k, then top-p of what is left, then min-p. All three keep a head of the tokens in
+    descending order of probability, so only the head's length and its least probability are
+    needed: for most rows a short list of candidates decides, the others are sorted whole.
+    """
+    v = p_NV.shape[1]
+    widest = int(settings.top_k_N.max())
+    width = min(v, max(_CANDIDATES, widest))
+    least_N1, ties_N1, open_N = _head(p_NV.topk(width, -1).values, settings, width == v)
+    if bool(open_N.any()):
+        rows = open_N.nonzero()[:, 0]
+        least, ties, _ = _head(p_NV[rows].sort(-1, descending=True).values, settings, True, rows)
+        least_N1[rows], ties_N1[rows] = least, ties
+    above_NV, equal_NV = p_NV > least_N1, p_NV == least_N1
+    return above_NV | (equal_NV & (equal_NV.cumsum(-1) <= ties_N1))
+
+
+def _head(
+    best_NC: Tensor, settings: Settings, whole: bool, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the C largest probabilities, in order: the least one kept, how many equal to it are
+    kept (both [N, 1]), and whether a row needs more candidates than C ([N])."""
+    pick = slice(None) if rows is None else rows
+    top_k_N, top_p_N, min_p_N = (
+        c[pick] for c in (settings.top_k_N, settings.top_p_N, settings.min_p_N)
+    )
+    width = best_NC.shape[1]
+    sums_NC = best_NC.cumsum(-1)
+    everything_N = torch.full_like(top_k_N, width + (0 if whole else 1))
+    by_k_N = torch.where(top_k_N > 0, top_k_N.clamp(max=width), everything_N)
+    total_N1 = torch.where(
+        (top_k_N > 0)[:, None], sums_NC.gather(1, (by_k_N.clamp(max=width) - 1)[:, None]), 1.0
+    )
+    by_p_N = (sums_NC < top_p_N[:, None] * total_N1).sum(-1) + 1
+    by_p_N = torch.where(top_p_N < 1, by_p_N, everything_N)
+    by_min_N = (best_NC >= min_p_N[:, None] * best_NC[:, :1]).sum(-1)
+    if not whole:
+        by_min_N = torch.where(by_min_N == width, everything_N, by_min_N)
+    count_N = torch.minimum(torch.minimum(by_k_N, by_p_N), by_min_N)
+    open_N = count_N > width
+    least_N1 = best_NC.gather(1, (count_N.clamp(max=width) - 1)[:, None])
+    ties_N1 = count_N[:, None] - (best_NC > least_N1).sum(-1, keepdim=True)
+    return least_N1, ties_N1, open_N

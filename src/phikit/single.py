@@ -1,0 +1,168 @@
+"""One stage by itself: `phikit train sft --input model=DIR --set lr=1e-4 --out DIR`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from phikit import ledger, progress
+from phikit.errors import PhikitError, did_you_mean
+from phikit.files import explain_os_errors, write_json
+from phikit.memory import PeakMemory
+from phikit.recipes import source
+from phikit.recipes.registry import Registry
+from phikit.recipes.schema import check
+from phikit.stage import Config, Context, Stage
+
+
+def list_actions(package: str, command: str, about: str) -> str:
+    """The stages of a package, a line each."""
+    lines = [f"phikit {command}: {about}", ""]
+    for verb, stage in Registry().package(package).items():
+        action = verb.partition(".")[2]
+        lines.append(f"  phikit {command} {action:<12} {stage.help}")
+    lines += ["", f"`phikit {command} ACTION` shows its inputs and settings."]
+    return "\n".join(lines)
+
+
+def describe(package: str, command: str, action: str) -> str:
+    """How to run a stage: its inputs, and each setting with its type, default and meaning."""
+    stage = _stage(Registry(), package, action)
+    roles = " ".join(f"--input {role.rstrip('?*')}=DIR" for role in stage.inputs)
+    lines = [f"phikit {command} {action}: {stage.help}", "",
+             f"  phikit {command} {action} {roles} --set KEY=VALUE --out DIR", ""]  # fmt: skip
+    notes = {"?": "may be left out", "*": "any number of folders"}
+    for role in stage.inputs:
+        lines.append(f"  input {role.rstrip('?*'):<12} {notes.get(role[-1], 'needed')}")
+    lines += ["", "Settings:", *_settings(stage.config, "")]
+    return "\n".join(lines)
+
+
+def run(
+    package: str,
+    action: str,
+    inputs: Sequence[str],
+    settings: Sequence[str],
+    out: Path,
+    seed: int,
+    threads: int,
+    registry: Registry | None = None,
+) -> dict[str, Any]:
+    """Runs one stage into `out` and returns its summary.
+
+    Raises:
+        PhikitError: an input or a setting is wrong, `out` holds something, or the stage failed.
+    """
+    stage = _stage(registry or Registry(), package, action)
+    folders = _folders(stage, inputs)
+    config = _config(stage, settings)
+    with explain_os_errors(out, "making the folder"):
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise PhikitError(f"{out}: not empty", "choose a new folder with --out")
+    display = progress.for_terminal()
+    peak = PeakMemory()
+    with peak, display.stage(stage.verb) as shown, explain_os_errors(out, "writing"):
+        context = Context(out, seed, threads, shown)
+        summary = stage.run(context, config, folders)
+        context.close()
+    write_json(
+        out / "stage.json",
+        {
+            "verb": stage.verb,
+            "config": config.model_dump(mode="json"),
+            "inputs": {role: str(folder) for role, folder in folders.items()},
+            "seed": seed,
+            "threads": threads,
+            "summary": summary,
+            "cost": {**asdict(context.cost), "peak_bytes": peak.bytes},
+            "artefacts": ledger.artefacts(out),
+        },
+    )
+    display.say(f"✓ {stage.verb}  {progress.figures(summary, display.width - 20)}")
+    return summary
+
+
+def _stage(registry: Registry, package: str, action: str) -> Stage[Any]:
+    stages = {verb.partition(".")[2]: s for verb, s in registry.package(package).items()}
+    if action not in stages:
+        raise PhikitError(f"{package} has no stage {action!r}", did_you_mean(action, stages))
+    return stages[action]
+
+
+def _folders(stage: Stage[Any], inputs: Sequence[str]) -> dict[str, Path]:
+    """ROLE=DIR arguments as the stage takes them: "samples" given twice is samples.0, samples.1."""
+    declared = {role.rstrip("?*"): role for role in stage.inputs}
+    folders: dict[str, Path] = {}
+    for given in inputs:
+        role, equals, folder = given.partition("=")
+        if not equals:
+            raise PhikitError(f"--input {given}: no '=' in it", "write --input model=DIR")
+        if role not in declared:
+            hint = did_you_mean(role, declared) if declared else "it takes none"
+            raise PhikitError(f"--input {given}: {stage.verb} has no input {role!r}", hint)
+        if not Path(folder).is_dir():
+            raise PhikitError(f"--input {given}: there is no such folder")
+        if declared[role].endswith("*"):
+            role = f"{role}.{sum(name.startswith(role + '.') for name in folders)}"
+        elif role in folders:
+            raise PhikitError(f"--input {given}: {role!r} is given twice")
+        folders[role] = Path(folder)
+    for role, written in declared.items():
+        if role not in folders and not written.endswith(("?", "*")):
+            raise PhikitError(f"{stage.verb} needs --input {role}=DIR")
+    return folders
+
+
+def _config(stage: Stage[Any], settings: Sequence[str]) -> Config:
+    raw: dict[str, Any] = {}
+    places = source.Places()
+    places.put((), "--set")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise PhikitError(f"--set {setting}: no '=' in it", "write --set lr=1e-4")
+        source.put(raw, (), key.split("."), source.scalar(text, f"--set {setting}"), places,
+                   f"--set {setting}")  # fmt: skip
+    return check(stage.config, raw, places, (), stage.verb)
+
+
+def _settings(config: type[Config], prefix: str) -> list[str]:
+    """One line per setting, those of nested models under dotted names."""
+    lines: list[str] = []
+    explained = _explained(config)
+    for name, field in config.model_fields.items():
+        kind: Any = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            lines += _settings(kind, f"{prefix}{name}.")
+            continue
+        default = (
+            "needed"
+            if field.is_required()
+            else repr(field.get_default(call_default_factory=True, validated_data={}))
+        )
+        lines.append(f"  {prefix + name:<22} {_type_name(kind):<18} {default}")
+        if meaning := field.description or explained.get(name):
+            lines += textwrap.wrap(meaning, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _explained(config: type[Config]) -> dict[str, str]:
+    """What the "Attributes:" sections of a configuration's docstrings say, by setting."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        for name, meaning in re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE):
+            found[name] = " ".join(meaning.split())
+    return found
+
+
+def _type_name(kind: Any) -> str:
+    if get_args(kind):
+        return str(kind).replace("typing.", "")
+    return getattr(kind, "__name__", str(kind))

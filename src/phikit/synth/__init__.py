@@ -1,0 +1,1 @@
+"""Teachers, seeds, workflows and dataset types that write new training data."""

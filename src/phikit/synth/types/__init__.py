@@ -1,0 +1,1 @@
+"""The procedural dataset types, one idea per file; `catalogue.TYPES` names them all."""

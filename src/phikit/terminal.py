@@ -1,0 +1,58 @@
+"""Talking to a model in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phikit.errors import PhikitError
+
+
+def answer(directory: Path, prompt: str) -> None:
+    """Prints the answer to one prompt as it is written.
+
+    Raises:
+        PhikitError: the prompt is empty, or the model cannot be loaded.
+    """
+    from phikit.engine.talk import Conversation
+
+    if not prompt.strip():
+        raise PhikitError("the prompt is empty", 'give one with -p "...", or on standard input')
+    _print_reply(Conversation(directory), prompt.strip())
+
+
+def converse(directory: Path) -> None:
+    """Reads lines and prints answers until the end of the input (Ctrl-D) or /quit.
+
+    /new forgets the conversation. Ctrl-C stops an answer, or a half-written line.
+    """
+    from phikit.engine.talk import Conversation
+
+    print(f"{directory}\n/new starts over, /quit or Ctrl-D ends.\n")
+    conversation = Conversation(directory)
+    while True:
+        try:
+            line = input("you  › ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line == "/quit":
+            return
+        if line == "/new":
+            conversation = Conversation(directory)
+        elif line:
+            print("phi  › ", end="")
+            try:
+                _print_reply(conversation, line)
+            except KeyboardInterrupt:
+                print(" …")
+            except PhikitError as e:
+                print(f"error: {e}")
+
+
+def _print_reply(conversation: object, line: str) -> None:
+    for piece in conversation.reply(line):  # type: ignore[attr-defined]
+        print(piece, end="", flush=True)
+    print()
