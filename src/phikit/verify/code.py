@@ -30,7 +30,7 @@ LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class CheckedTest:
     """A test as its author wrote it, what is checked in the sandbox, and the value expected."""
 
     source: str
@@ -48,7 +48,7 @@ class Test:
 
 
 @functools.lru_cache(maxsize=16_384)
-def tests_of(answer: str) -> tuple[str, tuple[Test, ...]]:
+def read_tests(answer: str) -> tuple[str, tuple[CheckedTest, ...]]:
     """(entry, tests) of a problem's answer: {"entry": name, "tests": ["assert f(2) == 4", ...]}.
 
     Raises:
@@ -67,7 +67,7 @@ def tests_of(answer: str) -> tuple[str, tuple[Test, ...]]:
     return entry, tuple(_test(source) for source in sources)
 
 
-def _test(source: str) -> Test:
+def _test(source: str) -> CheckedTest:
     try:
         body = ast.parse(source).body
     except (SyntaxError, TypeError, ValueError) as e:
@@ -77,10 +77,10 @@ def _test(source: str) -> Test:
             try:
                 expected = ast.literal_eval(right)
             except ValueError:
-                return Test(source, Check("statement", source))
+                return CheckedTest(source, Check("statement", source))
             check = Check("value", ast.unparse(left))
-            return Test(source, check, key_of(expected), ast.unparse(right))
-    return Test(source, Check("statement", source))
+            return CheckedTest(source, check, key_of(expected), ast.unparse(right))
+    return CheckedTest(source, Check("statement", source))
 
 
 def program_of(response: str) -> str | None:
@@ -105,7 +105,7 @@ def _parses(source: str) -> bool:
     return True
 
 
-def judge(entry: str, tests: Sequence[Test], outcome: Outcome) -> Verdict:
+def judge(entry: str, tests: Sequence[CheckedTest], outcome: Outcome) -> Verdict:
     """The verdict on a program from what came out of the sandbox.
 
     The score is the share of tests that passed; the verdict passes when all did.
@@ -158,10 +158,10 @@ class CodeVerifier:
         keys = [(program_of(text) or "", problem.answer) for problem, text in items]
         fresh = [k for k in dict.fromkeys(keys) if k[0] and k not in known.known]
         programs = [
-            Program(source, tuple(t.check for t in tests_of(answer)[1])) for source, answer in fresh
+            Program(source, tuple(t.check for t in read_tests(answer)[1])) for source, answer in fresh
         ]
         verdicts = {
-            key: judge(*tests_of(key[1]), outcome)
+            key: judge(*read_tests(key[1]), outcome)
             for key, outcome in zip(fresh, run_python(programs, LIMITS), strict=True)
         }
         nothing = verdict("code", False, "no Python program in the response")
