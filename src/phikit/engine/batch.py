@@ -100,6 +100,11 @@ class Batch:
     def busy(self) -> bool:
         return bool(self.n or self.waiting)
 
+    @property
+    def newest(self) -> int:
+        """The token drawn last for the first row."""
+        return int(self.rows.last[0])
+
     def step(self) -> list[Finished]:
         """Lets waiting samples in, feeds one token per row, and returns what finished."""
         free = self.size - self.n
