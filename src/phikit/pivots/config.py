@@ -15,6 +15,8 @@ class SearchConfig(Config):
 
     Attributes:
         gap: the least |Δp| of a pivot.
+        margin: a token or segment is dropped once its |Δp| is shown to be below gap + margin: telling
+            0.19 from 0.21 would cost more than all the rest.
         low, high: only questions with a success probability in [low, high] are searched.
         error: the false-discovery rate of the reported pivots, and the error of each pair's test.
         miss: the chance at which one test may wrongly drop a token or a segment.
@@ -37,10 +39,11 @@ class SearchConfig(Config):
     """
 
     gap: float = Field(0.2, gt=0.0, lt=1.0)
+    margin: float = Field(0.05, ge=0.0, lt=1.0)
     low: float = Field(0.2, ge=0.0, le=1.0)
     high: float = Field(0.8, ge=0.0, le=1.0)
     error: float = Field(0.05, gt=0.0, lt=1.0)
-    miss: float = Field(0.2, gt=0.0, lt=1.0)
+    miss: float = Field(0.5, gt=0.0, lt=1.0)
     coverage: float = Field(0.95, gt=0.0, lt=1.0)
     look: Literal["everywhere", "ends"] = "everywhere"
     solutions: int = Field(1, ge=1)
@@ -51,10 +54,10 @@ class SearchConfig(Config):
     max_tokens: int = Field(1024, ge=1)
     filter_min: int = Field(12, ge=2)
     filter_max: int = Field(48, ge=2)
-    first: int = Field(6, ge=1)
-    explore_min: int = Field(8, ge=1)
-    explore_max: int = Field(48, ge=1)
-    max_samples: int = Field(384, ge=2)
+    first: int = Field(4, ge=1)
+    explore_min: int = Field(16, ge=1)
+    explore_max: int = Field(32, ge=1)
+    max_samples: int = Field(256, ge=2)
     measure: int = Field(32, ge=2)
     alternatives: int = Field(3, ge=0)
     in_flight: int = Field(256, ge=1)

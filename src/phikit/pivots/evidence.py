@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 JEFFREYS = (0.5, 0.5)
+ALIKE = 0.85  # the bettor's share on "all arms are alike" against "they differ by the gap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,17 @@ class Contrast:
         return self.log_e_at(math.copysign(gap, theta)) if abs(theta) > gap else self._log_e_best()
 
     def log_e_inside(self, gap: float) -> float:
-        """Log e-value against |θ| ≥ gap: large when θ is shown to be below the gap."""
+        """Log e-value against |θ| ≥ gap: large when θ is shown to be below the gap.
+
+        Most of the bettor's money expects what is most common, that all arms are alike; the rest
+        expects nothing. None of it knows an informed prior, which would hope for a gap.
+        """
+        apart = sum(Arm(a.passed, a.failed).log_mixture() for a in self.arms)
+        alike = Arm(sum(a.passed for a in self.arms), sum(a.failed for a in self.arms))
+        bet = _log_mix(ALIKE, alike.log_mixture(), apart) - self._log_mixture()
         if abs(self.estimate) >= gap:
-            return self._log_e_best()
-        return min(self.log_e_at(gap), self.log_e_at(-gap))
+            return bet + self._log_e_best()
+        return bet + min(self.log_e_at(gap), self.log_e_at(-gap))
 
     def log_e_above(self, bound: float) -> float:
         """Log e-value against θ ≤ bound."""
@@ -198,6 +206,12 @@ def _root(f: Callable[[float], float], least: float = -math.inf) -> float:
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _log_mix(weight: float, x: float, y: float) -> float:
+    """log(weight · e^x + (1 - weight) · e^y)."""
+    most = max(x, y)
+    return most + math.log(weight * math.exp(x - most) + (1.0 - weight) * math.exp(y - most))
 
 
 def _x_log_y(x: int, y: float) -> float:

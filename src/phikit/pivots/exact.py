@@ -205,7 +205,7 @@ def _model(kind: str, rng: np.random.Generator, length: int) -> Automaton:
     for t in range(length):
         if t in leaping:
             _step(probability[t], move[t], rng, int(rng.integers(10, 22)), rng.uniform(0.15, 0.5))
-        elif rng.random() < 0.4:
+        elif rng.random() < 0.3:
             size = int(rng.integers(largest // 2, largest + 1))
             _step(probability[t], move[t], rng, size, rng.uniform(0.15, 0.5))
         else:
@@ -225,6 +225,7 @@ def _step(
     """A fair step: up by `size` with `chance`, down by as much as makes it even; smaller near the
     two ends, where the level stays for good."""
     down = max(1, round(size * rng.uniform(0.6, 1.6)))
+    still = rng.dirichlet([3.0, 1.0, 0.5])
     for level in range(1, LEVELS):
         up_by = min(size, LEVELS - level)
         down_by = min(down, level)
@@ -233,9 +234,9 @@ def _step(
         if up + fall > 0.95:
             up, fall = 0.95 * up / (up + fall), 0.95 * fall / (up + fall)
         probability[level, UP], probability[level, DOWN] = up, fall
-        probability[level, STAY:] = (1.0 - up - fall) / (VOCABULARY - STAY)
+        probability[level, STAY:] = (1.0 - up - fall) * still
         move[level, UP], move[level, DOWN] = level + up_by, level - down_by
-    probability[[0, LEVELS], STAY:] = 1.0 / (VOCABULARY - STAY)
+    probability[[0, LEVELS], STAY:] = still
 
 
 def _uniform(seed: int, samples: NDArray[Any], count: int) -> NDArray[np.float64]:

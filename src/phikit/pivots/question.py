@@ -219,7 +219,7 @@ def _subdivide(solution: Solution, segment: Segment, config: SearchConfig) -> No
         n = min(sizes(path, high, contrast))
         if n < config.first:
             return
-        if contrast.log_e_inside(config.gap) >= -math.log(config.miss):
+        if contrast.log_e_inside(config.gap + config.margin) >= -math.log(config.miss):
             segment.outcome = "below"
             return
         if abs(contrast.estimate) < config.gap and n < config.max_samples:

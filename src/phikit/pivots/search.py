@@ -245,15 +245,14 @@ class _Driver:
     def _target(self) -> float:
         """The log e-value that e-BH will ask for, judged by the candidates decided so far.
 
-        Two confirmed and two refuted ones are imagined, so that the first target is not extreme.
-        Whether the forecast is right decides only how many samples a test takes, not its validity.
+        Two confirmed and sixteen refuted ones are imagined beforehand, and some reserve is added:
+        to go on with a true pivot for longer costs little. Whether the forecast is right decides
+        only how many samples a test takes, not whether it is valid.
         """
         states = [c.state for c in self.candidates]
         states += [s.state for q in self.active for s in q.suspects if s.tested]
-        decided = [s for s in states if s not in (State.CONFIRM, State.EXPLORE)]
-        confirmed = sum(s in PIVOTAL for s in decided)
-        share = (len(decided) + 4) / (confirmed + 2)
-        return math.log(1.25 * share / self.config.error)
+        share = (len(states) + 18) / (sum(s in PIVOTAL for s in states) + 2)
+        return math.log(1.5 * share / self.config.error)
 
 
 def _drawn(rollout: Rollout, passed: bool, whole: bool) -> Drawn:

@@ -134,12 +134,15 @@ class Suspect:
         n = min(sizes(self.path, self.position + 1, contrast))
         if n < self.config.first:
             return
-        beyond = abs(contrast.estimate) >= self.config.gap
-        if contrast.log_e_inside(self.config.gap) >= -math.log(self.config.miss):
+        beyond = abs(contrast.estimate) - self.config.gap
+        if contrast.log_e_inside(self.config.gap + self.config.margin) >= self._dropping:
             self.state = State.CLEARED
-        elif (beyond and n >= self.config.explore_min) or n >= self.config.explore_max:
-            self.state = State.CONFIRM if beyond else State.CLEARED
-            self.explored = last_round if beyond else -1
+        elif n >= self.config.explore_max and beyond < 0.0:
+            self.state = State.CLEARED
+        elif n >= self.config.explore_max or (
+            n >= self.config.explore_min and beyond >= self.config.margin
+        ):
+            self.state, self.explored = State.CONFIRM, last_round
 
     def _confirm(self, last_round: int, target: float) -> None:
         contrast = self.fresh()
@@ -147,12 +150,13 @@ class Suspect:
         if n == 0:
             return
         self.log_e = contrast.log_e_outside(self.config.gap)
-        inside = contrast.log_e_inside(self.config.gap)
+        inside = contrast.log_e_inside(self.config.gap + self.config.margin)
+        promising = n < self.config.max_samples // 4 or self.log_e > 0.0
         if self.log_e >= target:
             self.state, self.confirmed = State.MEASURE, last_round
             self.sign = math.copysign(1.0, contrast.estimate)
             self._next_alternative(last_round)
-        elif inside >= -math.log(self.config.miss) or n >= self.config.max_samples:
+        elif inside >= self._dropping or n >= self.config.max_samples or not promising:
             self.state = State.REFUTED
 
     def _measure(self, last_round: int) -> None:
@@ -167,7 +171,7 @@ class Suspect:
             self.state = State.PAIRED
             return
         n = contrast.arms[0].n
-        wrong_side = contrast.flipped().log_e_above(0.0) >= -math.log(self.config.miss)
+        wrong_side = contrast.flipped().log_e_above(0.0) >= self._dropping
         if (wrong_side or n >= self.config.max_samples) and not self._next_alternative(last_round):
             self.state = State.UNPAIRED
 
@@ -187,6 +191,11 @@ class Suspect:
         return self.path.contrast(
             self.position, self.position + 1, since=self.confirmed, until=self._measured_until()
         )
+
+    @property
+    def _dropping(self) -> float:
+        """The log e-value at which a hope is given up."""
+        return -math.log(self.config.miss)
 
     @property
     def measurable(self) -> bool:
