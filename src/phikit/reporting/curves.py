@@ -16,7 +16,7 @@ BOX = 1000.0
 MOST_POINTS = 240
 #: Metrics worth a panel of their own beside the loss, with the name that people know them by.
 PANELS = {
-    "margin": "reward margin, chosen − rejected",
+    "margin": "reward margin",
     "accuracy": "pairs ranked right",
     "reward": "mean reward",
     "passed": "rollouts that passed",

@@ -250,7 +250,7 @@ def lineage(run: Run) -> list[Link]:
     links = [_document_link(documents[p]) for p in sample.parents if p in documents]
     links.append(_sample_link(sample, stage))
     for consumer in run.consumers(stage.name):
-        if consumer.verb in ("data.shards", "export.hf") or consumer.verb.startswith("train."):
+        if consumer.verb in ("data.shards", "export.hf") or consumer in run.chain:
             links.append(_stage_link(consumer))
     return links
 
