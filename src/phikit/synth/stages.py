@@ -74,7 +74,7 @@ class ItemsConfig(Problems):
     recall_count: int = Field(default=50, ge=0)
     recall_lengths: tuple[int, ...] = (128, 256, 512, 900)
     recall_keys: int = Field(default=4, ge=1, le=60)
-    characters_per_token: float = Field(default=3.0, gt=0)
+    characters_per_token: float = Field(default=2.5, gt=0)
     validators: bool = True
 
 
@@ -100,7 +100,7 @@ class ProceduralConfig(Problems):
     long_documents: int = Field(default=0, ge=0)
     long_lengths: tuple[int, ...] = (500, 900)
     recall_keys: int = Field(default=4, ge=1, le=20)
-    characters_per_token: float = Field(default=3.0, gt=0)
+    characters_per_token: float = Field(default=2.5, gt=0)
     rewrites: int = Field(default=0, ge=0)
     reversals: int = Field(default=0, ge=0)
     validators: bool = True
@@ -223,7 +223,7 @@ STAGES: list[Stage[Any]] = [
         verb="synth.items",
         config=ItemsConfig,
         run=run_items,
-        estimate=lambda c: Estimate(f"{c.count:,} problems", c.count / 3000),
+        estimate=lambda c: Estimate(f"{c.count:,} problems", c.count / 5000),
         help="write held-out problems to evaluate on",
     ),
     Stage(
@@ -231,7 +231,7 @@ STAGES: list[Stage[Any]] = [
         config=ProceduralConfig,
         run=run_procedural,
         inputs=("items?", "documents?"),
-        estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 3000),
+        estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 5000),
         help="write training samples with the procedural teacher",
     ),
 ]
