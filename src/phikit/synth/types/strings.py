@@ -12,7 +12,7 @@ _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def _word(rng: Random, difficulty: int) -> str:
-    """A word of this world, or as often one that nobody has seen, so that letters are what count."""
+    """A word of this world, or as often a made-up one, so that its letters are what counts."""
     longest = (4, 5, 6, 8, 12)[difficulty - 1]
     if rng.random() < 0.5:
         length = rng.randint(3, longest)
