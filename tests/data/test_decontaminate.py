@@ -77,14 +77,14 @@ def test_one_13_gram_is_enough_and_12_words_are_not() -> None:
 
 
 def test_the_ratio_has_two_thresholds() -> None:
-    """6 of the item's 23 7-grams (29 words) are in the text: more of the text than of the item."""
+    """6 of the 25 7-grams of the item are in the text, which has more."""
     text = " ".join(ITEM.split()[:12]) + " but Peter ate " + " ".join(f"word{n}" for n in range(60))
     found = check(text)
     total = len(words(ITEM)) - 6
     assert found is not None
     assert (found.verdict, found.rule) == ("partial", "7-gram ratio")
     assert found.ratio == pytest.approx(6 / total, abs=1e-3)
-    assert check(text, contaminated_ratio=0.25).verdict == "contaminated"
+    assert check(text, contaminated_ratio=0.24).verdict == "contaminated"
     assert check(text, partial_ratio=0.4) is None
     short = check(" ".join(ITEM.split()[:12]))  # all of the text is the item's
     assert (short.verdict, short.ratio) == ("contaminated", 1.0)
@@ -119,7 +119,7 @@ def test_template_wording_is_allowed_but_copies_are_found() -> None:
     decontaminator = Decontaminator(enumerate_ids(items))
     assert all([decontaminator.count(text) for text in texts])
     before = [t for t in texts if decontaminator.check(t)]
-    assert len(before) == len(texts)  # the template's own 13-grams are in every text
+    assert len(before) > 200  # the template's own 13-grams are in most texts
     allowed = decontaminator.settle()
     assert allowed["13-grams"] > 0
     found = [t for t in texts if (f := decontaminator.check(t)) and f.verdict == "contaminated"]
@@ -134,11 +134,17 @@ def enumerate_ids(texts: list[str]) -> list[tuple[str, str]]:
 def test_wording_common_to_the_items_is_allowed_without_any_texts() -> None:
     rng = random.Random(2)
     items = [problem(rng) for _ in range(30)]
-    decontaminator = Decontaminator(enumerate_ids(items))
     clean = [t for t in (problem(rng) for _ in range(50)) if t not in items]
-    flagged = sum(decontaminator.check(t) is not None for t in clean)
-    assert flagged < len(clean) / 2
-    assert all(decontaminator.check(t).verdict == "contaminated" for t in items)
+
+    def flagged(texts: list[str], common_items: int) -> int:
+        settings = DecontaminationConfig(common_items=common_items)
+        decontaminator = Decontaminator(enumerate_ids(items), settings)
+        found = [decontaminator.check(text) for text in texts]
+        return sum(f is not None and f.verdict == "contaminated" for f in found)
+
+    assert flagged(clean, common_items=100) == len(clean)
+    assert flagged(clean, common_items=2) < len(clean) / 2
+    assert flagged(items, common_items=2) == len(items)
 
 
 def test_copies_of_one_text_make_nothing_common() -> None:
