@@ -6,6 +6,7 @@ reward of GRPO and the scorer of the evaluations.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,6 +57,7 @@ class Verifier(Protocol):
 
 
 VERIFIERS: dict[str, Callable[[], Verifier]] = {}
+BUILT_IN = ("math", "choice", "exact", "code", "refusal", "format")  # each in the module so named
 
 
 def register(name: str) -> Callable[[Callable[[], Verifier]], Callable[[], Verifier]]:
@@ -74,8 +76,11 @@ def get(name: str) -> Verifier:
     Raises:
         PhikitError: there is none of that name; names the nearest.
     """
+    if name in BUILT_IN:
+        importlib.import_module(f"phikit.verify.{name}")
     if name not in VERIFIERS:
-        raise PhikitError(f"no verifier is named {name!r}", did_you_mean(name, VERIFIERS))
+        known = {*VERIFIERS, *BUILT_IN}
+        raise PhikitError(f"no verifier is named {name!r}", did_you_mean(name, known))
     return VERIFIERS[name]()
 
 
