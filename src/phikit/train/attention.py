@@ -153,15 +153,15 @@ class _Attention(Function):
         groups = k_BGLK.shape[1]
         dq, dk, dv = (q_BHLK.new_zeros(b * n, heads, k) for heads in (h, groups, groups))
         for bucket in ctx.buckets:
-            turned = [_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK, grads[0])]
-            for out, d in zip((dq, dk, dv), _bucket_backward(*turned, bucket), strict=True):
+            taken = [_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK, grads[0])]
+            for out, d in zip((dq, dk, dv), _bucket_backward(bucket, *taken), strict=True):
                 _put(d, bucket, out)
         dq, dk, dv = (d.view(b, n, -1, k).transpose(1, 2) for d in (dq, dk, dv))
         return dq, dk, dv, None
 
 
 def _bucket_backward(
-    q: Tensor, keys: Tensor, values: Tensor, grad: Tensor, bucket: Bucket
+    bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one bucket's queries, keys and values."""
     s, h, p, k = q.shape
