@@ -132,16 +132,17 @@ def run_documents(
             for number, document in enumerate(iter_records(scratch, Document)):
                 if number % 500 == 0:
                     ctx.progress.update(count + number, 2 * count)
-                if number in verdicts:
-                    reason, more = verdicts[number]
-                    ledger.reject(document, reason, **more)
-                    continue
+                # contamination first: its ledger must be complete
                 if number in gathered.suspects and (found := decontaminator.check(document.text)):
                     contamination.add(found.row(document.id))
                     findings[found.verdict] += 1
                     if found.verdict == "contaminated":
                         ledger.reject(document, "contaminated", item=found.item, rule=found.rule)
                         continue
+                if number in verdicts:
+                    reason, more = verdicts[number]
+                    ledger.reject(document, reason, **more)
+                    continue
                 ledger.keep(document)
                 yield document
 
