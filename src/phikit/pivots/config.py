@@ -15,8 +15,8 @@ class SearchConfig(Config):
 
     Attributes:
         gap: the least |Δp| of a pivot.
-        margin: a token or segment is dropped once its |Δp| is shown to be below gap + margin: telling
-            0.19 from 0.21 would cost more than all the rest.
+        margin: a token or segment is dropped once its |Δp| is shown to be below gap + margin:
+            telling 0.19 from 0.21 would cost more than all the rest.
         low, high: only questions with a success probability in [low, high] are searched.
         error: the false-discovery rate of the reported pivots, and the error of each pair's test.
         miss: the chance at which one test may wrongly drop a token or a segment.

@@ -169,9 +169,7 @@ def instances(
             for i in range(count)]  # fmt: skip
 
 
-def _instance(
-    kind: str, rng: np.random.Generator, gap: float, length: tuple[int, int]
-) -> Instance:
+def _instance(kind: str, rng: np.random.Generator, gap: float, length: tuple[int, int]) -> Instance:
     while True:
         model = _model(kind, rng, int(rng.integers(*length)))
         if not 0.2 <= model.success[0, model.first] <= 0.8:
@@ -240,7 +238,7 @@ def _step(
 
 
 def _uniform(seed: int, samples: NDArray[Any], count: int) -> NDArray[np.float64]:
-    """Random numbers [len(samples), count] that depend on (seed, sample, place) alone (SplitMix)."""
+    """Random numbers [len(samples), count], each made of (seed, sample, place) alone (SplitMix)."""
     base = _mix(np.array([seed & (2**63 - 1)], np.uint64))
     keys = _mix(base + samples.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15))
     places = np.arange(1, count + 1, dtype=np.uint64)[None] * np.uint64(0xD1B54A32D192ED03)

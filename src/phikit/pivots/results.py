@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,16 +15,27 @@ from phikit.pivots.suspect import PIVOTAL, State, Suspect
 
 @dataclass
 class Totals:
-    """Running totals of a search. `verified` verdicts were computed, the others were known."""
+    """Running totals of a search.
+
+    `questions` were begun, `finished` ended, `kept` of them passed the filter; `prefilled` prompt
+    tokens stood in `requests`; `verified` verdicts were computed, the others were known.
+    """
 
     rounds: int = 0
     questions: int = 0
+    finished: int = 0
     kept: int = 0
     samples: int = 0
     tokens: int = 0
+    requests: int = 0
+    prefilled: int = 0
     verified: int = 0
 
-    def count(self, rollouts: list[list[Drawn]], verified: int) -> None:
+    def count(
+        self, prompt_lengths: Sequence[int], rollouts: list[list[Drawn]], verified: int
+    ) -> None:
+        self.requests += len(prompt_lengths)
+        self.prefilled += sum(prompt_lengths)
         self.samples += sum(len(group) for group in rollouts)
         self.tokens += sum(len(d.ids) for group in rollouts for d in group)
         self.verified += verified
@@ -135,7 +147,10 @@ class Pivot:
 
 @dataclass(frozen=True)
 class SearchResult:
+    """`tested` candidates were put to the test; `pivots` of them are confirmed."""
+
     pivots: list[Pivot]
+    tested: int
     totals: Totals
     config: SearchConfig
 

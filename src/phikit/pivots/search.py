@@ -138,7 +138,7 @@ class _Driver:
         # e-BY (Xu, Wang & Ramdas 2024): this level covers over the selected, not only over all
         level = (1.0 - self.config.coverage) * share
         pivots = [Pivot.of(c, level) for c in found]
-        return SearchResult(pivots, self.totals, self.config)
+        return SearchResult(pivots, len(self.candidates), self.totals, self.config)
 
     # --- one round -------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class _Driver:
             done = self._draw(plans, requests)
             if self.log:
                 self.log.write(self.totals.rounds, digest, done)
-        self.totals.count(done.rollouts, done.verified)
+        self.totals.count([len(r.prompt_ids) for r in requests], done.rollouts, done.verified)
         groups = iter(done.rollouts)
         return [[next(groups) for _ in plan] for plan in plans]
 
@@ -197,8 +197,9 @@ class _Driver:
 
     def _admit(self, questions: Iterator[Question]) -> None:
         """Fills up the questions in flight, as far as the budget is likely to finish them."""
-        retired = self.totals.questions - len(self.active)
-        mean = (self.totals.tokens - sum(q.tokens for q in self.active)) / max(retired, 1)
+        mean = (self.totals.tokens - sum(q.tokens for q in self.active)) / max(
+            self.totals.finished, 1
+        )
         budget = self.config.total_tokens or math.inf
         while len(self.active) < self.config.in_flight and not self._enough():
             if self.totals.tokens + mean * len(self.active) / 2 >= budget:
@@ -221,6 +222,7 @@ class _Driver:
             if question.state not in ("done", "refused"):
                 going.append(question)
                 continue
+            self.totals.finished += 1
             self.totals.kept += question.state == "done"
             self.candidates += [
                 candidate(question, s) for s in question.suspects if s.tested

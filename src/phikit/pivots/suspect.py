@@ -134,14 +134,12 @@ class Suspect:
         n = min(sizes(self.path, self.position + 1, contrast))
         if n < self.config.first:
             return
-        beyond = abs(contrast.estimate) - self.config.gap
-        if contrast.log_e_inside(self.config.gap + self.config.margin) >= self._dropping:
+        config = self.config
+        beyond = abs(contrast.estimate) - config.gap
+        below = contrast.log_e_inside(config.gap + config.margin) >= self._dropping
+        if below or (n >= config.explore_max and beyond < 0.0):
             self.state = State.CLEARED
-        elif n >= self.config.explore_max and beyond < 0.0:
-            self.state = State.CLEARED
-        elif n >= self.config.explore_max or (
-            n >= self.config.explore_min and beyond >= self.config.margin
-        ):
+        elif n >= config.explore_max or (n >= config.explore_min and beyond >= config.margin):
             self.state, self.explored = State.CONFIRM, last_round
 
     def _confirm(self, last_round: int, target: float) -> None:
