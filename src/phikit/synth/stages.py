@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
@@ -21,6 +21,15 @@ from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, pretrainin
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
+
+
+def _known_type(name: str) -> str:
+    if name not in TYPES:
+        raise ValueError(f"no dataset type is named {name!r}: {did_you_mean(name, TYPES)}")
+    return name
+
+
+TypeName = Annotated[str, AfterValidator(_known_type)]
 
 
 class Problems(Config):
@@ -37,17 +46,15 @@ class Problems(Config):
     """
 
     count: int = Field(default=1000, ge=0)
-    types: dict[str, float] = Field(default_factory=dict)
+    types: dict[TypeName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     difficulty: int = Field(default=2, ge=1, le=5)
-    difficulties: dict[str, int] = Field(default_factory=dict)
+    difficulties: dict[TypeName, Annotated[int, Field(ge=1, le=5)]] = Field(default_factory=dict)
     refusal_share: float = Field(default=0.05, ge=0, le=1)
     seed_tag: str = "train"
 
     def orders(self, stream: str, style: Style = "short") -> list[tuple[int, Order]]:
         """(how many, the order whose index is to be counted up) for each type and variant."""
         weights = self.types or dict.fromkeys(TYPES, 1.0)
-        for name in (*weights, *self.difficulties):
-            find(name)
         plan = []
         for name, count in shares(self.count, weights).items():
             difficulty = self.difficulties.get(name, self.difficulty)
@@ -152,7 +159,8 @@ def run_items(ctx: Context, config: ItemsConfig, inputs: Mapping[str, Path]) -> 
     write_records(ctx.dir / "items.parquet", items, Sample)
     write_records(ctx.dir / "recall.parquet", recalls, Sample)
     write_records(ctx.dir / "rejected.parquet", collector.rejected, Sample)
-    return {**collector.summary(), "items": len(items), "recall": len(recalls)}
+    made = {"accepted": len(items) + len(recalls), "items": len(items), "recall": len(recalls)}
+    return {**collector.summary(), **made}
 
 
 def _without_solution(sample: Sample) -> Sample:
