@@ -17,6 +17,7 @@ from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
+from phikit.synth.judge_pairs import JUDGE_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
@@ -242,4 +243,5 @@ STAGES: list[Stage[Any]] = [
         estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 5000),
         help="write training samples with the procedural teacher",
     ),
+    *JUDGE_STAGES,
 ]
