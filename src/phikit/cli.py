@@ -151,6 +151,30 @@ def chat(
         terminal.converse(directory)
 
 
+@app.command("models")
+def models(
+    name: Annotated[str, typer.Argument(help="Explain this one; lists all when left out.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """The members of the family: parameters, context, memory; or one of them, layer by layer.
+
+    \b
+    phikit models
+    phikit models phi-4-mini
+    """
+    import json
+
+    from phikit.models import sheet
+    from phikit.models.family import MEMBERS, member
+
+    chosen = [member(name)] if name else MEMBERS
+    if as_json:
+        rows = sheet.as_data(chosen)
+        print(json.dumps(rows[0] if name else rows, indent=2))
+    else:
+        print(sheet.explain(chosen[0]) if name else sheet.table())
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """The recipes that come with phikit."""
