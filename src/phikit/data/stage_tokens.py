@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from phikit.chat.format import NANO_SPECIAL, THINK, chat_format
+from phikit.chat.format import chat_format
+from phikit.chat.templates import NANO_SPECIAL, THINK
 from phikit.chat.tokenizer import BYTES, Tokenizer, train_bpe
 from phikit.data.mix import LONG, PHI4_WEIGHTS, Share, mix, normalised
 from phikit.data.shards import Pool, write_shards

@@ -58,7 +58,7 @@ def table(members: Sequence[Member] = MEMBERS) -> str:
             *shown,
             "",
             "Weights in GB per precision; int8 and int4 keep the embedding, the head and the norms",
-            "in bf16; the cache is a sequence's keys and values in bf16, full at the whole context.",
+            "in bf16; the cache is a sequence's keys and values in bf16, full at its end.",
             "phikit models NAME explains one.",
         ]
     )
