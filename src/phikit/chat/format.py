@@ -82,7 +82,9 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.end_id = tokenizer.id_of(template.end_token)
         self.document_end_id = tokenizer.id_of(template.document_end)
-        self.pad_id = tokenizer.special.get(template.pad_token, self.document_end_id)
+        pad = tokenizer.config.get("pad_token")  # older files hold more than its name here
+        pad = pad if isinstance(pad, str) else template.pad_token
+        self.pad_id = tokenizer.special.get(pad, self.document_end_id)
         self.stop_ids: tuple[int, ...] = (self.end_id, self.document_end_id)
         self._inner = tuple(t for t in template.inner if t in tokenizer.special)
         self._headers = {
