@@ -4,11 +4,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: setup demo test test-fast check clean
+.PHONY: help setup demo test test-fast check docs clean
+
+help:
+	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
+	@echo "make test        set everything up, then run every test"
+	@echo "make test-fast   the tests that take seconds"
+	@echo "make check       lint, format, types, import rules, the drawn page"
+	@echo "make docs        draw docs/architecture.md anew"
+	@echo "make clean       remove the environment and caches; runs/ stays"
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "phikit needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
@@ -23,10 +33,14 @@ test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
 
 check: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/draw_architecture.py --check
+
+docs: setup
+	$(BIN)/python tools/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -111,10 +112,10 @@ class Sources:
         key = hashlib.sha256(f"{sys.version_info[:2]} {name} ".encode() + data).hexdigest()
         self._used.add(key)
         if key not in self._cache:
-            tree = ast.parse(data, filename=str(path))
+            tree = without_docstrings(ast.parse(data, filename=str(path)))
             internal, external = self._imports(name, tree, is_package=path.name == "__init__.py")
             self._cache[key] = {
-                "digest": code_digest(tree),
+                "digest": hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16],
                 "internal": sorted(internal),
                 "external": sorted(external),
             }
@@ -124,7 +125,11 @@ class Sources:
         )
 
     def _imports(self, name: str, tree: ast.Module, is_package: bool) -> tuple[set[str], set[str]]:
-        internal = {name.rpartition(".")[0]} if name.startswith(PACKAGE + ".") else set()
+        """What a module imports, from the package and from elsewhere, by statement or by name.
+
+        Packages above a module are left out: an `__init__` of phikit does nothing by itself.
+        """
+        internal: set[str] = set()
         external: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -132,6 +137,9 @@ class Sources:
             elif isinstance(node, ast.ImportFrom):
                 base = _absolute(name, node, is_package)
                 targets = [f"{base}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                internal |= self._named(name, node.value)
+                continue
             else:
                 continue
             for target in targets:
@@ -144,15 +152,33 @@ class Sources:
                 internal.add(target)
         return internal, external
 
+    def _named(self, name: str, text: str) -> set[str]:
+        """Modules that a string names, to be imported or started later.
 
-def code_digest(tree: ast.Module) -> str:
-    """Hash of a syntax tree without docstrings and positions."""
+        "phikit.verify.math" is that module; "phikit.verify." (the fixed part of an f-string) is
+        every module there; "worker.py" is the file of that name beside the module.
+        """
+        if re.fullmatch(r"(?!__init__)\w+\.py", text):
+            beside = f"{name.rpartition('.')[0]}.{text.removesuffix('.py')}"
+            return {beside} if self._path(beside) else set()
+        found = set()
+        for word in re.findall(rf"\b{PACKAGE}(?:\.\w+)+\.?", text):
+            if word.endswith("."):
+                package = self.root.joinpath(*word.split(".")[1:-1])
+                found |= {word + file.stem for file in package.glob("*.py")} - {word + "__init__"}
+            elif self._path(word):
+                found.add(word)
+        return found
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The same tree, changed in place."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body
             if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
                 node.body = body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return tree
 
 
 def _absolute(name: str, node: ast.ImportFrom, is_package: bool) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,9 +145,7 @@ R = TypeVar("R", bound=Record)
 
 def content_id(record: Record) -> str:
     """16 hex digits of BLAKE2b over the record's type and content (its own id left out)."""
-    content = {
-        f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "id"
-    }
+    content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "id"}
     text = type(record).__name__ + canonical_json(_plain(content))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -171,7 +169,7 @@ _VERDICT = pa.struct(
      ("verifier", pa.string())]
 )  # fmt: skip
 
-# `meta`, `evidence` and chat messages are open-ended: stored as JSON text
+# `meta`, `evidence` and chat messages are open-ended: stored as JSON text, queried with json_extract
 _JSON = pa.string()
 SCHEMAS: dict[type[Record], pa.Schema] = {
     Document: pa.schema(
@@ -241,24 +239,32 @@ def write_records(path: Path, records: Iterable[Record], cls: type[Record]) -> i
 
 
 def read_records(path: Path, cls: type[R]) -> list[R]:
-    """Reads the records of a Parquet file.
+    """Reads the records of a Parquet file; errors as for `iter_records`."""
+    return list(iter_records(path, cls))
+
+
+def iter_records(path: Path, cls: type[R]) -> Iterator[R]:
+    """Yields the records of a Parquet file in order, holding few of them in memory.
 
     Raises:
         PhikitError: the file is missing, is corrupt, or holds other records than `cls`.
     """
     with explain_os_errors(path, "reading"):
         try:
-            table = pq.read_table(path)
+            with pq.ParquetFile(path) as file:
+                if file.schema_arrow.names != SCHEMAS[cls].names:
+                    raise PhikitError(
+                        f"{path}: holds {file.schema_arrow.names}, not {cls.__name__} records "
+                        f"({SCHEMAS[cls].names})"
+                    )
+                for batch in file.iter_batches(10_000):
+                    for row in batch.to_pylist():
+                        yield _from_row(cls, row)
         except pa.ArrowInvalid as e:
             raise PhikitError(
                 f"{path}: not a readable Parquet file ({e})",
                 "delete it and run the same command again: it will be made anew",
             ) from e
-    if table.schema.names != SCHEMAS[cls].names:
-        raise PhikitError(
-            f"{path}: holds {table.schema.names}, not {cls.__name__} records ({SCHEMAS[cls].names})"
-        )
-    return [_from_row(cls, row) for row in table.to_pylist()]
 
 
 def _batches(items: Iterable[Record], size: int) -> Iterable[Sequence[Record]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -131,7 +134,8 @@ def _config(stage: Stage[Any], settings: Sequence[str]) -> Config:
 
 def _settings(config: type[Config], prefix: str) -> list[str]:
     """One line per setting, those of nested models under dotted names."""
-    lines = []
+    lines: list[str] = []
+    explained = _explained(config)
     for name, field in config.model_fields.items():
         kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, Config):
@@ -143,9 +147,19 @@ def _settings(config: type[Config], prefix: str) -> list[str]:
             else repr(field.get_default(call_default_factory=True, validated_data={}))
         )
         lines.append(f"  {prefix + name:<22} {_type_name(kind):<18} {default}")
-        if field.description:
-            lines.append(f"      {field.description}")
+        if meaning := field.description or explained.get(name):
+            lines += textwrap.wrap(meaning, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return lines
+
+
+def _explained(config: type[Config]) -> dict[str, str]:
+    """What the "Attributes:" sections of a configuration's docstrings say, by setting."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        for name, meaning in re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE):
+            found[name] = " ".join(meaning.split())
+    return found
 
 
 def _type_name(kind: Any) -> str:

@@ -164,9 +164,9 @@ def test_split_thought(text, expected) -> None:
 
 
 def test_user_errors_are_explained() -> None:
-    with pytest.raises(PhikitError, match="'assistent'.*\n.*'assistant'"):
+    with pytest.raises(PhikitError, match=r"'assistent'.*\n.*'assistant'"):
         FORMAT.render([{"role": "assistent", "content": "x"}])
-    with pytest.raises(PhikitError, match="message 1 .*no text"):
+    with pytest.raises(PhikitError, match=r"message 1 .*no text"):
         FORMAT.render([{"role": "user"}])
     with pytest.raises(PhikitError, match="no chat format"):
         chat_format(train_bpe(TEXTS, 300, ["<|endoftext|>"]))

@@ -77,7 +77,7 @@ def test_saved_and_loaded_is_the_same(tmp_path) -> None:
 
 
 def test_control_tokens_marked_as_ordinary_are_not_reachable_either(tmp_path) -> None:
-    """Published files mark some, such as <think>, as not special: text still must not forge them."""
+    """Published files mark some, such as <think>, as not special: text must not forge them."""
     TOKENIZER.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     data = json.loads(path.read_text())

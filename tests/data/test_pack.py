@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_targets_follow_their_inputs_within_one_document(exs, length) -> None:
     if rows is None:
         return
     batch = rows.batch(range(len(rows)))
-    follows = {a: b for ids, _ in exs for a, b in zip(ids, ids[1:], strict=False)}
+    follows = {a: b for ids, _ in exs for a, b in itertools.pairwise(ids)}
     for i, t in zip(batch.ids_BL.ravel().tolist(), batch.targets_BL.ravel().tolist(), strict=True):
         assert t == IGNORE or follows[i] == t
 
@@ -80,7 +81,9 @@ def test_segments_and_positions_restart_with_each_document(exs, length) -> None:
         for n in range(used):
             same = n > 0 and segments[n] == segments[n - 1]
             assert positions[n] == (positions[n - 1] + 1 if same else 0)
-            assert not same or (ids[n] == ids[n - 1] + 1 and document[ids[n]] == document[ids[n - 1]])
+            if same:
+                assert ids[n] == ids[n - 1] + 1
+                assert document[ids[n]] == document[ids[n - 1]]
 
 
 @given(examples(), st.integers(2, 24))

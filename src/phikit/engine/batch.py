@@ -100,6 +100,11 @@ class Batch:
     def busy(self) -> bool:
         return bool(self.n or self.waiting)
 
+    @property
+    def newest(self) -> int:
+        """The token drawn last for the first row."""
+        return int(self.rows.last[0])
+
     def step(self) -> list[Finished]:
         """Lets waiting samples in, feeds one token per row, and returns what finished."""
         free = self.size - self.n
@@ -114,7 +119,7 @@ class Batch:
         n, rows, device = self.n, self.rows, self.device
         own = rows.own[:n]
         longest_own = int(own.max()) + 1
-        self.cache.reserve_rows(self.size, longest_own)
+        self.cache.fit_rows(self.size, longest_own)
         seat = np.fromiter((p.slot for p in rows.prompt), np.int64, n) * self.prompts.seats
         columns = np.stack((rows.last[:n], seat + rows.chair[:n], rows.prefix[:n], own))
         last_N, seat_N, prefix_N, own_N = torch.from_numpy(columns).to(device)
@@ -122,7 +127,6 @@ class Batch:
         attend = StepAttention(
             self.model.config, self.cache, seat_N, prefix_N, own_N,
             prompts=len(self.prompts.slots), seats=self.prompts.seats,
-            longest_prefix=int(rows.prefix[:n].max()), longest_own=longest_own,
         )  # fmt: skip
         rope = self.rope.at(prefix_N + own_N, long_N)
         logits_NV = decode(self.model, last_N, rope, attend).float()
@@ -217,7 +221,9 @@ class Batch:
         self.settings = None
         if not new:
             return
-        self.cache.reserve_prompts(len(self.prompts.slots), max(len(p.context) - 1 for p in new))
+        self.cache.fit_prompts(
+            len(self.prompts.slots), max(len(p.context) - 1 for p in self.prompts.slots)
+        )
         self._prefill([p for p in new if p.copied_from is None])
         for prompt in new:
             if prompt.copied_from is not None:

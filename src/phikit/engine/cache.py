@@ -4,7 +4,8 @@ Shapes: F prompt slots, N row slots, G key-value heads, P and O positions, K hea
 
 A prompt's keys and values are stored once, in a prompt slot, however many samples grow from it;
 each sample stores only what it generated itself, in a row slot. Slots in use are kept at the front
-(0, 1, 2, ...), so that a step touches exactly them. Both stores grow as needed, by doubling.
+(0, 1, 2, ...), so that a step touches exactly them. Both stores are as long as the longest slot in
+use needs and no longer: the matrix products read them whole, without a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from phikit.models.config import DecoderConfig
 
-_ALIGN = 16  # lengths step by this, so that matrix shapes repeat from step to step
+_ALIGN = 32  # lengths step by this, so that matrix shapes repeat from step to step
 
 
 def aligned(length: int) -> int:
@@ -31,13 +32,13 @@ class KVCache:
         self.prompts = torch.zeros(shape, dtype=dtype, device=device)
         self.rows = torch.zeros(shape, dtype=dtype, device=device)
 
-    def reserve_prompts(self, slots: int, length: int) -> None:
-        """Makes room for this many prompt slots of this many positions."""
-        self.prompts = _grown(self.prompts, slots, length)
+    def fit_prompts(self, slots: int, length: int) -> None:
+        """Fits the store to this many prompt slots of this many positions."""
+        self.prompts = _fitted(self.prompts, slots, length)
 
-    def reserve_rows(self, slots: int, length: int) -> None:
-        """Makes room for this many rows of this many generated positions."""
-        self.rows = _grown(self.rows, slots, length)
+    def fit_rows(self, slots: int, length: int) -> None:
+        """Fits the store to this many rows of this many generated positions."""
+        self.rows = _fitted(self.rows, slots, length)
 
     def store_prompt(self, layer: int, slots: Tensor, k_FGLK: Tensor, v_FGLK: Tensor) -> None:
         length = k_FGLK.shape[2]
@@ -54,13 +55,14 @@ class KVCache:
         head[:, :, list(target)] = head[:, :, list(source)]
 
 
-def _grown(store: Tensor, slots: int, length: int) -> Tensor:
+def _fitted(store: Tensor, slots: int, length: int) -> Tensor:
     layers, two, old_slots, g, old_length, k = store.shape
-    if slots <= old_slots and length <= old_length:
+    wanted = aligned(length)
+    if slots <= old_slots and wanted <= old_length <= wanted + _ALIGN:
         return store
     new_slots = old_slots if slots <= old_slots else max(slots, 2 * old_slots)
-    new_length = old_length if length <= old_length else aligned(max(length, 2 * old_length))
     # zeros, because masked positions are multiplied by weight 0 and must be finite
-    grown = store.new_zeros(layers, two, new_slots, g, new_length, k)
-    grown[:, :, :old_slots, :, :old_length] = store
-    return grown
+    fitted = store.new_zeros(layers, two, new_slots, g, wanted, k)
+    kept = min(wanted, old_length)
+    fitted[:, :, :old_slots, :, :kept] = store[..., :kept, :]
+    return fitted

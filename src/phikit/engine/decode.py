@@ -13,14 +13,15 @@ Both parts share one softmax.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phikit.engine.cache import KVCache, aligned
+from phikit.engine.cache import KVCache
 from phikit.models.config import DecoderConfig
-from phikit.models.decoder import Decoder, rope_tables
+from phikit.models.decoder import Decoder, Layer, rope_tables
 
 
 class RopeTable:
@@ -63,7 +64,6 @@ class StepAttention:
         prefix_N: how many positions its prompt slot holds.
         own_N: how many positions the row holds itself, before the new one.
         prompts, seats: prompt slots in use, and seats of each.
-        longest_prefix, longest_own: the largest of `prefix_N`, and of `own_N` + 1.
     """
 
     def __init__(
@@ -75,18 +75,15 @@ class StepAttention:
         own_N: Tensor,
         prompts: int,
         seats: int,
-        longest_prefix: int,
-        longest_own: int,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.cache, self.prompts, self.seats = cache, prompts, seats
-        self.p = min(aligned(longest_prefix), cache.prompts.shape[4])
-        self.o = min(aligned(longest_own), cache.rows.shape[4])
+        self.p, self.o = cache.prompts.shape[4], cache.rows.shape[4]
         n, g, device = len(seat_N), config.kv_heads, seat_N.device
         head_G = torch.arange(g, device=device)
         prompt_N, chair_N = seat_N // seats, seat_N % seats
         self.place_NG = ((prompt_N[:, None] * g + head_G) * seats + chair_N[:, None]).flatten()
-        slots, capacity = cache.rows.shape[2], cache.rows.shape[4]
+        slots, capacity = cache.rows.shape[2], self.o
         row_N = torch.arange(n, device=device)
         write_NG = (row_N[:, None] * g + head_G) * capacity + own_N[:, None]
         self.write_2NG = torch.cat((write_NG, write_NG + slots * g * capacity)).flatten()
@@ -110,7 +107,7 @@ class StepAttention:
         rows_2NGOK = self.cache.rows[layer]
         new = kv_N2GK.view(n, 2, g, k).transpose(0, 1).reshape(-1, k)
         rows_2NGOK.view(-1, k).index_copy_(0, self.write_2NG, new)
-        own_k, own_v = (t.flatten(0, 1)[: n * g, : self.o] for t in rows_2NGOK)
+        own_k, own_v = (t.flatten(0, 1)[: n * g] for t in rows_2NGOK)
         prompt_k, prompt_v = (t.flatten(0, 1)[: f * g, : self.p] for t in self.cache.prompts[layer])
         q = q_NHK.reshape(n * g, e * k)
         seated = q.new_zeros(f * g * c, e * k).index_copy_(0, self.place_NG, q)
@@ -135,7 +132,8 @@ def decode(
     width = (config.hidden_size,)
     turned, every = config.heads + config.kv_heads, config.heads + 2 * config.kv_heads
     x_ND = F.embedding(ids_N, model.model.embed_tokens.weight)
-    for index, layer in enumerate(model.model.layers):
+    for index, module in enumerate(model.model.layers):
+        layer = cast(Layer, module)
         attention, mlp = layer.self_attn, layer.mlp
         h_ND = F.rms_norm(x_ND, width, layer.input_layernorm.weight, config.norm_eps)
         qkv = F.linear(h_ND, attention.qkv_proj.weight).view(-1, every, config.head_dim)

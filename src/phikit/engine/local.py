@@ -73,6 +73,27 @@ class LocalEngine:
             self.tokens_prefilled += batch.tokens_prefilled - prefilled
             yield from finished
 
+    def stream(self, request: Request) -> Iterator[int]:
+        """Yields the tokens of one sample as they are drawn: the same as `generate` gives.
+
+        Raises:
+            PhikitError: as `generate`; or more than one sample is asked for.
+        """
+        self._check(0, request)
+        if request.n != 1:
+            raise PhikitError(f"only one sample can be streamed; n is {request.n}")
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[int]:
+        with torch.inference_mode():
+            batch = Batch(self._weights(), [request], 1)
+        while batch.busy:
+            with torch.inference_mode():
+                batch.step()
+            self.tokens_generated += 1
+            yield batch.newest
+        self.tokens_prefilled += batch.tokens_prefilled
+
     def _weights(self) -> Decoder:
         if self._copy is None:
             return self.model

@@ -61,7 +61,7 @@ class Settings:
     def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
         greedy = [s.temperature == 0 for s in rows]
 
-        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return cls(

@@ -110,7 +110,7 @@ def run_recall(ctx: Context, config: RecallConfig, inputs: Mapping[str, Path]) -
     path = inputs["items"] / "recall.parquet"
     items = read_records(path, Sample)
     check_items(items, str(path))
-    without = [item.id for item in items if not isinstance(item.meta.get("length"), int)]
+    without = [item.id for item in items if not isinstance(item.meta.get("length"), int | float)]
     if without:
         raise PhikitError(f"{path}: item {without[0]} does not state its length in its meta")
     lengths = {item.id: int(item.meta["length"]) for item in items}

@@ -11,8 +11,12 @@ from phikit.stage import Stage
 
 #: First word of a verb → the module whose `STAGES` has its actions. Imported only when named.
 MODULES: Mapping[str, str] = {
-    package: f"phikit.{package}.stages"
-    for package in ("data", "synth", "train", "pivots", "evals", "export")
+    "data": "phikit.data.stages",
+    "synth": "phikit.synth.stages",
+    "train": "phikit.train.stages",
+    "pivots": "phikit.pivots.stages",
+    "evals": "phikit.evals.stages",
+    "export": "phikit.export.stages",
 }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 _COLUMNS = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
-_STATEMENT = re.compile(r"(?<![\d\w.+*/-])(\d+) ([-+*/]) (\d+) = (\d+)(?!\d|\.\d)")
+# not the tail of a longer chain such as "1 + 2 + 1 = 4"
+_STATEMENT = re.compile(r"(?<![-+*/%] )(?<![\w.*+/-])(\d+) ([-+*/]) (\d+) = (\d+)(?!\d|\.\d)")
 
 
 def compute(a: int, op: str, b: int) -> int:

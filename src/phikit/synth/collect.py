@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from phikit.records import Sample, Verdict
 from phikit.synth.teacher import Candidate
 from phikit.verify.base import Problem, Verifier
+from phikit.verify.sandbox import Check, Program, run_python
 
 _DROPPED = str.maketrans("", "", ".,?!:;'\"")
 
@@ -32,12 +33,10 @@ class Collector:
         self,
         items: Iterable[Sample] = (),
         verifier: Verifier | None = None,
-        run_programs: Callable[[Sequence[str]], list[Verdict]] | None = None,
     ) -> None:
         self._items = {normalised(Problem.of(item).prompt) for item in items}
         self._seen: set[str] = set()
         self._verifier = verifier
-        self._run_programs = run_programs
         self.accepted: list[Sample] = []
         self.rejected: list[Sample] = []
         self.tally: dict[str, Counter[str]] = {}
@@ -65,7 +64,9 @@ class Collector:
             if failed:
                 tally[f"rejected by {failed[0].verifier}"] += 1
                 self.rejected.append(candidate.sample(verdicts))
-            elif kept < limit:
+            elif kept == limit:
+                tally["surplus"] += 1
+            else:
                 kept += 1
                 self.accepted.append(candidate.sample(verdicts))
         tally["accepted"] += kept
@@ -73,15 +74,14 @@ class Collector:
 
     def _judge(self, candidates: list[Candidate]) -> list[tuple[Verdict, ...]]:
         """The verdicts on each candidate: its own solution's, and its program's if it has one."""
-        verdicts: list[tuple[Verdict, ...]] = [() for _ in candidates]
-        if self._verifier:
-            answers = [(c.problem, c.response) for c in candidates]
-            verdicts = [(v,) for v in self._verifier.verify(answers)]
-        if self._run_programs:
-            with_program = [i for i, c in enumerate(candidates) if c.program]
-            outcomes = self._run_programs([candidates[i].program for i in with_program])
-            for i, outcome in zip(with_program, outcomes, strict=True):
-                verdicts[i] = (*verdicts[i], outcome)
+        if not self._verifier:
+            return [() for _ in candidates]
+        answers = [(c.problem, c.response) for c in candidates]
+        verdicts: list[tuple[Verdict, ...]] = [(v,) for v in self._verifier.verify(answers)]
+        with_program = [i for i, c in enumerate(candidates) if c.program]
+        executed = _execute([candidates[i].program for i in with_program])
+        for i, verdict in zip(with_program, executed, strict=True):
+            verdicts[i] = (*verdicts[i], verdict)
         return verdicts
 
     def fill(
@@ -97,7 +97,7 @@ class Collector:
         many have been asked for (a small type may not have so many different problems)."""
         kept, start, end = 0, 0, wanted * attempts
         while kept < wanted and start < end:
-            stop = min(end, start + min(batch, wanted - kept + 20))
+            stop = min(end, start + min(batch, wanted - kept))
             kept += self.add(write(range(start, stop)), kind, wanted - kept)
             start = stop
             report()
@@ -117,6 +117,35 @@ class Collector:
                 "dropped": total["collision"],
             },
         }
+
+
+def _execute(programs: list[str], together: int = 100) -> list[Verdict]:
+    """Does each program run without an error, in the sandbox?
+
+    Many run one after the other in one process, as checks of an empty program: a process each
+    would cost more than all the rest. Those that are not reported on, because one before them ended
+    the process, run again alone.
+    """
+    chunks = [programs[i : i + together] for i in range(0, len(programs), together)]
+    outcomes = run_python(
+        [Program("", tuple(Check("statement", source) for source in chunk)) for chunk in chunks]
+    )
+    errors: list[str | None] = []
+    for chunk, outcome in zip(chunks, outcomes, strict=True):
+        known = [check.error for check in outcome.checks]
+        errors.extend([*known, *[None] * (len(chunk) - len(known))])
+    alone = [i for i, error in enumerate(errors) if error is None]
+    for i, outcome in zip(alone, run_python([programs[i] for i in alone]), strict=True):
+        errors[i] = "" if outcome.ok else outcome.error or outcome.status
+    return [
+        Verdict(
+            passed=not error,
+            score=float(not error),
+            reason=error or "the program ran",
+            verifier="execution",
+        )
+        for error in errors
+    ]
 
 
 def shares(count: int, weights: dict[str, float]) -> dict[str, int]:

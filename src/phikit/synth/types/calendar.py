@@ -13,6 +13,10 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _EVENTS = ("film", "class", "game", "train ride", "meeting", "concert", "walk", "lesson")
 
 
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
 def _weekday(rng: Random, difficulty: int) -> Exercise:
     """Which day is it in so many days?"""
     today = rng.randrange(7)
@@ -23,10 +27,13 @@ def _weekday(rng: Random, difficulty: int) -> Exercise:
     answer = _DAYS[(today + count) % 7]
     word = "back from" if back else "after"
     walk = [_DAYS[(today + (-i if back else i)) % 7] for i in range(rest + 1)]
-    steps = [f"{days} is {weeks} weeks and {rest} days." if weeks != 1 else
-             f"{days} is 1 week and {rest} days."] if weeks else []  # fmt: skip
-    steps.append(f"{rest} {word} {_DAYS[today]}: {', '.join(walk[1:])}." if rest else
-                 f"Whole weeks end on {_DAYS[today]}.")  # fmt: skip
+    steps = []
+    if weeks:
+        steps.append(f"{days} is {_count(weeks, 'week')} and {_count(rest, 'day')}.")
+    if rest:
+        steps.append(f"{rest} {word} {_DAYS[today]}: {', '.join(walk[1:])}.")
+    else:
+        steps.append(f"Whole weeks end on {_DAYS[today]}.")
     if back:
         question = rng.choice(
             (
@@ -67,16 +74,18 @@ def _clock(rng: Random, difficulty: int) -> Exercise:
     hours, left = divmod(total, 60)
     steps = [f"Minutes: {equation(minute, '+', lasts)}."]
     if hours:
-        word = "hour" if hours == 1 else "hours"
-        steps.append(f"That is {hours} {word} and {left} minutes: {equation(hour, '+', hours)}.")
+        steps.append(
+            f"That is {_count(hours, 'hour')} and {_count(left, 'minute')}: "
+            f"{equation(hour, '+', hours)}."
+        )
     steps.append(f"It ends at {answer}.")
-    event = rng.choice(_EVENTS)
+    event, duration = rng.choice(_EVENTS), _count(lasts, "minute")
     question = rng.choice(
         (
-            f"A {event} starts at {start:%H:%M} and lasts {lasts} minutes. When does it end?",
-            f"It is {start:%H:%M}. What time is it in {lasts} minutes?",
+            f"A {event} starts at {start:%H:%M} and lasts {duration}. When does it end?",
+            f"It is {start:%H:%M}. What time is it in {duration}?",
         )
-    ).replace(" 1 minutes", " 1 minute")
+    )
     wrong = [f"{end + timedelta(minutes=d):%H:%M}" for d in (60, 10, -60)]
     return Exercise(
         question=question, steps=tuple(steps), answer=answer, verifier="exact", wrong=tuple(wrong)

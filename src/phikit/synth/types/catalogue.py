@@ -9,6 +9,7 @@ from phikit.synth.types import (
     changes,
     choice,
     comparison,
+    complete,
     equations,
     groups,
     lists,
@@ -16,6 +17,7 @@ from phikit.synth.types import (
     percent,
     shopping,
     strings,
+    trace,
     units,
 )
 
@@ -34,6 +36,8 @@ TYPES: dict[str, DatasetType] = {
         lists,
         strings,
         choice,
+        trace,
+        complete,
     )
 }
 

@@ -18,25 +18,22 @@ from phikit.synth.types import (
     units,
 )
 
-_BASES = tuple(
-    module.TYPE
-    for module in (
-        changes,
-        groups,
-        equations,
-        comparison,
-        ordering,
-        units,
-        shopping,
-        percent,
-        calendar,
-    )  # fmt: skip
+_MODULES = (
+    changes,
+    groups,
+    equations,
+    comparison,
+    ordering,
+    units,
+    shopping,
+    percent,
+    calendar,
 )
 _LETTERS = "ABCD"
 
 
 def write(rng: Random, difficulty: int) -> Exercise:
-    exercise = rng.choice(_BASES).write(rng, difficulty)
+    exercise = rng.choice(_MODULES).TYPE.write(rng, difficulty)
     options = [*dict.fromkeys((exercise.answer, *exercise.wrong))][: len(_LETTERS)]
     rng.shuffle(options)
     letter = _LETTERS[options.index(exercise.answer)]

@@ -46,7 +46,9 @@ def _many(unit: str) -> str:
 def _amounts(rng: Random, difficulty: int) -> tuple[_Unit, int, int]:
     """A unit that the difficulty allows, a number of the big one and some small ones over."""
     unit = rng.choice([u for u in _UNITS if u.level <= difficulty])
-    return unit, rng.randint(2, (5, 6, 9, 12, 20)[difficulty - 1]), rng.randint(1, unit.factor - 1)
+    step = max(1, unit.factor // 20)
+    rest = rng.randrange(step, unit.factor, step)
+    return unit, rng.randint(2, (5, 6, 9, 12, 20)[difficulty - 1]), rest
 
 
 def _down(rng: Random, difficulty: int) -> Exercise:
@@ -101,7 +103,8 @@ def _up(rng: Random, difficulty: int) -> Exercise:
     unit, big, _ = _amounts(rng, difficulty)
     first, second = people(rng, 2)
     total = big * unit.factor
-    a = rng.randint(1, total - 1)
+    step = max(1, unit.factor // 20)
+    a = rng.randrange(step, total, step)
     question = (
         f"{first.name} has {_count(a, unit.small)} and {second.name} has "
         f"{_count(total - a, unit.small)}. How many {_many(unit.big)} is that in total?"

@@ -1,0 +1,5 @@
+"""`python -m phikit` is `phikit`."""
+
+from phikit.cli import main
+
+main()

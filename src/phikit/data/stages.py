@@ -1,0 +1,9 @@
+"""The data stages that recipes name: documents, tokenizer, shards, decontaminate."""
+
+from __future__ import annotations
+
+from phikit.data.stage_documents import DECONTAMINATE, DOCUMENTS
+from phikit.data.stage_tokens import SHARDS, TOKENIZER
+from phikit.stage import Stage
+
+STAGES: list[Stage] = [DOCUMENTS, TOKENIZER, SHARDS, DECONTAMINATE]

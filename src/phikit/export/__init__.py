@@ -1,0 +1,1 @@
+"""Out to other runtimes, behind a parity gate."""

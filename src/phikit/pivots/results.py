@@ -1,0 +1,284 @@
+"""What a search hands back: pivots with their evidence, traces to draw, totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from phikit.pivots.config import SearchConfig
+from phikit.pivots.evidence import Contrast, proportion
+from phikit.pivots.path import Branch
+from phikit.pivots.question import Drawn, QuestionSearch, Segment, Solution
+from phikit.pivots.suspect import PIVOTAL, State, Suspect
+
+
+@dataclass
+class Totals:
+    """Running totals of a search.
+
+    `questions` were begun, `finished` ended, `kept` of them passed the filter; `prefilled` prompt
+    tokens stood in `requests`; `verified` verdicts were computed, the others were known.
+    """
+
+    rounds: int = 0
+    questions: int = 0
+    finished: int = 0
+    kept: int = 0
+    samples: int = 0
+    tokens: int = 0
+    requests: int = 0
+    prefilled: int = 0
+    verified: int = 0
+
+    def count(
+        self, prompt_lengths: Sequence[int], rollouts: list[list[Drawn]], verified: int
+    ) -> None:
+        self.requests += len(prompt_lengths)
+        self.prefilled += sum(prompt_lengths)
+        self.samples += sum(len(group) for group in rollouts)
+        self.tokens += sum(len(d.ids) for group in rollouts for d in group)
+        self.verified += verified
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another token at a pivot's prefix.
+
+    Attributes:
+        p: its success probability, from `n` rollouts drawn for this estimate alone when the token
+            was tried for the pair; else from those that happened to take it.
+    """
+
+    token: int
+    probability: float
+    p: float
+    n: int
+    lower: float
+    upper: float
+    accepted: bool
+
+
+class Candidate(NamedTuple):
+    """A token that was put to the test, with all that its report will need."""
+
+    problem: str
+    kind: str
+    verifier: str
+    prompt_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
+    token: int
+    solution_passed: bool
+    state: State
+    log_e: float
+    probability: float
+    measured: Contrast | None
+    fresh: Contrast | None
+    p_after: float
+    alternatives: tuple[Alternative, ...]
+
+    @property
+    def pivotal(self) -> bool:
+        return self.measured is not None
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """A confirmed pivot.
+
+    Attributes:
+        prefix_ids: prompt and completion before the token.
+        position: how many completion tokens precede it.
+        delta: p_after - p_before, unbiased: from a round whose size was fixed beforehand.
+        lower, upper: delta's interval, from all rollouts since it became a candidate.
+        n_after, n_astray: rollouts in that interval that took the token, and that took another.
+        log_e: the log e-value against |Δp| ≤ gap.
+        alternatives: the other tokens seen there; the accepted one makes the pair.
+    """
+
+    problem: str
+    kind: str
+    verifier: str
+    prefix_ids: tuple[int, ...]
+    position: int
+    token: int
+    probability: float
+    solution_passed: bool
+    delta: float
+    lower: float
+    upper: float
+    p_before: float
+    p_after: float
+    n_after: int
+    n_astray: int
+    log_e: float
+    alternatives: tuple[Alternative, ...]
+
+    @property
+    def accepted(self) -> Alternative | None:
+        return next((a for a in self.alternatives if a.accepted), None)
+
+    @classmethod
+    def of(cls, found: Candidate, level: float) -> Pivot:
+        assert found.measured is not None and found.fresh is not None
+        lower, upper = found.fresh.interval(level)
+        delta = found.measured.estimate
+        arms = found.fresh.arms
+        return cls(
+            problem=found.problem,
+            kind=found.kind,
+            verifier=found.verifier,
+            prefix_ids=(*found.prompt_ids, *found.prefix_ids),
+            position=len(found.prefix_ids),
+            token=found.token,
+            probability=found.probability,
+            solution_passed=found.solution_passed,
+            delta=delta,
+            lower=lower,
+            upper=upper,
+            p_before=found.p_after - delta,
+            p_after=found.p_after,
+            n_after=arms[0].n if len(arms) == 2 else 0,
+            n_astray=arms[-1].n,
+            log_e=found.log_e,
+            alternatives=found.alternatives,
+        )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """`tested` candidates were put to the test; `pivots` of them are confirmed."""
+
+    pivots: list[Pivot]
+    tested: int
+    totals: Totals
+    config: SearchConfig
+
+
+def candidate(question: QuestionSearch, suspect: Suspect) -> Candidate:
+    """Copies what must outlive the question's rollouts."""
+    path, i = suspect.path, suspect.position
+    pivotal = suspect.state in PIVOTAL
+    measured = suspect.measured() if pivotal else None
+    p_after = 0.0
+    if measured is not None:
+        p_after = float(path.passed) if i + 1 == len(path) else measured.arms[0].mean
+    return Candidate(
+        problem=question.problem.id,
+        kind=question.problem.kind,
+        verifier=question.problem.verifier,
+        prompt_ids=question.prompt_ids,
+        prefix_ids=path.ids[:i],
+        token=path.ids[i],
+        solution_passed=path.passed,
+        state=suspect.state,
+        log_e=suspect.log_e,
+        probability=float(path.probability[i]),
+        measured=measured,
+        fresh=suspect.fresh() if pivotal else None,
+        p_after=p_after,
+        alternatives=_alternatives(suspect) if pivotal else (),
+    )
+
+
+def _alternatives(suspect: Suspect, most: int = 8) -> tuple[Alternative, ...]:
+    """Those tried for the pair, by their own fresh rollouts; then the most frequent others."""
+    level = 1.0 - suspect.config.coverage
+    rows: list[Alternative] = []
+    for attempt, since in suspect.tried:
+        measured = suspect.path.took(suspect.position, attempt.token, since, since + 1)
+        lower, upper = proportion(
+            suspect.path.took(suspect.position, attempt.token, since)
+        ).interval(level)
+        accepted = suspect.state is State.PAIRED and attempt is suspect.tried[-1][0]
+        rows.append(
+            Alternative(attempt.token, attempt.probability, measured.mean, measured.n, lower,
+                        upper, accepted)
+        )  # fmt: skip
+    tried = {a.token for a in rows}
+    branches: list[Branch] = suspect.path.branches(suspect.position)
+    for branch in [b for b in branches if b.token not in tried][: most - len(rows)]:
+        lower, upper = proportion(branch.arm).interval(level)
+        rows.append(
+            Alternative(branch.token, branch.probability, branch.arm.mean, branch.arm.n, lower,
+                        upper, False)
+        )  # fmt: skip
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A question's search, for people to look at.
+
+    Attributes:
+        outcome: "done" or "refused".
+        p, n: success of the question in the filter's rollouts.
+        solutions: for each solution a dict with its `ids`, `passed`, token `probability`; `points`
+            (for every position with evidence: position, p, lower, upper, n; all rollouts count, so
+            these describe, and prove nothing); the `tree` of segments; the `suspects`.
+    """
+
+    problem: str
+    kind: str
+    prompt_ids: tuple[int, ...]
+    outcome: str
+    p: float
+    n: int
+    samples: int
+    tokens: int
+    solutions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def trace(question: QuestionSearch) -> Trace:
+    return Trace(
+        problem=question.problem.id,
+        kind=question.problem.kind,
+        prompt_ids=question.prompt_ids,
+        outcome=question.state,
+        p=question.success.mean,
+        n=question.success.n,
+        samples=question.samples,
+        tokens=question.tokens,
+        solutions=[_solution(s, question.config) for s in question.solutions],
+    )
+
+
+def _solution(solution: Solution, config: SearchConfig) -> dict[str, Any]:
+    path = solution.path
+    points: list[dict[str, Any]] = []
+    for i in range(len(path)):
+        arm = path.reached(i)
+        if arm.n:
+            lower, upper = proportion(arm).interval(1.0 - config.coverage)
+            points.append(
+                {"position": i, "p": arm.mean, "lower": lower, "upper": upper, "n": arm.n}
+            )
+    end = float(path.passed)
+    points.append({"position": len(path), "p": end, "lower": end, "upper": end, "n": 0})
+    return {
+        "ids": list(path.ids),
+        "passed": path.passed,
+        "probability": [round(float(p), 6) for p in path.probability],
+        "points": points,
+        "tree": _tree(solution.root),
+        "suspects": [_suspect(s) for s in solution.suspects],
+    }
+
+
+def _tree(segment: Segment) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "low": segment.low, "high": segment.high, "outcome": segment.outcome
+    }  # fmt: skip
+    if segment.parts:
+        row["parts"] = [_tree(part) for part in segment.parts]
+    return row
+
+
+def _suspect(suspect: Suspect) -> dict[str, Any]:
+    contrast = suspect.path.contrast(suspect.position, suspect.position + 1)
+    return {
+        "position": suspect.position,
+        "state": str(suspect.state),
+        "delta": contrast.estimate,
+        "n": sum(arm.n for arm in contrast.arms),
+    }

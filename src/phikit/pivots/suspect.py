@@ -1,0 +1,261 @@
+"""One token under suspicion of being a pivot, from the first look to the confirmed pair.
+
+    EXPLORE ──shown below the gap──▶ CLEARED
+       └─estimate beyond it─▶ CONFIRM ──not shown, or shown below──▶ REFUTED
+                                 └─shown beyond, on fresh rollouts─▶ MEASURE ─▶ PAIRED | UNPAIRED
+
+Each step uses only rollouts drawn after the step was entered, so what made a token look good is
+never counted again for it. The estimate of Δp comes from one round whose size was fixed before it
+was drawn, hence it is unbiased; its interval from everything since CONFIRM was entered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from phikit.pivots.config import SearchConfig
+from phikit.pivots.evidence import Contrast
+from phikit.pivots.path import Branch, Path
+
+
+class State(StrEnum):
+    EXPLORE = "explore"
+    CLEARED = "cleared"
+    CONFIRM = "confirm"
+    REFUTED = "refuted"
+    MEASURE = "measure"
+    PAIRED = "paired"
+    UNPAIRED = "unpaired"
+    ABANDONED = "abandoned"
+
+
+OPEN = (State.EXPLORE, State.CONFIRM, State.MEASURE)
+PIVOTAL = (State.MEASURE, State.PAIRED, State.UNPAIRED)
+
+
+@dataclass
+class Wants:
+    """What a question would like to see next: how many rollouts shall arrive at each position,
+    those that pass through on their way from an earlier one included, and how many shall be begun
+    with a given token there."""
+
+    arrive: dict[int, int] = field(default_factory=dict)
+    forced: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def at(self, position: int, n: float) -> None:
+        if n > 0:
+            self.arrive[position] = max(self.arrive.get(position, 0), math.ceil(n))
+
+    def after(self, position: int, token: int, n: int) -> None:
+        if n > 0:
+            key = (position, token)
+            self.forced[key] = max(self.forced.get(key, 0), n)
+
+    def arms(self, path: Path, low: int, high: int, through: float, astray: float) -> None:
+        """That many rollouts through [low, high), and astray in it."""
+        if high < len(path):
+            self.at(high, through)
+        self.at(low, astray / (1.0 - path.through(low, high)))
+
+
+def sizes(path: Path, high: int, contrast: Contrast) -> tuple[float, float]:
+    """Rollouts (through, astray) of a stretch's contrast; infinite where p is known."""
+    if high == len(path):
+        return math.inf, contrast.arms[0].n
+    return contrast.arms[0].n, contrast.arms[1].n
+
+
+@dataclass
+class Suspect:
+    """The token at `position` of a solution.
+
+    Attributes:
+        log_e: the log e-value against |Δp| ≤ gap, once CONFIRM was entered.
+        sign: +1 for a token that helps, -1 for one that harms; final once confirmed.
+        explored: the last round whose rollouts made it a candidate.
+        confirmed: the last round whose rollouts confirmed it.
+        tried: the alternatives tried for its pair, each with the last round whose rollouts led to
+            it; the last one is under test or accepted.
+    """
+
+    path: Path
+    position: int
+    config: SearchConfig
+    state: State = State.EXPLORE
+    log_e: float = -math.inf
+    sign: float = 1.0
+    explored: int = -1
+    confirmed: int = -1
+    tried: list[tuple[Branch, int]] = field(default_factory=list)
+    pair_log_e: float = -math.inf
+
+    @property
+    def tested(self) -> bool:
+        """It counts among the hypotheses over which false discoveries are controlled."""
+        return self.explored >= 0
+
+    def advance(self, last_round: int, target: float) -> None:
+        """Draws every conclusion that the rollouts up to `last_round` allow.
+
+        Args:
+            target: the log e-value that confirms.
+        """
+        if self.state is State.EXPLORE:
+            self._explore(last_round)
+        elif self.state is State.CONFIRM:
+            self._confirm(last_round, target)
+        elif self.state is State.MEASURE:
+            self._measure(last_round)
+
+    def wants(self, wants: Wants, target: float) -> None:
+        if self.state is State.EXPLORE:
+            self._grow(wants, self._contrast(), math.inf)
+        elif self.state is State.CONFIRM:
+            contrast = self.fresh()
+            n = min(sizes(self.path, self.position + 1, contrast))
+            needed = n * target / self.log_e if self.log_e > 0.5 else math.inf
+            self._grow(wants, contrast, max(needed * 1.1 - n, self.config.first))
+        elif self.state is State.MEASURE:
+            self._want_measured(wants)
+
+    def abandon(self) -> None:
+        """The budget is spent: a suspect that is not decided stays undecided."""
+        if self.state is State.MEASURE and self.measurable:
+            self.state = State.UNPAIRED
+        elif self.state in OPEN:
+            self.state = State.ABANDONED
+
+    # --- the three steps -------------------------------------------------------------------------
+
+    def _explore(self, last_round: int) -> None:
+        contrast = self._contrast()
+        n = min(sizes(self.path, self.position + 1, contrast))
+        if n < self.config.first:
+            return
+        config = self.config
+        beyond = abs(contrast.estimate) - config.gap
+        below = contrast.log_e_inside(config.gap + config.margin) >= self._dropping
+        if below or (n >= config.explore_max and beyond < 0.0):
+            self.state = State.CLEARED
+        elif n >= config.explore_max or (n >= config.explore_min and beyond >= config.margin):
+            self.state, self.explored = State.CONFIRM, last_round
+
+    def _confirm(self, last_round: int, target: float) -> None:
+        contrast = self.fresh()
+        n = min(sizes(self.path, self.position + 1, contrast))
+        if n == 0:
+            return
+        self.log_e = contrast.log_e_outside(self.config.gap)
+        inside = contrast.log_e_inside(self.config.gap + self.config.margin)
+        promising = n < self.config.max_samples // 4 or self.log_e > 0.0
+        if self.log_e >= target:
+            self.state, self.confirmed = State.MEASURE, last_round
+            self.sign = math.copysign(1.0, contrast.estimate)
+            self._next_alternative(last_round)
+        elif inside >= self._dropping or n >= self.config.max_samples or not promising:
+            self.state = State.REFUTED
+
+    def _measure(self, last_round: int) -> None:
+        if not self.measurable:
+            return
+        if not self.tried:
+            self.state = State.UNPAIRED
+            return
+        contrast = self.pair_contrast()
+        self.pair_log_e = contrast.log_e_above(0.0)
+        if self.pair_log_e >= math.log(self.config.alternatives / self.config.error):
+            self.state = State.PAIRED
+            return
+        n = contrast.arms[0].n
+        wrong_side = contrast.flipped().log_e_above(0.0) >= self._dropping
+        if (wrong_side or n >= self.config.max_samples) and not self._next_alternative(last_round):
+            self.state = State.UNPAIRED
+
+    # --- evidence --------------------------------------------------------------------------------
+
+    def _contrast(self) -> Contrast:
+        return self.path.contrast(self.position, self.position + 1)
+
+    def fresh(self) -> Contrast:
+        """Δp from everything since the token became a candidate: for its test and interval."""
+        return self.path.contrast(
+            self.position, self.position + 1, since=self.explored, informed=True
+        )
+
+    def measured(self) -> Contrast:
+        """Δp from the round that was drawn to measure it: for its unbiased estimate."""
+        return self.path.contrast(
+            self.position, self.position + 1, since=self.confirmed, until=self._measured_until()
+        )
+
+    @property
+    def _dropping(self) -> float:
+        """The log e-value at which a hope is given up."""
+        return -math.log(self.config.miss)
+
+    @property
+    def measurable(self) -> bool:
+        """Both arms were seen since the token was confirmed."""
+        contrast = self.path.contrast(self.position, self.position + 1, since=self.confirmed)
+        return min(sizes(self.path, self.position + 1, contrast)) > 0
+
+    def _measured_until(self) -> int:
+        """The first round after confirmation by which both arms were seen: the very next one, but
+        for a freak of chance."""
+        last = int(self.path.table[:, 4].max())
+        for until in range(self.confirmed + 1, last):
+            contrast = self.path.contrast(
+                self.position, self.position + 1, since=self.confirmed, until=until
+            )
+            if min(sizes(self.path, self.position + 1, contrast)) > 0:
+                return until
+        return last
+
+    def pair_contrast(self) -> Contrast:
+        """How far the alternative lies from p(prefix), on the side away from the token."""
+        branch, since = self.tried[-1]
+        contrast = self.path.against(self.position, branch.token, branch.probability, since)
+        return contrast.flipped() if self.sign > 0 else contrast
+
+    # --- what to draw ----------------------------------------------------------------------------
+
+    def _grow(self, wants: Wants, contrast: Contrast, most: float) -> None:
+        """Brings both arms to the same size, half as large again."""
+        through, astray = sizes(self.path, self.position + 1, contrast)
+        n = min(through, astray)
+        goal = n + min(max(self.config.first, n * 0.5), most)
+        wants.arms(self.path, self.position, self.position + 1, goal - through, goal - astray)
+
+    def _want_measured(self, wants: Wants) -> None:
+        n = self.config.measure
+        if not self.measurable:
+            wants.arms(self.path, self.position, self.position + 1, n, n)
+        if self.tried:
+            branch, since = self.tried[-1]
+            took, *others = self.pair_contrast().arms
+            n = max(n, took.n // 2)
+            wants.after(self.position, branch.token, n)
+            if since > self.confirmed and sum(arm.n for arm in others) < took.n:
+                wants.arms(self.path, self.position, self.position + 1, n, n)
+
+    def _next_alternative(self, last_round: int) -> bool:
+        """Picks the alternative that promises most on the other side of the prefix."""
+        tried = {b.token for b, _ in self.tried}
+        if len(tried) >= self.config.alternatives:
+            return False
+        here = self.path.reached(self.position).mean
+
+        def promise(branch: Branch) -> float:
+            mean = (branch.arm.passed + 0.5) / (branch.arm.n + 1)
+            return self.sign * (here - mean) * math.sqrt(branch.probability)
+
+        open_to = [
+            b for b in self.path.branches(self.position) if b.token not in tried and not b.final
+        ]
+        best = max(open_to, key=lambda b: (promise(b), -b.token), default=None)
+        if best is None or promise(best) <= 0.0:
+            return False
+        self.tried.append((best, last_round))
+        return True

@@ -1,0 +1,1 @@
+"""What a run showed: reads a run directory, works out the findings, draws the page."""

@@ -1,0 +1,276 @@
+"""The one training loop: every objective, every stage.
+
+The loop owns the weights' way from step to step: gradients, clipping, the learning rate, what to
+do when a loss is not finite, checkpoints, metrics. What a batch is and what is minimised is the
+objective's. A loss is a *sum*; the loop divides by the step's weight (its trained tokens, or its
+pairs) over all microbatches, so how a batch is cut changes nothing.
+
+Whatever happens, a killed run goes on to the bit-identical weights and metrics: the state is
+explicit and saved whole, and nothing that a clock says reaches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from phikit.errors import PhikitError
+from phikit.models.decoder import Decoder
+from phikit.stage import Context
+from phikit.train.optim import Optimiser
+from phikit.train.schedules import factor
+from phikit.train.settings import TrainSettings
+from phikit.train.state import Checkpoints, State
+
+M = TypeVar("M")
+
+
+@dataclass
+class StepBatch(Generic[M]):
+    """What one step trains on.
+
+    Attributes:
+        micros: the microbatches.
+        weight: what the summed loss is divided by, over all microbatches.
+        tokens: model tokens that pass through the model, for rates and costs.
+        context: mean number of positions a token attends to, for FLOPs.
+        name: which data this is, for the message when its loss is not finite.
+        generated: tokens sampled to make the batch.
+        metrics: goes into the step's row as it is.
+
+    A step whose batch has no microbatches leaves the weights as they are.
+    """
+
+    micros: list[M]
+    weight: float
+    tokens: int
+    context: float
+    name: str
+    generated: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Loss:
+    """Sums over a microbatch: the loss to differentiate, and metrics (divided like the loss)."""
+
+    total: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol[M]):
+    """Batch → loss and metrics. The batches' own position is its state."""
+
+    def draw(self, step: int) -> StepBatch[M]: ...
+
+    def loss(self, model: Decoder, micro: M) -> Loss: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class _Counters:
+    tokens: int = 0
+    generated: int = 0
+    flops: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+def train(
+    ctx: Context, model: Decoder, objective: Objective[M], settings: TrainSettings, steps: int
+) -> dict[str, Any]:
+    """Trains `model` in place for `steps` steps, going on from the last checkpoint if there is one.
+
+    Returns:
+        What the run took: steps, tokens, first and last loss, rate, peak memory.
+
+    Raises:
+        PhikitError: losses were not finite `settings.bad_steps` times in a row; names the batch.
+    """
+    torch.manual_seed(ctx.seed)
+    model.train().float()
+    optimiser = Optimiser(model, settings.optimiser)
+    checkpoints = Checkpoints(ctx.dir / "checkpoints", settings.keep_checkpoints)
+    counters = _Counters()
+    start = 0
+    if (saved := checkpoints.latest()) is not None:
+        start = saved.step
+        _restore(model, optimiser, objective, saved, str(checkpoints.folder))
+        counters = _Counters(**saved.counters)  # type: ignore[arg-type]
+    ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
+    _add_cost(ctx, counters)
+    rows = _Rows(ctx, steps, counters.tokens)
+    with _prepared(model, settings):
+        for step in range(start, steps):
+            row = _step(model, optimiser, objective, settings, step, steps, counters)
+            rows.add(row, counters)
+            _add_cost(ctx, counters)
+            if counters.skipped_in_a_row >= settings.bad_steps:
+                rows.flush()
+                raise PhikitError(
+                    f"the loss was not finite in {counters.skipped_in_a_row} steps in a row, "
+                    f"the last one step {step + 1} ({row['batch']})",
+                    "lower the learning rate, lengthen the warm-up, or look at that data",
+                )
+            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
+                rows.flush()
+                checkpoints.save(_state(model, optimiser, objective, step + 1, counters))
+    model.eval()
+    return summary(ctx, rows.tokens_per_s())
+
+
+def summary(ctx: Context, tokens_per_s: float) -> dict[str, Any]:
+    """What a finished run says of itself, from its metrics."""
+    losses = [row["loss"] for row in ctx.metrics.rows if row["loss"] is not None]
+    return {
+        "steps": len(ctx.metrics.rows),
+        "tokens": sum(row["tokens"] for row in ctx.metrics.rows),
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "skipped_steps": len(ctx.metrics.rows) - len(losses),
+        "tokens_per_s": round(tokens_per_s, 1),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def _step(
+    model: Decoder,
+    optimiser: Optimiser,
+    objective: Objective[M],
+    settings: TrainSettings,
+    step: int,
+    steps: int,
+    counters: _Counters,
+) -> dict[str, Any]:
+    """One step; returns its row of metrics. The weights are left alone if it is not finite."""
+    batch = objective.draw(step)
+    optimiser.zero_grad()
+    sums: dict[str, float] = {}
+    for micro in batch.micros:
+        with autocast(model, settings.precision):
+            loss = objective.loss(model, micro)
+        (loss.total / batch.weight).backward()
+        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    grad_norm = optimiser.clip_grads() if batch.micros else 0.0
+    counters.tokens += batch.tokens
+    counters.generated += batch.generated
+    passes = 3 * batch.tokens + batch.generated  # backward costs twice as much as forward
+    counters.flops += passes * model.config.flops_per_token(round(batch.context))
+    share = factor(
+        settings.schedule, step, steps, settings.warmup_steps(steps),
+        settings.decay_share, settings.lr_floor,
+    )  # fmt: skip
+    lr = settings.lr * share
+    row: dict[str, Any] = {"step": step + 1}
+    row |= {name: value / batch.weight for name, value in sums.items()} or {"loss": 0.0}
+    row |= {"lr": lr, "grad_norm": grad_norm, "tokens": batch.tokens, **batch.metrics}
+    if math.isfinite(row["loss"]) and math.isfinite(grad_norm):
+        if batch.micros:
+            optimiser.step(lr, (settings.optimiser.muon_lr or settings.lr) * share)
+        counters.skipped_in_a_row = 0
+        return row
+    counters.skipped += 1
+    counters.skipped_in_a_row += 1
+    row = {k: v if math.isfinite(v) else None for k, v in row.items()}
+    return row | {"loss": None, "batch": batch.name}
+
+
+class _Rows:
+    """Metrics on their way to the disk and to the screen: seldom enough not to slow training."""
+
+    def __init__(self, ctx: Context, steps: int, tokens: int) -> None:
+        self.ctx, self.steps = ctx, steps
+        self.waiting: list[dict[str, Any]] = []
+        self.began = self.flushed = time.monotonic()
+        self.first = self.last = tokens
+
+    def add(self, row: dict[str, Any], counters: _Counters) -> None:
+        self.waiting.append(row)
+        self.last = counters.tokens
+        shown: dict[str, float | str] = {"tokens_per_s": self.tokens_per_s()}
+        if row["loss"] is not None:
+            shown = {"loss": row["loss"], **shown}
+        self.ctx.progress.update(row["step"], self.steps, **shown)
+        if time.monotonic() - self.flushed > 1.0:
+            self.flush()
+
+    def flush(self) -> None:
+        self.ctx.metrics.append(*self.waiting)
+        self.waiting = []
+        self.flushed = time.monotonic()
+
+    def tokens_per_s(self) -> float:
+        return (self.last - self.first) / max(1e-9, time.monotonic() - self.began)
+
+
+def autocast(model: Decoder, precision: str) -> torch.autocast:
+    """Products in bfloat16 when the settings say so."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
+    """Applies recomputation and compilation from outside, and takes them off again."""
+    layers = list(model.model.layers)
+    for layer in layers:
+        if settings.compile:
+            layer.compile()
+        if settings.recompute:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+            layer._compiled_call_impl = None
+
+
+def _state(
+    model: Decoder,
+    optimiser: Optimiser,
+    objective: Objective[M],
+    step: int,
+    counters: _Counters,
+) -> State:
+    weights = {f"model.{n}": p for n, p in model.named_parameters()}
+    moments = {f"optimiser.{n}": t for n, t in optimiser.state().items()}
+    return State(step, objective.state(), vars(counters).copy(), weights | moments)
+
+
+@torch.no_grad()
+def _restore(
+    model: Decoder, optimiser: Optimiser, objective: Objective[M], saved: State, where: str
+) -> None:
+    for name, p in model.named_parameters():
+        held = saved.tensors.get(f"model.{name}")
+        if held is None or held.shape != p.shape:
+            raise PhikitError(
+                f"{where}: the checkpoint's {name} does not fit the model",
+                "it was written by another run: remove it to train anew",
+            )
+        p.copy_(held)
+    head = "optimiser."
+    moments = {n[len(head) :]: t for n, t in saved.tensors.items() if n.startswith(head)}
+    optimiser.load_state(moments, where)
+    objective.load_state(saved.objective)
+
+
+def _add_cost(ctx: Context, counters: _Counters) -> None:
+    ctx.cost.tokens_trained = counters.tokens
+    ctx.cost.tokens_generated = counters.generated
+    ctx.cost.flops = counters.flops

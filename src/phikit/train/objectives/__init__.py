@@ -1,0 +1,1 @@
+"""What is minimised: next tokens (pre-training, SFT), preferences (DPO), rewards (GRPO)."""

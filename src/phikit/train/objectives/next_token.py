@@ -1,0 +1,71 @@
+"""Predict the next token: pre-training, mid-training and supervised fine-tuning.
+
+They differ only in which targets are trained on, which packing has already decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from phikit.data.pack import IGNORE, Batch, Batches
+from phikit.models.decoder import Decoder
+from phikit.train.attention import confined
+from phikit.train.loop import Loss, StepBatch
+from phikit.train.losses import cross_entropy, trained_rows
+
+
+def cut(batch: Batch, rows: int) -> list[Batch]:
+    """A batch in pieces of at most `rows` rows; 0 leaves it whole."""
+    size = rows or len(batch.ids_BL)
+    return [
+        Batch(*parts)
+        for parts in zip(
+            *(
+                torch.split(t, size)
+                for t in (batch.ids_BL, batch.targets_BL, batch.positions_BL, batch.segments_BL)
+            ),
+            strict=True,
+        )
+    ]
+
+
+@dataclass
+class NextToken:
+    """Cross entropy over the trained targets of packed rows."""
+
+    batches: Batches
+    microbatch: int = 0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def draw(self, step: int) -> StepBatch[Batch]:
+        before = self.batches.state()
+        batch = next(self.batches)
+        used = batch.segments_BL != 0
+        return StepBatch(
+            micros=cut(batch, self.microbatch),
+            weight=float((batch.targets_BL != IGNORE).sum()),
+            tokens=int(used.sum()),
+            context=float((batch.positions_BL + 1)[used].double().mean()),
+            name=f"{len(batch.ids_BL)} rows from row {before['row']} of epoch {before['epoch']}",
+        )
+
+    def loss(self, model: Decoder, micro: Batch) -> Loss:
+        hidden_BLD = model.hidden(
+            micro.ids_BL, micro.positions_BL, attend=confined(micro.segments_BL)
+        )
+        hidden_ND, targets_N = trained_rows(hidden_BLD, micro.targets_BL)
+        loss = cross_entropy(
+            hidden_ND, model.lm_head.weight, targets_N, self.label_smoothing, self.z_loss
+        )
+        smoothed = self.label_smoothing or self.z_loss
+        return Loss(loss.loss, {"nll": loss.nll} if smoothed else {})
+
+    def state(self) -> dict[str, Any]:
+        return self.batches.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.batches.load_state(state)

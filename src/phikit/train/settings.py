@@ -1,0 +1,80 @@
+"""The settings that every training stage shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from phikit.stage import Config
+from phikit.train.schedules import Schedule
+
+
+class OptimiserSettings(Config):
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: the layers' matrices are orthogonalised, the rest is AdamW's",
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95),
+        description="AdamW's decay rates (not published for phi-4; the flash model's)",
+    )
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decoupled, on matrices only (phi-4's pre-training: 0.1)"
+    )
+    muon_lr: float | None = Field(
+        default=None, gt=0, description="peak rate of the matrices under Muon; `lr` when left out"
+    )
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum (Nesterov)")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+
+
+class TrainSettings(Config):
+    """What the loop needs to know, whatever is minimised."""
+
+    lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
+    schedule: Schedule = Field(default="linear", description="linear, cosine, wsd or constant")
+    warmup: float = Field(
+        default=0.05,
+        ge=0,
+        description="warm-up: a share of the steps when below 1, else a number of steps",
+    )
+    decay_share: float = Field(
+        default=0.2, gt=0, le=1, description="wsd: share of the steps that decay"
+    )
+    lr_floor: float = Field(
+        default=0.0, ge=0, lt=1, description="the lowest rate, as a share of the peak"
+    )
+    optimiser: OptimiserSettings = OptimiserSettings()
+    precision: Literal["bf16", "f32"] = Field(
+        default="bf16",
+        description="bf16: products in bfloat16 (autocast); weights are always float32",
+    )
+    save_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="the precision of the model that is written at the end"
+    )
+    microbatch: int = Field(
+        default=0,
+        ge=0,
+        description="rows computed at once; 0: the whole batch (changes memory, not maths)",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="recompute activations in the backward pass: less memory, a third slower",
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers with torch.compile (needs g++)"
+    )
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="how many checkpoints are kept")
+    bad_steps: int = Field(
+        default=5,
+        ge=1,
+        description="stop after this many steps in a row with a loss that is not finite",
+    )
+
+    def warmup_steps(self, steps: int) -> int:
+        return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
