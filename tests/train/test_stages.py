@@ -19,18 +19,9 @@ from phikit.stage import Context
 from phikit.train.stages import STAGES
 
 SPECIAL = [
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|im_sep|>",
-    "<|endofprompt|>",
-    "<think>",
-    "</think>",
-    "<|pad|>",
-]
+    "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|im_start|>",
+    "<|im_end|>", "<|im_sep|>", "<|endofprompt|>", "<think>", "</think>", "<|pad|>",
+]  # fmt: skip
 BY_VERB = {stage.verb: stage for stage in STAGES}
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 2, "kv_heads": 1,
          "head_dim": 16}  # fmt: skip
