@@ -122,7 +122,7 @@ def _token_data(solution: searches.Solution) -> list[dict[str, Any]]:
 
 
 def figure(run_dir: Path, path: Path) -> Path:
-    """Draws a run's summary as one picture, for a README: accuracy per stage, a pivotal-token strip.
+    """Draws a run's summary as one picture, for a README: accuracies and a pivotal-token strip.
 
     Args:
         path: ends in .png or .svg.

@@ -156,13 +156,13 @@ def _documents(b: Builder) -> list[Document]:
         "data.documents",
         {"items": ["items"]},
         {
-            "sources": {
+            "by_source": {
                 "web": {"read": 1210, "kept": 911, "chars": 2_410_332,
-                        "rejected": {"too short": 211, "contaminated": 2}, "duplicates": 86},
+                        "rejected": {"too short": 211, "contaminated": 1, "near duplicate": 87}},
                 "code": {"read": 1874, "kept": 1702, "chars": 9_220_118,
-                         "rejected": {"generated": 31}, "duplicates": 141},
+                         "rejected": {"generated": 31, "exact duplicate": 141}},
                 "acquired": {"read": 93, "kept": 93, "chars": 701_400,
-                             "rejected": {}, "duplicates": 0},
+                             "rejected": {}},
             }
         },
         9.4,
@@ -180,11 +180,11 @@ def _documents(b: Builder) -> list[Document]:
     ]  # fmt: skip
     write_records(folder / "documents.parquet", documents, Document)
     ledger = {
-        "document": documents[0].id, "rule": "13-gram", "ratio": 1.0,
+        "document": documents[0].id, "verdict": "contaminated", "rule": "13-gram", "ratio": 1.0,
         "text": "… Ada has 3 boxes with 4 pens in each. She gives away 2. How many pens …",
         "item": b.items[0].id, "item_text": b.items[0].messages[0]["content"],
     }  # fmt: skip
-    partial = {**ledger, "rule": "7-gram", "ratio": 0.41, "text": HOSTILE}
+    partial = {**ledger, "verdict": "partial", "rule": "7-gram", "ratio": 0.41, "text": HOSTILE}
     write_atomic(
         folder / "contamination.jsonl", json.dumps(ledger) + "\n" + json.dumps(partial) + "\n"
     )

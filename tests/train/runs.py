@@ -59,9 +59,7 @@ class Even:
         for _, text in items:
             ids = [int(x) for x in text.split()]
             share = sum(i % 2 == 0 for i in ids) / max(1, len(ids))
-            verdicts.append(
-                Verdict(passed=share > 0.5, score=share, reason="", verifier=self.name)
-            )
+            verdicts.append(Verdict(passed=share > 0.5, score=share, reason="", verifier=self.name))
         return verdicts
 
 

@@ -151,7 +151,14 @@ def test_a_step_that_is_not_finite_is_skipped(new_context: New) -> None:
     model = tiny_model()
     result = loop.train(ctx, model, objective, TrainSettings(bad_steps=3), 6)
     assert result["skipped_steps"] == 3
-    assert [row["loss"] is None for row in ctx.metrics.rows] == [False, True, True, False, True, False]
+    assert [row["loss"] is None for row in ctx.metrics.rows] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert all(torch.isfinite(p).all() for p in model.parameters())
     json.loads((ctx.dir / "metrics.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
 
@@ -159,7 +166,9 @@ def test_a_step_that_is_not_finite_is_skipped(new_context: New) -> None:
 def test_too_many_in_a_row_stop_the_run(new_context: New) -> None:
     objective = Poisoned(Batches(tiny_rows(), 4, 0))
     objective.poisoned = frozenset(range(2, 10))
-    with pytest.raises(PhikitError, match=r"3 steps in a row.*step 5 \(4 rows from row 16 of epoch"):
+    with pytest.raises(
+        PhikitError, match=r"3 steps in a row.*step 5 \(4 rows from row 16 of epoch"
+    ):
         loop.train(new_context(), tiny_model(), objective, TrainSettings(bad_steps=3), 10)
 
 

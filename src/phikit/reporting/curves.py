@@ -1,7 +1,8 @@
 """Line charts as geometry: the template draws them, scaled to any width without scaling the text.
 
-A chart lives in a box of 1000 × 1000 units, x to the right and y downwards, that the page stretches;
-strokes keep their width. Labels stand beside it as text, placed by their share of an axis.
+A chart lives in a box of 1000 × 1000 units, x to the right and y downwards, that the page
+stretches; strokes keep their width. Labels stand beside it as text, placed by their share
+of an axis.
 """
 
 from __future__ import annotations

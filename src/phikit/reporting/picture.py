@@ -33,11 +33,11 @@ def draw(evaluations: Evaluations, solution: Solution | None, path: Path) -> Non
         parts = figure.subplots(
             3 if solution else 1,
             1,
-            gridspec_kw={"height_ratios": [0.34 * rows, 1.3, 1.3]} if solution else None,
+            gridspec_kw={"height_ratios": [0.34 * rows, 1.2, 1.0]} if solution else None,
             squeeze=False,
         )[:, 0]
         figure.subplots_adjust(left=0.14, right=0.89, top=1 - 0.5 / height, bottom=0.3 / height,
-                               hspace=0.62)  # fmt: skip
+                               hspace=0.5)  # fmt: skip
         _accuracies(parts[0], evaluations)
         if solution:
             _curve(parts[1], solution)
@@ -97,16 +97,16 @@ def _strip(axes: Axes, solution: Solution) -> None:
     """The solution in a fixed-width face, every token on its colour."""
     axes.set_axis_off()
     lines = _lines(solution.tokens)
+    height = max(3, len(lines))
     axes.set_xlim(0, COLUMNS)
-    axes.set_ylim(max(4, len(lines)), 0)
+    axes.set_ylim(height, 0)
     for y, line in enumerate(lines):
         x = 0
         for token, text in line:
             if token.strength:
                 color = UP if token.direction == "up" else DOWN
                 axes.axvspan(
-                    x, x + len(text), 1 - (y + 0.95) / max(4, len(lines)),
-                    1 - (y + 0.05) / max(4, len(lines)), color=color,
+                    x, x + len(text), 1 - (y + 0.95) / height, 1 - (y + 0.05) / height, color=color,
                     alpha=0.1 + 0.09 * token.strength, linewidth=0,
                 )  # fmt: skip
             for i, character in enumerate(text):

@@ -193,9 +193,7 @@ def _solution(
     tokens = []
     for i, token in enumerate(ids):
         pivot = pivots.get((row["problem"], (*prompt, *ids[: i + 1])))
-        tokens.append(
-            _token(speak, token, i, raw["probability"][i], known, tested.get(i), pivot)
-        )
+        tokens.append(_token(speak, token, i, raw["probability"][i], known, tested.get(i), pivot))
     users = [m["content"] for m in problem.messages if m["role"] == "user"] if problem else []
     return Solution(
         question=users[-1] if users else "".join(speak(i) for i in prompt),

@@ -109,7 +109,7 @@ def organic(run: Run) -> list[dict[str, Any]]:
     """Per source of the documents stage: how many were read, kept and turned away, and why."""
     found = []
     for stage in run.of("data.documents"):
-        for name, counts in stage.summary.get("sources", {}).items():
+        for name, counts in stage.summary.get("by_source", {}).items():
             found.append({"stage": stage.name, "name": name, **counts})
     return found
 
@@ -187,31 +187,33 @@ def contamination(run: Run) -> Contamination | None:
     examples: list[Mapping[str, Any]] = []
     for stage in run.stages:
         ledger = stage.folder / "contamination.jsonl"
-        proof = stage.summary.get("disjointness")
+        proof = stage.summary.get("disjointness", {})
         if not ledger.exists() and not proof:
             continue
         rows = stage.rows("contamination.jsonl")
+        removed = [row for row in rows if row["verdict"] == "contaminated"]
         for row in rows:
             rules[row["rule"]] = rules.get(row["rule"], 0) + 1
         examples += [
             {**row, "stage": stage.name, "text": _cut(row["text"]),
              "item_text": _cut(row["item_text"])}
-            for row in rows[:3]
+            for row in [*removed, *(row for row in rows if row not in removed)][:3]
         ]  # fmt: skip
         checks.append(
             {
                 "stage": stage.name,
-                "compared": (proof or {}).get("compared") or _compared(stage),
-                "dropped": (proof or {}).get("dropped", len(rows)),
+                "compared": proof.get("compared", _compared(stage)),
+                "dropped": proof.get("dropped", 0) + len(removed),
+                "noted": len(rows) - len(removed),
             }
         )
     return Contamination(tuple(checks), rules, tuple(examples[:6])) if checks else None
 
 
 def _compared(stage: Done) -> int | None:
-    """How many documents a stage read, which is how many it compared."""
-    counts = [s.get("read") for s in stage.summary.get("sources", {}).values()]
-    return sum(counts) if counts and all(isinstance(c, int) for c in counts) else None
+    """How many texts a data stage read, which is how many it compared."""
+    groups = stage.summary.get("by_source") or stage.summary.get("by_kind") or {}
+    return sum(group["read"] for group in groups.values()) if groups else None
 
 
 # --- Lineage -------------------------------------------------------------------------------------
@@ -232,7 +234,9 @@ def lineage(run: Run) -> list[Link]:
 
     A sample with a parent document that was also fine-tuned on is preferred.
     """
-    documents = {d.id: d for s in run.of("data.documents") for d in s.records("documents.parquet", Document)}  # noqa: E501
+    documents = {
+        d.id: d for s in run.of("data.documents") for d in s.records("documents.parquet", Document)
+    }
     best: tuple[int, Done, Sample] | None = None
     for stage in run.stages:
         if not (stage.folder / "samples.parquet").exists():
