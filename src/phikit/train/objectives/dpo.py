@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from phikit.files import write_atomic
@@ -110,10 +110,7 @@ def stored_reference(
     file = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"
     if not file.exists():
         result = reference_logprobs(model, pairs, tokens, precision)
-        temporary = folder / f".{file.name}.tmp"
-        save_file({"logprobs": result}, temporary)
-        write_atomic(file, temporary.read_bytes())
-        temporary.unlink()
+        write_atomic(file, save({"logprobs": result}))
     return load_file(file)["logprobs"]
 
 
