@@ -199,7 +199,7 @@ def _root(f: Callable[[float], float], least: float = -math.inf) -> float:
             high, f_high = middle, at
             f_low *= 0.5 if side == -1 else 1.0
             side = -1
-        if high - low <= 1e-12 * (abs(low) + abs(high)):
+        if high - low <= 1e-9 + 1e-12 * (abs(low) + abs(high)):
             break
     return 0.5 * (low + high)
 

@@ -222,7 +222,7 @@ def _subdivide(solution: Solution, segment: Segment, config: SearchConfig) -> No
         if contrast.log_e_inside(config.gap + config.margin) >= -math.log(config.miss):
             segment.outcome = "below"
             return
-        if abs(contrast.estimate) < config.gap and n < config.max_samples:
+        if abs(contrast.estimate) < config.gap and n < config.explore_max:
             return
     segment.outcome = "split"
     middle = path.midpoint(low, high)

@@ -155,6 +155,8 @@ class _Driver:
             done = self._draw(plans, requests)
             if self.log:
                 self.log.write(self.totals.rounds, digest, done)
+        else:
+            self._remember(plans, done)
         self.totals.count([len(r.prompt_ids) for r in requests], done.rollouts, done.verified)
         groups = iter(done.rollouts)
         return [[next(groups) for _ in plan] for plan in plans]
@@ -192,6 +194,15 @@ class _Driver:
             for (_, start), group, row in zip(owners, rollouts, texts, strict=True)
         ]
         return Round(groups, len(asked))
+
+    def _remember(self, plans: Sequence[Sequence[Start]], done: Round) -> None:
+        """Fills the cache of verdicts from a recorded round."""
+        groups = iter(done.rollouts)
+        for question, plan in zip(self.active, plans, strict=True):
+            for start in plan:
+                for drawn in next(groups):
+                    text = self.answer_text((*start.ids, *drawn.ids))
+                    question.verdicts[self.answer_key(question.problem, text)] = drawn.passed
 
     # --- admission, retirement, stopping ---------------------------------------------------------
 
