@@ -100,7 +100,7 @@ def run_recipe(
     phikit run nano --dry-run
     phikit run my-recipe.yaml --out /big/disk/mine
     """
-    from phikit import ledger, progress, run, summary
+    from phikit import progress, run, summary
     from phikit.recipes import load
 
     checked = load.load(recipe, settings or (), seed)
@@ -115,7 +115,7 @@ def run_recipe(
         from phikit import report
 
         report.write(directory)
-    print(summary.text(ledger.stages(directory), directory))
+    print(summary.text(directory))
 
 
 @app.command("report", no_args_is_help=True)

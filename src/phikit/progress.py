@@ -181,7 +181,7 @@ def quantity(value: float | str) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.1f}{unit}"
-    if isinstance(value, int) or float(value).is_integer():
+    if size >= 100 or float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.3g}"
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from phikit.errors import PhikitError
-from phikit.ledger import newest_model
+from phikit import ledger
+from phikit.evals.statistics import Estimate
 from phikit.progress import duration
 from phikit.recipes.schema import Recipe
+from phikit.reporting.evaluations import Comparison, Evaluations
+from phikit.reporting.run_dir import Run
 from phikit.run import Forecast
-
-Stages = Sequence[tuple[Path, Mapping[str, Any]]]
 
 
 def table(forecasts: Sequence[Forecast], recipe: Recipe, run: Path) -> str:
@@ -35,35 +34,55 @@ def table(forecasts: Sequence[Forecast], recipe: Recipe, run: Path) -> str:
     return "\n".join(lines)
 
 
-def text(stages: Stages, run: Path) -> str:
-    """One line per evaluated stage, what it cost, where the report is, and how to go on."""
-    lines = ["", *_accuracies(stages), ""]
-    seconds = sum(record["cost"]["seconds"] for _, record in stages)
-    peak = max((record["cost"]["peak_bytes"] for _, record in stages), default=0)
-    lines.append(
-        f"{len(stages)} stages in {duration(seconds)}, at most {peak / 2**30:.1f} GiB of memory"
-    )
+def text(run: Path) -> str:
+    """One line per evaluated stage, what it all cost, where the report is, and how to go on."""
+    records = [record for _, record in ledger.stages(run)]
+    seconds = sum(record["cost"]["seconds"] for record in records)
+    peak = max((record["cost"]["peak_bytes"] for record in records), default=0)
+    lines = [
+        "",
+        *(_accuracies(Evaluations(Run(run))) if records else []),
+        f"{len(records)} stages in {duration(seconds)}, at most {peak / 2**30:.1f} GiB of memory",
+    ]
     if (run / "report.html").exists():
         lines.append(f"report  {run / 'report.html'}")
-    try:
-        newest_model(run)
-    except PhikitError:
-        return "\n".join(lines)
-    return "\n".join([*lines, f"chat    phikit chat {run}"])
+    if any((folder / "model" / "config.json").exists() for folder, _ in ledger.stages(run)):
+        lines.append(f"chat    phikit chat {run}")
+    return "\n".join(lines)
 
 
-def _accuracies(stages: Stages) -> list[str]:
-    evaluated = [
-        (record["inputs"]["model"][0], record["summary"])
-        for _, record in stages
-        if {"accuracy", "low", "high"} <= record["summary"].keys() and "model" in record["inputs"]
-    ]
-    if not evaluated:
+def _accuracies(evaluations: Evaluations) -> list[str]:
+    """A table of the final model's history, then the ablations and the whole difference."""
+    if not evaluations.chain:
         return []
-    width = max(len(name) for name, _ in evaluated)
-    lines = [f"{'stage':<{width}}  accuracy  95 % interval   greedy"]
-    for name, summary in evaluated:
-        interval = f"{summary['low']:.1%} – {summary['high']:.1%}"
-        greedy = f"{summary['greedy']:7.1%}" if "greedy" in summary else ""
-        lines.append(f"{name:<{width}}  {summary['accuracy']:8.1%}  {interval:<14}  {greedy}")
-    return lines
+    width = max(len(e.model.name) for e in evaluations.by_model.values()) + 2
+    changes = {c.after: c for c in evaluations.steps()}
+    lines = [f"{'stage':<{width}}accuracy    95 % interval   greedy   change, in points"]
+    for evaluation in evaluations.chain:
+        name = evaluation.model.name
+        greedy = evaluation.greedy_accuracy
+        lines.append(
+            f"{name:<{width}}{_row(evaluation.accuracy)}   "
+            f"{greedy.value if greedy else evaluation.accuracy.value:6.1%}   "
+            f"{_change(changes.get(name))}".rstrip()
+        )
+    for beside in evaluations.others:
+        lines.append(f"{beside.model.name:<{width}}{_row(beside.accuracy)}   (beside the chain)")
+    lines.append("")
+    for comparison in [*evaluations.ablations(), evaluations.headline]:
+        if comparison is not None:
+            lines.append(f"{comparison.label}: {_change(comparison)}")
+    return lines if lines[-1] == "" else [*lines, ""]
+
+
+def _row(accuracy: Estimate) -> str:
+    return f"{accuracy.value:8.1%}   {accuracy.low:6.1%} – {accuracy.high:6.1%}"
+
+
+def _change(comparison: Comparison | None) -> str:
+    """A paired difference with its 95 % interval, and what it allows one to say."""
+    if comparison is None:
+        return ""
+    if (d := comparison.difference) is None:
+        return "not the same items"
+    return f"{100 * d.value:+.1f}  [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  {d.finding}"

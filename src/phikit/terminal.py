@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from phikit.engine.talk import Conversation
 from phikit.errors import PhikitError
 
 
@@ -13,8 +14,6 @@ def answer(directory: Path, prompt: str) -> None:
     Raises:
         PhikitError: the prompt is empty, or the model cannot be loaded.
     """
-    from phikit.engine.talk import Conversation
-
     if not prompt.strip():
         raise PhikitError("the prompt is empty", 'give one with -p "...", or on standard input')
     _print_reply(Conversation(directory), prompt.strip())
@@ -25,8 +24,6 @@ def converse(directory: Path) -> None:
 
     /new forgets the conversation. Ctrl-C stops an answer, or a half-written line.
     """
-    from phikit.engine.talk import Conversation
-
     print(f"{directory}\n/new starts over, /quit or Ctrl-D ends.\n")
     conversation = Conversation(directory)
     while True:
@@ -52,7 +49,7 @@ def converse(directory: Path) -> None:
                 print(f"error: {e}")
 
 
-def _print_reply(conversation: object, line: str) -> None:
-    for piece in conversation.reply(line):  # type: ignore[attr-defined]
+def _print_reply(conversation: Conversation, line: str) -> None:
+    for piece in conversation.reply(line):
         print(piece, end="", flush=True)
     print()

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from phikit.errors import PhikitError
 from phikit.synth import recall
 from phikit.synth.teacher import pretraining_prompt
 
@@ -36,6 +37,11 @@ def test_a_long_document_asks_several_times_and_begins_as_an_item_does() -> None
     answers = re.findall(r"code of (\w+)\?\nSolution: The code of \w+ is (\d+)\.", candidate.text)
     assert len(answers) == 6
     assert all(facts[name] == code for name, code in answers)
+
+
+def test_too_many_keys_for_the_length_are_refused() -> None:
+    with pytest.raises(PhikitError, match="40 codes do not fit"):
+        recall.exercise("0/t", 0, 300, keys=40)
 
 
 def test_other_indices_are_other_items() -> None:

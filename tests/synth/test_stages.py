@@ -59,7 +59,7 @@ def test_samples_carry_passed_verdicts_and_both_forms(items: Path, tmp_path: Pat
     assert {s.source for s in samples} == {"synthetic", "code"}
     for counts in summary["types"].values():
         gone = sum(n for key, n in counts.items() if key not in ("asked", "accepted"))
-        assert counts["asked"] >= counts["accepted"] + gone
+        assert counts["asked"] == counts["accepted"] + gone
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
@@ -168,8 +168,16 @@ def test_rewrites_without_documents_are_refused(tmp_path: Path) -> None:
         run("synth.procedural", tmp_path / "s", count=0, rewrites=5)
 
 
-def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError):
-        VERBS["synth.procedural"].config(difficulty=6)
-    with pytest.raises(PhikitError, match="did you mean 'changes'"):
-        run("synth.procedural", tmp_path / "s", count=5, types={"chnges": 1})
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"difficulty": 6}, "less than or equal to 5"),
+        ({"difficulties": {"trace": 0}}, "greater than or equal to 1"),
+        ({"types": {"chnges": 1}}, "did you mean 'changes'"),
+        ({"types": {"changes": 0}}, "greater than 0"),
+        ({"style": "long"}, "'short' or 'thought'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        VERBS["synth.procedural"].config(**settings)

@@ -47,7 +47,7 @@ def test_every_calculation_in_a_solution_is_true(order: Order) -> None:
 
 def _chains(text: str) -> list[str]:
     """Longer calculations, as columns with a carry have: "1 + 1 + 1 = 3"."""
-    return re.findall(r"(?<![-+*/%] )(?<![\w.])\d+(?: [-+*] \d+)+ = \d+", text)
+    return re.findall(r"(?<![-+*/%] )(?<![\w.-])\d+(?: [-+*] \d+)+ = \d+", text)
 
 
 @settings(max_examples=300)
@@ -171,6 +171,11 @@ def test_multiple_choice_has_the_answer_once_among_its_options() -> None:
 def test_an_unknown_type_is_named_with_the_nearest() -> None:
     with pytest.raises(PhikitError, match="did you mean 'trace'"):
         find("trce")
+
+
+def test_an_unanswerable_variant_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(PhikitError, match="no unanswerable variant"):
+        written(Order("complete", "0/t", 0, unanswerable=True))
 
 
 def test_a_difficulty_out_of_range_is_refused() -> None:

@@ -22,13 +22,13 @@ def check(text: str, tests: list[str] = TESTS) -> Verdict:
     ("text", "reason"),
     [
         ("def f(x): return x * x", ""),
-        ("<think>```python\ndef f(x): return 1\n```</think>\n```python\ndef f(x):\n  return x*x\n```", ""),
+        ("<think>```python\n1/0\n```</think>\n```python\ndef f(x):\n  return x*x\n```", ""),
         ("```python\ndef f(x): return 1\n```\nBetter:\n```python\ndef f(x): return x*x\n```\n", ""),
         ("def f(x): return x + 2", "test 2 of 3, 'assert f(0) == 0': gave 2, expected 0"),
         ("def f(x): return x / (x - 1)", "test 1 of 3, 'assert f(2) == 4': gave 2.0, expected 4"),
         ("def g(x): return x", "NameError: name 'f' is not defined"),
         ("def f(x): return x * x\nf(1, 2)", "TypeError"),
-        ("import sys\nsys.exit(0)", "SystemExit: 0 (line 1)"),
+        ("import sys\nsys.exit(0)", "SystemExit: 0 (line 2)"),
         ("import os\nos._exit(0)", "ended itself"),
         ("def f(x):\n  import os\n  os._exit(0)", "in check 1 of 3"),
         ("def f(x):\n  while True: pass", "processor time, in check 1 of 3"),
@@ -45,16 +45,43 @@ def test_programs(text: str, reason: str) -> None:
 
 
 CHEATS = {
-    "equal to everything": "class E:\n  __eq__ = lambda s, o: True\ndef f(x): return E()",
-    "a number equal to all": "class E(int):\n  __eq__ = lambda s, o: True\n  __hash__ = int.__hash__\n"
-    "def f(x): return E(7)",
-    "searches the frames for what is expected": "import sys, gc\ndef f(x):\n  return next((o for o in "
-    "gc.get_objects() if isinstance(o, list) and 16 in o), None)",
-    "no more assertions": "import builtins, sys\nbuiltins.AssertionError = None\ndef f(x): return 0",
-    "replaces eval and repr": "import builtins\nbuiltins.eval = lambda *a: 4\nbuiltins.repr = "
-    "lambda o: '4'\ndef f(x): return 0",
-    "replaces json": "import json\njson.dumps = lambda o: '{}'\ndef f(x): return 0",
-    "exits happily": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): raise SystemExit(0)",
+    "equal to everything": """
+class E:
+    __eq__ = lambda s, o: True
+def f(x): return E()
+""",
+    "a number equal to all": """
+class E(int):
+    __eq__ = lambda s, o: True
+    __hash__ = int.__hash__
+def f(x): return E(7)
+""",
+    "searches its memory for what is expected": """
+import gc
+def f(x):
+    return next((o for o in gc.get_objects() if isinstance(o, list) and 16 in o), None)
+""",
+    "no more assertions": """
+import builtins
+builtins.AssertionError = None
+def f(x): return 0
+""",
+    "replaces eval and repr": """
+import builtins
+builtins.eval = lambda *a: 4
+builtins.repr = lambda o: '4'
+def f(x): return 0
+""",
+    "replaces json": """
+import json
+json.dumps = lambda o: '{}'
+def f(x): return 0
+""",
+    "exits happily": """
+import atexit, os
+atexit.register(os._exit, 0)
+def f(x): raise SystemExit(0)
+""",
 }
 
 

@@ -48,7 +48,7 @@ def test_formulas_go_to_sympy_and_cannot_hang_the_run() -> None:
     assert not judge("(1,2)", "(2,1)").passed
     start = time.monotonic()
     assert not judge("10", "9^{9^{9^{9^{9}}}}").passed
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 30
     assert judge("x^2-1", "(x-1)(x+1)").passed  # the worker is there again
 
 

@@ -13,7 +13,8 @@ from phikit.errors import PhikitError
 from phikit.verify import sandbox
 from phikit.verify.sandbox import Check, Limits, Outcome, Program, run_python
 
-SHORT = Limits(cpu_seconds=1, wall_seconds=2.0)
+SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)  # a busy machine gives little time
+IMPATIENT = Limits(cpu_seconds=2, wall_seconds=1.0)
 
 
 def one(source: str, limits: Limits = SHORT) -> Outcome:
@@ -43,7 +44,7 @@ def test_runs_programs_in_order_and_reports_what_separated_them() -> None:
         ("open('/usr/lib/x', 'w')", "Read-only file system"),
         ("open('/etc/shadow')", "No such file"),
         ("open('/proc/1/environ')", "No such file"),
-        ("import os\nos.setuid(0)", "Operation not permitted"),
+        ("import os\nos.setuid(0)", "Invalid argument"),  # inside there is no such user
         ("f = open('a', 'wb')\nfor i in range(100): f.write(bytes(10**6))", "File too large"),
         ("import threading, time\nfor i in range(50): threading.Thread(target=time.sleep, "
          "args=(5,)).start()", "can't start new thread"),
@@ -58,8 +59,10 @@ def test_what_a_program_cannot_do(source: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("source", "status", "error"),
     [
-        ("while True: pass", "killed", "not done after 1 s of processor time"),
-        ("import time; time.sleep(60)", "timeout", "not done after 2 s"),
+        ("while True: pass", "killed", "not done after 2 s of processor time"),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+         "killed", "not done after 2 s of processor time"),
+        ("import time; time.sleep(60)", "timeout", "not done after 1 s"),
         ("import ctypes; ctypes.string_at(0)", "killed", "SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), 9)", "killed", "killed by itself"),
         ("import sys; sys.exit(0)", "exited", "SystemExit"),
@@ -71,9 +74,9 @@ def test_what_a_program_cannot_do(source: str, error: str) -> None:
 )  # fmt: skip
 def test_how_a_program_can_end(source: str, status: str, error: str) -> None:
     start = time.monotonic()
-    outcome = one(source)
+    outcome = one(source, IMPATIENT if status == "timeout" else SHORT)
     assert (outcome.status, error in outcome.error) == (status, True), outcome
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 20
     assert one("print('still here')").stdout == "still here\n"
 
 

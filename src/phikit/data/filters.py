@@ -69,7 +69,7 @@ class FilterConfig(Config):
         default=0.12, description="texts that zlib shrinks below this fraction are repetitive"
     )
     max_compression: float = Field(
-        default=0.75,
+        default=0.7,
         description="texts of 1000 bytes or more that it cannot shrink below this are noise",
     )
     max_line_chars: int = Field(
@@ -237,10 +237,13 @@ class TrigramModel:
 
 
 def outliers(surprises: Sequence[float], deviations: float) -> NDArray[np.bool_]:
-    """Which values lie `deviations` robust standard deviations (1.4826 MAD) above the median."""
+    """Which values lie `deviations` robust standard deviations (1.4826 MAD) above the median.
+
+    None does among fewer than 50: what is usual cannot be told from so few.
+    """
     values = np.asarray(surprises, np.float64)
-    if not len(values):
-        return np.zeros(0, np.bool_)
+    if len(values) < 50:
+        return np.zeros(len(values), np.bool_)
     middle = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - middle))
-    return values > middle + deviations * max(spread, 1e-9)
+    return values > middle + deviations * max(float(spread), 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,16 +133,17 @@ def run_documents(
             for number, document in enumerate(iter_records(scratch, Document)):
                 if number % 500 == 0:
                     ctx.progress.update(count + number, 2 * count)
-                if number in verdicts:
-                    reason, more = verdicts[number]
-                    ledger.reject(document, reason, **more)
-                    continue
+                # contamination first: its ledger must be complete
                 if number in gathered.suspects and (found := decontaminator.check(document.text)):
                     contamination.add(found.row(document.id))
                     findings[found.verdict] += 1
                     if found.verdict == "contaminated":
                         ledger.reject(document, "contaminated", item=found.item, rule=found.rule)
                         continue
+                if number in verdicts:
+                    reason, more = verdicts[number]
+                    ledger.reject(document, reason, **more)
+                    continue
                 ledger.keep(document)
                 yield document
 
@@ -149,6 +151,9 @@ def run_documents(
         kept = write_records(ctx.dir / "documents.parquet", second_pass(), Document)
         scratch.unlink()
     return {
+        # the library's text depends on Python's version, which no setting names
+        "root": settings.reader.root,
+        "python": platform.python_version(),
         "documents": kept,
         "chars": sum(ledger.kept_chars.values()),
         "by_source": ledger.by_source(),

@@ -1,7 +1,8 @@
 """Line charts as geometry: the template draws them, scaled to any width without scaling the text.
 
-A chart lives in a box of 1000 × 1000 units, x to the right and y downwards, that the page stretches;
-strokes keep their width. Labels stand beside it as text, placed by their share of an axis.
+A chart lives in a box of 1000 × 1000 units, x to the right and y downwards, that the page
+stretches; strokes keep their width. Labels stand beside it as text, placed by their share
+of an axis.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ BOX = 1000.0
 MOST_POINTS = 240
 #: Metrics worth a panel of their own beside the loss, with the name that people know them by.
 PANELS = {
-    "margin": "reward margin, chosen − rejected",
+    "margin": "reward margin",
     "accuracy": "pairs ranked right",
     "reward": "mean reward",
-    "passed": "rollouts that passed",
+    "right": "rollouts that were right",
     "kl": "KL divergence",
     "entropy": "entropy",
     "length": "tokens per rollout",
@@ -81,7 +82,9 @@ def steps_axis(first: float, last: float) -> Axis:
     """An axis that ends exactly where the steps do, with round ticks inside."""
     outer = axis([first, last])
     inner = Axis(first, last if last > first else first + 1, ())
-    marks = [(v, inner.share(v)) for v, _ in outer.ticks if first <= v <= inner.high]
+    marks = [
+        (v, inner.share(v)) for v, _ in outer.ticks if first <= v <= inner.high and v == int(v)
+    ]
     return Axis(inner.low, inner.high, tuple(marks))
 
 

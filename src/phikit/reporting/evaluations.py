@@ -138,7 +138,7 @@ class Evaluations:
         stage beside the chain is held against the stage of the chain that does the same (same verb,
         inputs of the same verbs) after a longer history, or else against the model it forked from.
         """
-        found = []
+        found: list[Comparison | None] = []
         for model in self.run.chain:
             before = self.by_model.get(model.given("model"))
             after = self.by_model.get(model.name)

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json
 from phikit.records import Record, read_records
@@ -128,6 +130,11 @@ class Run:
         path = self.directory / "recipe.yaml"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What recipe.yaml says: name, seed, threads, stages."""
+        return _settings(self.recipe)
+
 
 def _read(folder: Path) -> Done | None:
     path = folder / "stage.json"
@@ -152,3 +159,8 @@ def _read(folder: Path) -> Done | None:
 
 def _names(value: str | list[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _settings(text: str) -> dict[str, Any]:
+    found = yaml.safe_load(text) if text else None
+    return found if isinstance(found, dict) else {}

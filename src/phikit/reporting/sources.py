@@ -109,12 +109,12 @@ def organic(run: Run) -> list[dict[str, Any]]:
     """Per source of the documents stage: how many were read, kept and turned away, and why."""
     found = []
     for stage in run.of("data.documents"):
-        for name, counts in stage.summary.get("sources", {}).items():
+        for name, counts in stage.summary.get("by_source", {}).items():
             found.append({"stage": stage.name, "name": name, **counts})
     return found
 
 
-def excerpts(run: Run, per_kind: int = 1, most: int = 14) -> list[Excerpt]:
+def excerpts(run: Run, per_kind: int = 1, most: int = 20) -> list[Excerpt]:
     """A document of every source and a sample of every dataset type."""
     found: list[Excerpt] = []
     for stage in run.of("data.documents"):
@@ -155,8 +155,9 @@ def _sample(sample: Sample, stage: Done) -> Excerpt:
     parts = tuple((m["role"], _cut(m["content"])) for m in sample.messages)
     verdict = "; ".join(f"{v.verifier}: {'passed' if v.passed else v.reason}"
                         for v in sample.verdicts)  # fmt: skip
+    thought = ", with a thought" if "<think>" in sample.response else ""
     return Excerpt(
-        kind=sample.kind,
+        kind=sample.kind + thought,
         origin=f"{sample.source}, from {stage.name}",
         parts=parts or (("text", _cut(sample.text)),),
         verdict=verdict,
@@ -186,32 +187,36 @@ def contamination(run: Run) -> Contamination | None:
     rules: dict[str, int] = {}
     examples: list[Mapping[str, Any]] = []
     for stage in run.stages:
+        if stage.verb == "synth.items":
+            continue  # the items themselves
         ledger = stage.folder / "contamination.jsonl"
-        proof = stage.summary.get("disjointness")
+        proof = stage.summary.get("disjointness", {})
         if not ledger.exists() and not proof:
             continue
         rows = stage.rows("contamination.jsonl")
+        removed = [row for row in rows if row["verdict"] == "contaminated"]
         for row in rows:
             rules[row["rule"]] = rules.get(row["rule"], 0) + 1
         examples += [
             {**row, "stage": stage.name, "text": _cut(row["text"]),
              "item_text": _cut(row["item_text"])}
-            for row in rows[:3]
+            for row in [*removed, *(row for row in rows if row not in removed)][:3]
         ]  # fmt: skip
         checks.append(
             {
                 "stage": stage.name,
-                "compared": (proof or {}).get("compared") or _compared(stage),
-                "dropped": (proof or {}).get("dropped", len(rows)),
+                "compared": proof.get("compared", _compared(stage)),
+                "dropped": proof.get("dropped", 0) + len(removed),
+                "noted": len(rows) - len(removed),
             }
         )
     return Contamination(tuple(checks), rules, tuple(examples[:6])) if checks else None
 
 
 def _compared(stage: Done) -> int | None:
-    """How many documents a stage read, which is how many it compared."""
-    counts = [s.get("read") for s in stage.summary.get("sources", {}).values()]
-    return sum(counts) if counts and all(isinstance(c, int) for c in counts) else None
+    """How many texts a data stage read, which is how many it compared."""
+    groups = stage.summary.get("by_source") or stage.summary.get("by_kind") or {}
+    return sum(group["read"] for group in groups.values()) if groups else None
 
 
 # --- Lineage -------------------------------------------------------------------------------------
@@ -232,7 +237,9 @@ def lineage(run: Run) -> list[Link]:
 
     A sample with a parent document that was also fine-tuned on is preferred.
     """
-    documents = {d.id: d for s in run.of("data.documents") for d in s.records("documents.parquet", Document)}  # noqa: E501
+    documents = {
+        d.id: d for s in run.of("data.documents") for d in s.records("documents.parquet", Document)
+    }
     best: tuple[int, Done, Sample] | None = None
     for stage in run.stages:
         if not (stage.folder / "samples.parquet").exists():
@@ -250,7 +257,7 @@ def lineage(run: Run) -> list[Link]:
     links = [_document_link(documents[p]) for p in sample.parents if p in documents]
     links.append(_sample_link(sample, stage))
     for consumer in run.consumers(stage.name):
-        if consumer.verb in ("data.shards", "export.hf") or consumer.verb.startswith("train."):
+        if consumer.verb in ("data.shards", "export.hf") or consumer in run.chain:
             links.append(_stage_link(consumer))
     return links
 

@@ -64,7 +64,9 @@ class Collector:
             if failed:
                 tally[f"rejected by {failed[0].verifier}"] += 1
                 self.rejected.append(candidate.sample(verdicts))
-            elif kept < limit:
+            elif kept == limit:
+                tally["surplus"] += 1
+            else:
                 kept += 1
                 self.accepted.append(candidate.sample(verdicts))
         tally["accepted"] += kept
@@ -95,7 +97,7 @@ class Collector:
         many have been asked for (a small type may not have so many different problems)."""
         kept, start, end = 0, 0, wanted * attempts
         while kept < wanted and start < end:
-            stop = min(end, start + min(batch, wanted - kept + 20))
+            stop = min(end, start + min(batch, wanted - kept))
             kept += self.add(write(range(start, stop)), kind, wanted - kept)
             start = stop
             report()

@@ -8,7 +8,7 @@ derived from the steps unless the type writes its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
@@ -37,7 +37,6 @@ class Exercise:
             answer by executing what the question is about.
         document: a plain document that teaches the same, for pretraining in place of the
             question-and-solution form.
-        of: the dataset type that this is an unanswerable or multiple-choice variant of.
     """
 
     question: str
@@ -50,7 +49,6 @@ class Exercise:
     wrong: tuple[str, ...] = ()
     program: str = ""
     document: str = ""
-    of: str = ""
 
     def response(self, style: Style) -> str:
         """The worked solution in one of the two styles; the report's form for thoughts is
@@ -87,22 +85,21 @@ class DatasetType:
     write: Writer
     unanswerable: Writer | None = None
     source: str = "synthetic"
-    dial: str = field(default="size of the numbers")
+    dial: str = "size of the numbers"
 
 
-def decline(question: str, missing: str, look: tuple[str, ...] = ()) -> Exercise:
+def decline(question: str, missing: str) -> Exercise:
     """An exercise whose only right answer is to say that it cannot be answered (appendix A.1).
 
     Args:
         missing: what is not given: "the number of shells that Mia finds".
-        look: the lines of a thought that lead to noticing it.
     """
     return Exercise(
         question=question,
         steps=(f"I cannot answer this: {missing} is not given.",),
         answer=UNKNOWN,
         verifier="refusal",
-        thought=(*look, f"To answer I need {missing}.", "The text does not say it."),
+        thought=(f"To answer I need {missing}.", "The text does not say it."),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from phikit.errors import PhikitError
 from phikit.synth.teacher import Candidate
 from phikit.synth.words import PEOPLE, THINGS, plural
 
@@ -48,6 +49,11 @@ def _passage(rng: Random, keys: int, length: float, measure: Measure) -> tuple[s
     codes = dict(zip(names, (f"{rng.randint(100, 999)}" for _ in names), strict=True))
     facts = [f"The code of {name} is {code}." for name, code in codes.items()]
     room = length - measure(" ".join(facts))
+    if room < 0:
+        raise PhikitError(
+            f"{keys} codes do not fit into a passage of length {length:.0f}",
+            "ask for fewer keys or longer passages",
+        )
     sentences: list[str] = []
     while room > 0:
         sentence = _filler(rng)

@@ -7,20 +7,30 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
+from phikit.synth.judge_pairs import JUDGE_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
+
+
+def _known_type(name: str) -> str:
+    if name not in TYPES:
+        raise ValueError(f"no dataset type is named {name!r}: {did_you_mean(name, TYPES)}")
+    return name
+
+
+TypeName = Annotated[str, AfterValidator(_known_type)]
 
 
 class Problems(Config):
@@ -37,17 +47,15 @@ class Problems(Config):
     """
 
     count: int = Field(default=1000, ge=0)
-    types: dict[str, float] = Field(default_factory=dict)
+    types: dict[TypeName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     difficulty: int = Field(default=2, ge=1, le=5)
-    difficulties: dict[str, int] = Field(default_factory=dict)
+    difficulties: dict[TypeName, Annotated[int, Field(ge=1, le=5)]] = Field(default_factory=dict)
     refusal_share: float = Field(default=0.05, ge=0, le=1)
     seed_tag: str = "train"
 
     def orders(self, stream: str, style: Style = "short") -> list[tuple[int, Order]]:
         """(how many, the order whose index is to be counted up) for each type and variant."""
         weights = self.types or dict.fromkeys(TYPES, 1.0)
-        for name in (*weights, *self.difficulties):
-            find(name)
         plan = []
         for name, count in shares(self.count, weights).items():
             difficulty = self.difficulties.get(name, self.difficulty)
@@ -74,7 +82,7 @@ class ItemsConfig(Problems):
     recall_count: int = Field(default=50, ge=0)
     recall_lengths: tuple[int, ...] = (128, 256, 512, 900)
     recall_keys: int = Field(default=4, ge=1, le=60)
-    characters_per_token: float = Field(default=3.0, gt=0)
+    characters_per_token: float = Field(default=2.5, gt=0)
     validators: bool = True
 
 
@@ -100,7 +108,7 @@ class ProceduralConfig(Problems):
     long_documents: int = Field(default=0, ge=0)
     long_lengths: tuple[int, ...] = (500, 900)
     recall_keys: int = Field(default=4, ge=1, le=20)
-    characters_per_token: float = Field(default=3.0, gt=0)
+    characters_per_token: float = Field(default=2.5, gt=0)
     rewrites: int = Field(default=0, ge=0)
     reversals: int = Field(default=0, ge=0)
     validators: bool = True
@@ -152,7 +160,8 @@ def run_items(ctx: Context, config: ItemsConfig, inputs: Mapping[str, Path]) -> 
     write_records(ctx.dir / "items.parquet", items, Sample)
     write_records(ctx.dir / "recall.parquet", recalls, Sample)
     write_records(ctx.dir / "rejected.parquet", collector.rejected, Sample)
-    return {**collector.summary(), "items": len(items), "recall": len(recalls)}
+    made = {"accepted": len(items) + len(recalls), "items": len(items), "recall": len(recalls)}
+    return {**collector.summary(), **made}
 
 
 def _without_solution(sample: Sample) -> Sample:
@@ -223,7 +232,7 @@ STAGES: list[Stage[Any]] = [
         verb="synth.items",
         config=ItemsConfig,
         run=run_items,
-        estimate=lambda c: Estimate(f"{c.count:,} problems", c.count / 3000),
+        estimate=lambda c: Estimate(f"{c.count:,} problems", c.count / 5000),
         help="write held-out problems to evaluate on",
     ),
     Stage(
@@ -231,7 +240,8 @@ STAGES: list[Stage[Any]] = [
         config=ProceduralConfig,
         run=run_procedural,
         inputs=("items?", "documents?"),
-        estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 3000),
+        estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 5000),
         help="write training samples with the procedural teacher",
     ),
+    *JUDGE_STAGES,
 ]

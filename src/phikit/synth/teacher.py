@@ -8,13 +8,14 @@ called so in every sample's lineage; a language model stands behind the same int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
+from phikit.errors import PhikitError
 from phikit.records import Document, Sample, Verdict
-from phikit.synth.exercise import Exercise, Style
+from phikit.synth.exercise import Style
 from phikit.synth.types.catalogue import find
 from phikit.verify.base import Problem
 
@@ -111,17 +112,18 @@ class ProceduralTeacher:
     def write(self, orders: Sequence[Order]) -> list[Candidate | None]:
         """
         Raises:
-            PhikitError: an order names an unknown type or a difficulty outside 1..5.
+            PhikitError: an order names an unknown type, a difficulty outside 1..5, or an
+                unanswerable variant where there is none.
         """
         return [self._write(order) for order in orders]
 
     def _write(self, order: Order) -> Candidate:
         kind = find(order.kind)
         variant = UNANSWERABLE if order.unanswerable else "plain"
+        write = kind.unanswerable if order.unanswerable else kind.write
+        if write is None:
+            raise PhikitError(f"the dataset type {kind.name!r} has no unanswerable variant")
         rng = Random(f"{order.stream}/{order.kind}/{variant}/{order.index}")
-        write: Callable[[Random, int], Exercise] = kind.write
-        if order.unanswerable and kind.unanswerable:
-            write = kind.unanswerable
         exercise = write(rng, order.difficulty)
         meta: dict[str, Any] = {
             "teacher": self.name,

@@ -115,11 +115,11 @@ def _probabilities(
     query = (q_SHPK[:, :, start:end] * k**-0.5).reshape(s * g, (h // g) * (end - start), k)
     keys = k_SGPK[:, :, :end].reshape(s * g, end, k)
     scores = torch.bmm(query, keys.mT).view(s, h, end - start, end)
-    hidden = torch.ones(end - start, end, dtype=torch.bool, device=scores.device).triu(start + 1)
+    later = torch.ones(end - start, end - start, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., start:].masked_fill_(later, float("-inf"))
     if branches_SP is not None:
         mine, theirs = branches_SP[:, None, start:end, None], branches_SP[:, None, None, :end]
-        hidden = hidden | ((mine != theirs) & (theirs != 0))
-    scores.masked_fill_(hidden, float("-inf"))
+        scores.masked_fill_((mine != theirs) & (theirs != 0), float("-inf"))
     return query, scores.softmax(-1).view(s * g, -1, end)
 
 
@@ -153,15 +153,15 @@ class _Attention(Function):
         groups = k_BGLK.shape[1]
         dq, dk, dv = (q_BHLK.new_zeros(b * n, heads, k) for heads in (h, groups, groups))
         for bucket in ctx.buckets:
-            turned = [_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK, grads[0])]
-            for out, d in zip((dq, dk, dv), _bucket_backward(*turned, bucket), strict=True):
+            taken = [_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK, grads[0])]
+            for out, d in zip((dq, dk, dv), _bucket_backward(bucket, *taken), strict=True):
                 _put(d, bucket, out)
         dq, dk, dv = (d.view(b, n, -1, k).transpose(1, 2) for d in (dq, dk, dv))
         return dq, dk, dv, None
 
 
 def _bucket_backward(
-    q: Tensor, keys: Tensor, values: Tensor, grad: Tensor, bucket: Bucket
+    bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one bucket's queries, keys and values."""
     s, h, p, k = q.shape

@@ -45,7 +45,10 @@ class StepBatch(Generic[M]):
         tokens: model tokens that pass through the model, for rates and costs.
         context: mean number of positions a token attends to, for FLOPs.
         name: which data this is, for the message when its loss is not finite.
+        generated: tokens sampled to make the batch.
         metrics: goes into the step's row as it is.
+
+    A step whose batch has no microbatches leaves the weights as they are.
     """
 
     micros: list[M]
@@ -53,6 +56,7 @@ class StepBatch(Generic[M]):
     tokens: int
     context: float
     name: str
+    generated: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -79,6 +83,7 @@ class Objective(Protocol[M]):
 @dataclass
 class _Counters:
     tokens: int = 0
+    generated: int = 0
     flops: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -106,13 +111,13 @@ def train(
         _restore(model, optimiser, objective, saved, str(checkpoints.folder))
         counters = _Counters(**saved.counters)  # type: ignore[arg-type]
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
-    _add_cost(ctx, counters.tokens, counters.flops)
+    _add_cost(ctx, counters)
     rows = _Rows(ctx, steps, counters.tokens)
     with _prepared(model, settings):
         for step in range(start, steps):
             row = _step(model, optimiser, objective, settings, step, steps, counters)
             rows.add(row, counters)
-            _add_cost(ctx, counters.tokens, counters.flops)
+            _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
                 rows.flush()
                 raise PhikitError(
@@ -160,19 +165,22 @@ def _step(
         (loss.total / batch.weight).backward()
         for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    grad_norm = optimiser.clip_grads()
+    grad_norm = optimiser.clip_grads() if batch.micros else 0.0
     counters.tokens += batch.tokens
-    counters.flops += 3 * batch.tokens * model.config.flops_per_token(round(batch.context))
+    counters.generated += batch.generated
+    passes = 3 * batch.tokens + batch.generated  # backward costs twice as much as forward
+    counters.flops += passes * model.config.flops_per_token(round(batch.context))
     share = factor(
         settings.schedule, step, steps, settings.warmup_steps(steps),
         settings.decay_share, settings.lr_floor,
     )  # fmt: skip
     lr = settings.lr * share
     row: dict[str, Any] = {"step": step + 1}
-    row |= {name: value / batch.weight for name, value in sums.items()}
+    row |= {name: value / batch.weight for name, value in sums.items()} or {"loss": 0.0}
     row |= {"lr": lr, "grad_norm": grad_norm, "tokens": batch.tokens, **batch.metrics}
     if math.isfinite(row["loss"]) and math.isfinite(grad_norm):
-        optimiser.step(lr, (settings.optimiser.muon_lr or settings.lr) * share)
+        if batch.micros:
+            optimiser.step(lr, (settings.optimiser.muon_lr or settings.lr) * share)
         counters.skipped_in_a_row = 0
         return row
     counters.skipped += 1
@@ -262,5 +270,7 @@ def _restore(
     objective.load_state(saved.objective)
 
 
-def _add_cost(ctx: Context, tokens: int, flops: float) -> None:
-    ctx.cost.tokens_trained, ctx.cost.flops = tokens, flops
+def _add_cost(ctx: Context, counters: _Counters) -> None:
+    ctx.cost.tokens_trained = counters.tokens
+    ctx.cost.tokens_generated = counters.generated
+    ctx.cost.flops = counters.flops

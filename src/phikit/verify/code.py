@@ -158,7 +158,8 @@ class CodeVerifier:
         keys = [(program_of(text) or "", problem.answer) for problem, text in items]
         fresh = [k for k in dict.fromkeys(keys) if k[0] and k not in known.known]
         programs = [
-            Program(source, tuple(t.check for t in read_tests(answer)[1])) for source, answer in fresh
+            Program(source, tuple(t.check for t in read_tests(answer)[1]))
+            for source, answer in fresh
         ]
         verdicts = {
             key: judge(*read_tests(key[1]), outcome)

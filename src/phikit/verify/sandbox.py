@@ -35,7 +35,8 @@ class Limits:
     """What one program may use.
 
     Attributes:
-        cpu_seconds: processor time of each of its processes, in whole seconds.
+        cpu_seconds: processor time of each of its processes, in whole seconds; one that ignores the
+            signal it then gets is killed a second later.
         wall_seconds: time until it and all it started are killed. Kept well above `cpu_seconds`,
             so that a busy machine does not turn a right program into a wrong one.
         memory_mb: address space of each of its processes.
@@ -321,8 +322,10 @@ def _outcome(reply: dict[str, Any], program: Program, limits: Limits, isolation:
 
 def _why_killed(reply: dict[str, Any], limits: Limits) -> str:
     """Says nothing that differs from run to run: it becomes part of verdicts, which are hashed."""
-    if reply["signal"] != signal.SIGKILL:
-        return f"ended by {signal.Signals(reply['signal']).name}"
-    if reply["cpu_seconds"] > limits.cpu_seconds - 0.1:
+    number = reply["signal"]
+    stubborn = number == signal.SIGKILL and reply["cpu_seconds"] > 0.9 * (limits.cpu_seconds + 1)
+    if number == signal.SIGXCPU or stubborn:
         return f"not done after {limits.cpu_seconds} s of processor time"
-    return "killed by itself, or for want of memory"
+    if number == signal.SIGKILL:
+        return "killed by itself, or for want of memory"
+    return f"ended by {signal.Signals(number).name}"

@@ -50,17 +50,32 @@ def _amounts(rng: Random, difficulty: int) -> tuple[int, list[int]]:
     return start, changes
 
 
-def _event(
-    rng: Random, who: Person, other: Person, things: str, n: int | str, gain: bool
-) -> tuple[str, str]:
-    """A sentence in which `who` gains or loses `n` things, and what to call that number."""
-    template, phrase = rng.choice(_GAINS if gain else _LOSSES)
-    link = rng.choice(_LINKS)
-    named = {"they": who.they, "name": who.name, "other": other.name, "things": things}
-    number = "the number of " + phrase.format(**named)
-    if n == 1:
-        named["things"] = singular(things)
-    return capital(link + template.format(n=n, **named)) + ".", number
+class _Story:
+    """Sentences in which `who` gains and loses things, some of them to and from `other`.
+
+    A pronoun is used only where it can mean nobody but `who`.
+    """
+
+    def __init__(self, rng: Random, who: Person, other: Person, things: str, opening: str) -> None:
+        self.rng, self.who, self.other, self.things = rng, who, other, things
+        self.sentences = [opening]
+
+    def tell(self, n: int | str, gain: bool) -> str:
+        """Adds a sentence in which `n` things come or go; returns what to call that number."""
+        who, other = self.who, self.other
+        template, phrase = self.rng.choice(_GAINS if gain else _LOSSES)
+        unclear = who.they == other.they and other.name in self.sentences[-1]
+        named = {"name": who.name, "other": other.name, "things": self.things}
+        number = "the number of " + phrase.format(**named)
+        if n == 1:
+            named["things"] = singular(self.things)
+        they = who.name if unclear else who.they
+        event = self.rng.choice(_LINKS) + template.format(n=n, they=they, **named)
+        self.sentences.append(capital(event) + ".")
+        return number
+
+    def asking(self, question: str) -> str:
+        return " ".join((*self.sentences, question))
 
 
 def write(rng: Random, difficulty: int) -> Exercise:
@@ -69,16 +84,17 @@ def write(rng: Random, difficulty: int) -> Exercise:
     who, other = people(rng, 2)
     things = plural(rng.choice(THINGS))
     start, changes = _amounts(rng, difficulty)
-    story = [rng.choice(_STARTS).format(name=who.name, n=start, things=things)]
+    opening = rng.choice(_STARTS).format(name=who.name, n=start, things=things)
+    story = _Story(rng, who, other, things, opening)
     steps, now = [], start
     for change in changes:
-        story.append(_event(rng, who, other, things, abs(change), change > 0)[0])
+        story.tell(abs(change), change > 0)
         op = "+" if change > 0 else "-"
         steps.append(f"{capital(who.they)} has {equation(now, op, abs(change))}.")
         now += change
     ask = rng.choice(_ASKS).format(name=who.name, things=things)
     return Exercise(
-        question=" ".join((*story, ask)),
+        question=story.asking(ask),
         steps=tuple(steps),
         answer=str(start + sum(changes)),
         wrong=near_misses(now, rng, (now - changes[-1], now - 2 * changes[-1])),
@@ -90,18 +106,19 @@ def _backwards(rng: Random, difficulty: int) -> Exercise:
     who, other = people(rng, 2)
     things = plural(rng.choice(THINGS))
     start, changes = _amounts(rng, difficulty)
-    story = [f"{who.name} has some {things}."]
-    story += [_event(rng, who, other, things, abs(change), change > 0)[0] for change in changes]
+    story = _Story(rng, who, other, things, f"{who.name} has some {things}.")
+    for change in changes:
+        story.tell(abs(change), change > 0)
     now = start + sum(changes)
-    story.append(f"Now {who.they} has {now} {things}.")
-    story.append(f"How many {things} did {who.name} have at first?")
+    held = f"{now} {singular(things) if now == 1 else things}"
+    ask = f"Now {who.name} has {held}. How many {things} did {who.name} have at first?"
     steps, end = [], now
     for change in reversed(changes):
         op = "-" if change > 0 else "+"
         steps.append(f"Before that {who.they} had {equation(now, op, abs(change))}.")
         now -= change
     return Exercise(
-        question=" ".join(story),
+        question=story.asking(ask),
         steps=tuple(steps),
         answer=str(start),
         wrong=near_misses(start, rng, (end, end + sum(changes))),
@@ -116,15 +133,15 @@ def unanswerable(rng: Random, difficulty: int) -> Exercise:
     hidden, asked = -1, elsewhere
     if rng.random() < 0.6:
         hidden, asked = rng.randrange(len(changes)), thing
-    story = [rng.choice(_STARTS).format(name=who.name, n=start, things=thing)]
+    opening = rng.choice(_STARTS).format(name=who.name, n=start, things=thing)
+    story = _Story(rng, who, other, thing, opening)
     for i, change in enumerate(changes):
-        n = rng.choice(("some", "a few", "several")) if i == hidden else abs(change)
-        sentence, number = _event(rng, who, other, thing, n, change > 0)
-        story.append(sentence)
         if i == hidden:
-            missing = number
-    story.append(rng.choice(_ASKS).format(name=who.name, things=asked))
-    return decline(" ".join(story), missing)
+            missing = story.tell(rng.choice(("some", "a few", "several")), change > 0)
+        else:
+            story.tell(abs(change), change > 0)
+    ask = rng.choice(_ASKS).format(name=who.name, things=asked)
+    return decline(story.asking(ask), missing)
 
 
 TYPE = DatasetType(

@@ -114,7 +114,7 @@ def _over_list(rng: Random, difficulty: int) -> _Function:
         plan=plan,
         details=details,
         meaning=meaning,
-        arguments=lambda: [[rng.randint(0, 30) for _ in range(rng.randint(0, 6))]],
+        arguments=lambda: [[rng.randint(0, 30) for _ in range(rng.randint(1, 6))]],
     )
 
 
@@ -188,8 +188,7 @@ def write(rng: Random, difficulty: int) -> Exercise:
     head = f'def {name}({function.parameters}):\n    """{function.doc}"""'
     code = f"def {name}({function.parameters}):\n" + _indented(function.body)
     calls = []
-    for _ in range(4):
-        arguments = function.arguments()
+    for arguments in (function.arguments() for _ in range(4)):
         expected = function.meaning(*arguments)
         calls.append(f"{name}({', '.join(map(shown, arguments))}) == {shown(expected)}")
     opening = rng.choice(
@@ -202,7 +201,7 @@ def write(rng: Random, difficulty: int) -> Exercise:
         answer="",
         verifier="code",
         closing=f"```python\n{code}\n```",
-        thought=(*function.details, *_example(function)),
+        thought=(*(function.details or [function.plan]), *_example(function)),
         gold=json.dumps({"entry": name, "tests": [f"assert {call}" for call in calls]}),
         document=f"{head}\n{_indented(function.body)}\n\n\n{asserts}\n"
         if rng.random() < 0.3

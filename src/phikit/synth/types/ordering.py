@@ -60,6 +60,16 @@ def write(rng: Random, difficulty: int) -> Exercise:
     order = [p.name for p in people(rng, count)]
     scale = rng.choice(_SCALES)
     texts, pairs = _clues(rng, order, scale)
+    line = f"From {scale.most} to {scale.least}: {', '.join(order)}."
+    if rng.random() < 0.2:
+        return Exercise(
+            question=" ".join((*texts, f"List them from {scale.most} to {scale.least}.")),
+            steps=(line,),
+            answer=", ".join(order),
+            verifier="exact",
+            thought=tuple(_thought(order, pairs, scale)),
+            wrong=tuple(", ".join(rng.sample(order, count)) for _ in range(3)),
+        )
     place = rng.randrange(count)
     if place == 0:
         ask, closing = f"Who is the {scale.most}?", f"{order[place]} is the {scale.most}."
@@ -71,7 +81,7 @@ def write(rng: Random, difficulty: int) -> Exercise:
         closing = f"{order[place]} is the {where} {scale.most}."
     return Exercise(
         question=" ".join((*texts, ask)),
-        steps=(f"From {scale.most} to {scale.least}: {', '.join(order)}.", closing),
+        steps=(line, closing),
         answer=order[place],
         verifier="exact",
         thought=(*_thought(order, pairs, scale), closing),

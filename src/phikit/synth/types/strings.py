@@ -7,11 +7,16 @@ from random import Random
 from phikit.synth.exercise import DatasetType, Exercise, near_misses
 from phikit.synth.words import PEOPLE, THINGS, WORDS
 
+_VOWELS, _CONSONANTS = "aeiou", "bdfgklmnprstvz"
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def _word(rng: Random, difficulty: int) -> str:
+    """A word of this world, or as often a made-up one, so that its letters are what counts."""
     longest = (4, 5, 6, 8, 12)[difficulty - 1]
+    if rng.random() < 0.5:
+        length = rng.randint(3, longest)
+        return "".join(rng.choice(_VOWELS if i % 2 else _CONSONANTS) for i in range(length))
     words = [w for w in (*WORDS, *THINGS, *(p.lower() for p in PEOPLE)) if 3 <= len(w) <= longest]
     return rng.choice(words) if difficulty < 5 else rng.choice(words) + rng.choice(words)
 

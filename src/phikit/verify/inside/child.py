@@ -78,8 +78,9 @@ def _check(kind: str, source: str, names: dict[str, Any]) -> dict[str, Any]:
 def _limit(limits: dict[str, Any]) -> None:
     cpu, memory = limits["cpu_seconds"], limits["memory_mb"] << 20
     processes = limits["processes"] + 2  # the server and its own parent count as the same user
+    # At the first limit comes SIGXCPU, which says why; whoever ignores it is killed at the second.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     for what, most in (
-        (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_FSIZE, limits["file_mb"] << 20),

@@ -6,8 +6,8 @@
   signals sent to it from within are ignored, and one kill(-1) ends all that a program left behind.
 - net, ipc, uts: none of the host's; not even the loopback interface is up.
 - user: everyone is `nobody`, without capabilities, and can make no further user namespace.
-Started by root it uses root's rights to build all that and then gives them up; started by an
-ordinary user it needs user namespaces to be allowed.
+Started with the right to (CAP_SYS_ADMIN) it builds all that and then gives its rights up; otherwise
+it needs user namespaces to be allowed to ordinary users.
 """
 
 from __future__ import annotations
@@ -57,24 +57,26 @@ class Prison:
             OSError: the machine does not allow `self.step`.
         """
         spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-        by_root = os.geteuid() == 0
         _write("/proc/self/oom_score_adj", "1000")  # short of memory, the kernel ends us first
         sysctl_fd = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY)
-        proc_fd = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
-        if by_root:
-            self.call("make namespaces (as root)", "unshare", spaces)
-        else:
+        try:
+            self.call("make namespaces", "unshare", spaces)
+            entitled = True
+        except PermissionError:
+            entitled = False
+            if os.geteuid() == 0:  # a container's: no limit on processes would hold for it
+                self._become_nobody()
             uid, gid = os.geteuid(), os.getegid()
-            self.call("make namespaces (as an ordinary user)", "unshare", spaces | CLONE_NEWUSER)
-            self._map_nobody("/proc/self", uid, gid)
+            self.call("make a user namespace", "unshare", spaces | CLONE_NEWUSER)
+            self._map_nobody(uid, gid)
         self._new_root()
         self.fork_inside()
-        if by_root:
-            self._become_nobody(proc_fd)
+        if entitled:
+            self._become_nobody()
+            self.call("make a user namespace", "unshare", CLONE_NEWUSER)
         self.step = "forbid further user namespaces"
         _write("user/max_user_namespaces", "0", dir_fd=sysctl_fd)
         os.close(sysctl_fd)
-        os.close(proc_fd)
         self._drop_capabilities()
 
     def fork_inside(self) -> None:
@@ -85,33 +87,36 @@ class Prison:
             _, status = os.waitpid(pid, 0)
             os._exit(min(255, os.waitstatus_to_exitcode(status) & 0xFF))
 
-    def _map_nobody(self, proc: str, uid: int, gid: int) -> None:
+    def _map_nobody(self, uid: int, gid: int) -> None:
         self.step = "map the user"
-        _write(f"{proc}/setgroups", "deny")
-        _write(f"{proc}/uid_map", f"{NOBODY} {uid} 1")
-        _write(f"{proc}/gid_map", f"{NOBODY} {gid} 1")
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
+        _write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
 
-    def _become_nobody(self, proc_fd: int) -> None:
-        """Root gives up its rights for good, then enters a user namespace of its own."""
+    def _become_nobody(self) -> None:
+        """Gives up root's rights for good."""
         self.step = "become nobody"
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        self.call("make the process's maps writable", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-        self.call("make a user namespace", "unshare", CLONE_NEWUSER)
+        self.call("own the files in /proc/self", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
 
-    def _new_root(self) -> None:
+    def _open_sources(self) -> dict[str, int]:
+        """What is to be shown inside, opened before the new root is mounted over some of it."""
+        self.step = "open Python's library"
         prefix = os.path.realpath(sys.base_prefix)
         wanted = [*SYSTEM_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64"]
         directories = [p for p in wanted if Path(p).is_dir()]
-        # Opened first: the new root is mounted over the temporary folder, which may hide some.
-        sources = {p: os.open(p, os.O_PATH) for p in [*directories, *DEVICES]}
+        return {p: os.open(p, os.O_PATH) for p in [*directories, *DEVICES]}
+
+    def _new_root(self) -> None:
+        sources = self._open_sources()
         root = tempfile.gettempdir()
         self._mount("keep mounts private", None, "/", None, MS_REC | MS_PRIVATE)
         self._mount("mount a new root", "tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         done: list[str] = []
-        for path in directories:
-            if any(path == d or path.startswith(d + "/") for d in done):
+        for path in sources:
+            if path in DEVICES or any(path == d or path.startswith(d + "/") for d in done):
                 continue
             self._show(sources[path], path, root)
             done.append(path)

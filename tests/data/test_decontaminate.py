@@ -1,0 +1,206 @@
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phikit.data.decontaminate import (
+    DecontaminationConfig,
+    Decontaminator,
+    item_text,
+    sample_text,
+)
+from phikit.data.ngrams import WordHasher, ngrams, words
+from phikit.records import Sample
+
+ITEM = (
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in "
+    "May. How many clips did Natalia sell altogether in April and May?"
+)
+OTHER = (
+    "The context manager's exit method is called in every case, and it may swallow an exception "
+    "that was raised within the block; the reference describes this in its own section."
+)
+ITEMS = [("gsm-1", ITEM), ("ref-1", OTHER), ("short-1", "What is 7 times 8?")]
+
+
+def check(text: str, **settings):
+    return Decontaminator(ITEMS, DecontaminationConfig(**settings)).check(text)
+
+
+look_alike = str.maketrans("aeopcxyiAEOPCT", "аеорсхуіАЕОРСТ")
+fullwidth = str.maketrans({c: chr(ord(c) + 0xFEE0) for c in map(chr, range(33, 127))})
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        str.upper,
+        lambda t: t.replace(",", "").replace(".", " ...").replace("?", "!!"),
+        lambda t: t.replace(" ", " \n\t "),
+        lambda t: t.replace(" ", "\u00a0"),
+        lambda t: t.replace(" ", "-"),
+        lambda t: "\u200b".join(t),
+        lambda t: t.translate(look_alike),
+        lambda t: t.translate(fullwidth),
+        lambda t: t.replace("a", "à").replace("o", "ö"),
+        lambda t: unicodedata.normalize("NFD", t.replace("e", "é")),
+        lambda t: "".join(chr(0x1D41A + ord(c) - 97) if c.islower() else c for c in t),
+        lambda t: f"Some text before it. {t} And some after it, which goes on for a while.",
+        lambda t: " ".join(f"*{w}*" for w in t.split()),
+    ],
+)
+def test_no_disguise_hides_an_item(disguise) -> None:
+    found = check(disguise(ITEM))
+    assert found is not None
+    assert (found.verdict, found.item, found.item_text) == ("contaminated", "gsm-1", ITEM)
+
+
+def test_other_texts_are_clean() -> None:
+    assert check("") is None
+    assert check("Natalia sold clips in April.") is None
+    assert check("A function object is what a def statement creates when it is executed.") is None
+
+
+def test_one_13_gram_is_enough_and_12_words_are_not() -> None:
+    taken = ITEM.split()[:13]
+    filler = "unrelated words follow here and go on for a good while " * 20
+    found = check(" ".join(taken) + " " + filler)
+    assert found is not None
+    assert (found.rule, found.shared) == ("13-gram", " ".join(words(" ".join(taken))))
+    assert (
+        check(" ".join(taken[:12]) + " " + filler, contaminated_ratio=0.9, partial_ratio=0.9)
+        is None
+    )
+
+
+def test_the_ratio_has_two_thresholds() -> None:
+    """6 of the 25 7-grams of the item are in the text, which has more."""
+    text = " ".join(ITEM.split()[:12]) + " but Peter ate " + " ".join(f"word{n}" for n in range(60))
+    found = check(text)
+    total = len(words(ITEM)) - 6
+    assert found is not None
+    assert (found.verdict, found.rule) == ("partial", "7-gram ratio")
+    assert found.ratio == pytest.approx(6 / total, abs=1e-3)
+    assert check(text, contaminated_ratio=0.24).verdict == "contaminated"
+    assert check(text, partial_ratio=0.4) is None
+    short = check(" ".join(ITEM.split()[:12]))  # all of the text is the item's
+    assert (short.verdict, short.ratio) == ("contaminated", 1.0)
+
+
+def test_items_too_short_for_ngrams_are_found_as_a_whole() -> None:
+    assert check("what is 7 × times 8").item == "short-1"
+    assert check("So, what is 7 times 8? It is 56.") is None
+
+
+TEMPLATE = (
+    "{name} has {a} {thing} and buys {b} more at the market, and then each of {c} friends brings "
+    "one more to the house. How many {thing} are there in the house now?"
+)
+
+
+def problem(rng: random.Random) -> str:
+    return TEMPLATE.format(
+        name=rng.choice(["Tom", "Ann", "Bob", "Eve", "Sam"]),
+        thing=rng.choice(["apples", "coins", "books"]),
+        a=rng.randrange(10, 99),
+        b=rng.randrange(10, 99),
+        c=rng.randrange(2, 9),
+    )
+
+
+def test_template_wording_is_allowed_but_copies_are_found() -> None:
+    rng = random.Random(1)
+    items = [problem(rng) for _ in range(2)]
+    texts = [t for t in (problem(rng) for _ in range(300)) if t not in items]
+    texts += [items[0].upper(), items[1]]
+    decontaminator = Decontaminator(enumerate_ids(items))
+    assert all([decontaminator.count(text) for text in texts])
+    before = [t for t in texts if decontaminator.check(t)]
+    assert len(before) > 200  # the template's own 13-grams are in most texts
+    allowed = decontaminator.settle()
+    assert allowed["13-grams"] > 0
+    found = [t for t in texts if (f := decontaminator.check(t)) and f.verdict == "contaminated"]
+    assert set(texts[-2:]) <= set(found)
+    assert len(found) < 30  # copies, and the few that share most of an item's own numbers
+
+
+def enumerate_ids(texts: list[str]) -> list[tuple[str, str]]:
+    return [(f"item-{n}", text) for n, text in enumerate(texts)]
+
+
+def test_wording_common_to_the_items_is_allowed_without_any_texts() -> None:
+    rng = random.Random(2)
+    items = [problem(rng) for _ in range(30)]
+    clean = [t for t in (problem(rng) for _ in range(50)) if t not in items]
+
+    def flagged(texts: list[str], common_items: int) -> int:
+        settings = DecontaminationConfig(common_items=common_items)
+        decontaminator = Decontaminator(enumerate_ids(items), settings)
+        found = [decontaminator.check(text) for text in texts]
+        return sum(f is not None and f.verdict == "contaminated" for f in found)
+
+    assert flagged(clean, common_items=100) == len(clean)
+    assert flagged(clean, common_items=2) < len(clean) / 2
+    assert flagged(items, common_items=2) == len(items)
+
+
+def test_copies_of_one_text_make_nothing_common() -> None:
+    decontaminator = Decontaminator(ITEMS)
+    for n in range(50):
+        decontaminator.count(ITEM.replace(" ", " " * (n % 3 + 1)) + " And so on.")
+    assert decontaminator.settle() == {"13-grams": 0, "7-grams": 0}
+    assert decontaminator.check(ITEM + " And so on.").verdict == "contaminated"
+
+
+def test_count_names_every_text_that_check_would_find() -> None:
+    decontaminator = Decontaminator(ITEMS)
+    assert not decontaminator.count("Nothing of any item is in here, so there is nothing to check.")
+    assert decontaminator.count("WHAT is 7 times 8")
+    assert decontaminator.count(" ".join(ITEM.split()[3:10]))
+
+
+def test_no_items_find_nothing() -> None:
+    decontaminator = Decontaminator([])
+    assert not decontaminator.count(ITEM)
+    assert decontaminator.settle() == {"13-grams": 0, "7-grams": 0}
+    assert decontaminator.check(ITEM) is None
+
+
+def test_the_ledger_shows_both_texts_where_they_meet() -> None:
+    filler = "word and other words " * 1000
+    found = check(filler + ITEM + filler)
+    row = found.row("doc-1")
+    assert row["document"] == "doc-1"
+    assert ITEM in row["text"]
+    assert len(row["text"]) == 2000
+    assert row["item_text"] == ITEM
+
+
+def test_samples_are_compared_with_all_they_say() -> None:
+    sample = Sample(
+        kind="k", source="synthetic", text="t",
+        messages=({"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}),
+    )  # fmt: skip
+    assert item_text(sample) == "ask"
+    assert sample_text(sample) == "ask\nsay"
+    assert sample_text(Sample(kind="k", source="s", text="only")) == "only"
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(1, 8))
+def test_ngram_integers_depend_on_the_ngram_alone(values, n) -> None:
+    hashes = np.array(values, np.uint64)
+    got = ngrams(hashes, n)
+    assert len(got) == max(0, len(values) - n + 1)
+    for i, gram in enumerate(got):
+        assert gram == ngrams(hashes[i : i + n], n)[0]
+    assert len(np.unique(got)) == len({tuple(values[i : i + n]) for i in range(len(got))})
+
+
+def test_word_hashes_are_the_same_on_every_machine() -> None:
+    assert WordHasher().hashes("Salt").tolist() == [WordHasher().hashes("ѕalt")[0]]
+    assert words("It's  5kg of “Ѕalt” -- 1,200 cafés!") == [
+        "its", "5", "kg", "of", "salt", "1200", "cafes",
+    ]  # fmt: skip

@@ -1,0 +1,141 @@
+"""One tiny run per objective, for the stored curves and the tests of resuming.
+
+Run as a program it trains in the given folder: `python runs.py OBJECTIVE FOLDER`, or writes the
+stored curves: `python runs.py curves`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import tiny_model, tiny_rows
+
+from phikit.data.pack import Batches
+from phikit.models import checkpoint
+from phikit.records import Pair, Sample, Verdict
+from phikit.stage import Context
+from phikit.train import loop
+from phikit.train.objectives.dpo import Dpo, DpoLoss, reference_logprobs
+from phikit.train.objectives.grpo import Grpo
+from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
+from phikit.train.objectives.next_token import NextToken
+from phikit.train.settings import OptimiserSettings, TrainSettings
+from phikit.verify.base import VERIFIERS, Problem
+
+STEPS = {"adamw": 12, "muon": 12, "bf16": 12, "dpo": 10, "pivots": 10, "grpo": 6}
+
+
+class Rendered:
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+
+class ToyChat:
+    """Token ids for characters: a stand-in for a chat format, with 1 as the end token."""
+
+    stop_ids = (1,)
+
+    def render(self, messages: Sequence[Any], generation_prompt: bool = False) -> Rendered:
+        return Rendered([2 + ord(c) % 62 for c in messages[0]["content"]])
+
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(str(i) for i in ids)
+
+
+class Even:
+    """Right when most tokens of the answer are even: learnable without language."""
+
+    name = "even"
+
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        verdicts = []
+        for _, text in items:
+            ids = [int(x) for x in text.split()]
+            share = sum(i % 2 == 0 for i in ids) / max(1, len(ids))
+            verdicts.append(Verdict(passed=share > 0.5, score=share, reason="", verifier=self.name))
+        return verdicts
+
+
+def pairs(count: int, completion: int) -> list[Pair]:
+    stream = random.Random("pairs")
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(stream.randrange(2, 64) for _ in range(n))
+
+    return [
+        Pair(
+            prompt_ids=ids(stream.randrange(3, 12)),
+            chosen_ids=ids(stream.randrange(1, completion + 1)),
+            rejected_ids=ids(stream.randrange(1, completion + 1)),
+            kind="rollout",
+        )
+        for _ in range(count)
+    ]
+
+
+def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
+    VERIFIERS["even"] = Even
+    problems = [
+        Sample(kind="toy", source="toy", verifier="even",
+               messages=({"role": "user", "content": f"task {i}"},))
+        for i in range(10)
+    ]  # fmt: skip
+    settings = RolloutSettings(
+        **{"prompts": 4, "group": 4, "max_tokens": 11, "reward": "sign"} | rollouts
+    )
+    return Grpo(
+        model, ToyChat(), problems, settings, loss or GrpoLoss(),  # type: ignore[arg-type]
+        STEPS["grpo"], 10_000, "f32", seed=3,
+    )  # fmt: skip
+
+
+def run(name: str, ctx: Context, every: int = 3) -> Any:
+    """Trains the run of that name in the context's folder; returns the model."""
+    model = tiny_model()
+    kind = "muon" if name == "muon" else "adamw"
+    settings = TrainSettings(
+        lr=1e-2 if name in ("adamw", "muon", "bf16") else 3e-3,
+        precision="bf16" if name == "bf16" else "f32",
+        optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
+        checkpoint_every=2 if name == "grpo" else every,
+        warmup=2,
+    )
+    objective: Any
+    if name == "grpo":
+        objective = grpo(model, GrpoLoss(updates=2, kl=0.1, kl_to="reference"))
+        objective.reference = tiny_model()
+    elif name in ("dpo", "pivots"):
+        chosen = pairs(20, 8 if name == "dpo" else 1)
+        reference = reference_logprobs(model, chosen, 200, "f32")
+        objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
+    else:
+        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=5)
+    loop.train(ctx, model, objective, settings, STEPS[name])
+    checkpoint.save(model, ctx.dir / "model", torch.float32)
+    return model
+
+
+def write_curves(path: Path) -> None:
+    lines = []
+    for name in STEPS:
+        with tempfile.TemporaryDirectory() as folder:
+            ctx = Context(Path(folder))
+            run(name, ctx)
+            losses = [round(row["loss"], 5) for row in ctx.metrics.rows]
+        lines.append(f"  {json.dumps(name)}: {losses}")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "curves":
+        write_curves(Path(__file__).with_name("curves.json"))
+    else:
+        run(sys.argv[1], Context(Path(sys.argv[2])))

@@ -1,0 +1,128 @@
+"""DPO: the trees' log-probabilities, the loss by hand, the stored reference."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import pairs
+
+from phikit.models import checkpoint
+from phikit.models.decoder import Decoder
+from phikit.train.objectives.dpo import (
+    Dpo,
+    DpoLoss,
+    dpo_loss,
+    reference_logprobs,
+    stored_reference,
+)
+from phikit.train.objectives.trees import groups, plant, size
+
+
+def by_itself(model: Decoder, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([[*prompt, *completion]])
+    logp = model(ids).log_softmax(-1)[0, len(prompt) - 1 : -1]
+    return logp.gather(1, torch.tensor(completion)[:, None]).sum()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_a_branch_is_as_probable_as_alone(shapes: list[tuple[int, list[int]]]) -> None:
+    stream = random.Random(0)
+    model = tiny_model()
+    trees = [
+        (
+            tuple(stream.randrange(64) for _ in range(prompt)),
+            [tuple(stream.randrange(64) for _ in range(n)) for n in completions],
+        )
+        for prompt, completions in shapes
+    ]
+    forest = plant(trees)
+    assert forest.tokens == sum(size(t) for t in trees)
+    got = forest.per_completion(forest.logprobs(model).logprobs_N)
+    want = torch.stack([by_itself(model, p, c) for p, cs in trees for c in cs])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    parameters = list(model.parameters())
+    mine = torch.autograd.grad(got.sum(), parameters)
+    for a, b in zip(mine, torch.autograd.grad(want.sum(), parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_pivots_cost_their_prompt_alone() -> None:
+    assert size(((1, 2, 3), [(4,), (5,)])) == 3
+
+
+def test_loss_by_hand() -> None:
+    policy = torch.tensor([-2.0, -5.0, -1.0, -0.5])
+    reference = torch.tensor([-3.0, -4.0, -1.0, -1.5])
+    lengths = torch.tensor([4, 2, 1, 1])
+
+    def by_hand(margins: list[float], smoothing: float = 0.0) -> float:
+        def nls(x: float) -> float:
+            return math.log1p(math.exp(-x))
+
+        return sum((1 - smoothing) * nls(m) + smoothing * nls(-m) for m in margins)
+
+    loss, metrics = dpo_loss(policy, reference, lengths, DpoLoss(beta=0.5))
+    assert float(loss) == pytest.approx(by_hand([1.0, -0.5]))
+    assert float(metrics["accuracy"]) == 1
+    assert float(metrics["margin"]) == pytest.approx(0.5)
+    loss, _ = dpo_loss(policy, reference, lengths, DpoLoss(beta=0.5, label_smoothing=0.1))
+    assert float(loss) == pytest.approx(by_hand([1.0, -0.5], 0.1))
+    loss, _ = dpo_loss(policy, reference, lengths, DpoLoss(beta=0.5, length_normalised=True))
+    assert float(loss) == pytest.approx(by_hand([0.5 * (1 / 4 + 1 / 2), -0.5]))
+    loss, _ = dpo_loss(policy, reference, lengths, DpoLoss(beta=0.5, anchor=2.0))
+    assert float(loss) == pytest.approx(by_hand([1.0, -0.5]) + 2 * (2 / 4 + 1))
+
+
+def test_gradient_is_the_closed_form() -> None:
+    """d loss / d policy = -beta sigma(-margin) for chosen, its negative for rejected."""
+    policy = torch.tensor([-2.0, -5.0], requires_grad=True)
+    reference = torch.tensor([-3.0, -4.0])
+    loss, _ = dpo_loss(policy, reference, torch.tensor([1, 1]), DpoLoss(beta=0.3))
+    (grad,) = torch.autograd.grad(loss, policy)
+    expected = -0.3 / (1 + math.exp(0.3 * 2))
+    assert grad.tolist() == pytest.approx([expected, -expected])
+
+
+def test_an_untrained_policy_is_its_reference(model: Decoder) -> None:
+    chosen = pairs(10, 5)
+    objective = Dpo(chosen, reference_logprobs(model, chosen, 50, "f32"), DpoLoss(), 10, 60, 0)
+    batch = objective.draw(0)
+    total = sum(float(objective.loss(model, m).total.detach()) for m in batch.micros)
+    assert total / batch.weight == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_every_pair_once_per_epoch(model: Decoder) -> None:
+    chosen = pairs(10, 3)
+    objective = Dpo(chosen, torch.zeros(10, 2), DpoLoss(), 4, 1000, 0)
+    first = [objective._at(i) for i in range(10)]
+    second = [objective._at(i) for i in range(10, 20)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_the_reference_is_computed_once(tmp_path, model: Decoder, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    chosen = pairs(6, 3)
+    checkpoint.save(model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    first = stored_reference(tmp_path, weights, model, chosen, 50, "f32")
+    monkeypatch.setattr("phikit.train.objectives.dpo.reference_logprobs", None)
+    assert torch.equal(stored_reference(tmp_path, weights, model, chosen, 50, "f32"), first)
+    with pytest.raises(TypeError):  # other pairs: it must be computed
+        stored_reference(tmp_path, weights, model, chosen[:5], 50, "f32")
+
+
+def test_groups() -> None:
+    assert groups([3, 3, 5, 9, 1], 6) == [[0, 1], [2], [3], [4]]
+    assert groups([], 6) == []
