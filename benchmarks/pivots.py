@@ -8,7 +8,7 @@ Three searches of the same solutions, gap 0.2:
 
 Recall is of the pivots with |Δp| ≥ gap + 0.05; a reported token with |Δp| < gap is false.
 
-    python benchmarks/pivots.py [--instances 40] [--seed 1000] [--figure FILE]
+    python benchmarks/pivots.py [--instances 40] [--seed 1000] [--length 88 136] [--figure FILE]
 """
 
 from __future__ import annotations
@@ -194,9 +194,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--instances", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1000, help="the search was tuned on 1 to 6")
+    parser.add_argument("--length", type=int, nargs=2, default=(88, 136), help="of the solutions")
     parser.add_argument("--figure", type=FilePath, help="draw recall and false share to this file")
     options = parser.parse_args()
-    found = instances(options.instances, options.seed, GAP)
+    found = instances(options.instances, options.seed, GAP, tuple(options.length))
     rows = [plain(found, n, options.seed) for n in (10, 64, 100, 400)]
     rows.append(exact(found))
     small = {"explore_max": 24, "max_samples": 128}

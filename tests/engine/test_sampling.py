@@ -52,8 +52,10 @@ def test_frequencies_and_logprobs(sampling):
     u = torch.from_numpy(uniforms(keys, np.tile(np.arange(200), 200)))
     tokens, logp, raw = draw(logits, Settings.of([sampling] * count, CPU), u)
     seen = torch.bincount(tokens, minlength=8).tolist()
-    chi2 = sum((s - count * p) ** 2 / (count * p) for s, p in zip(seen, probabilities) if p)
-    assert not any(s for s, p in zip(seen, probabilities) if not p)
+    chi2 = sum(
+        (s - count * p) ** 2 / (count * p) for s, p in zip(seen, probabilities, strict=True) if p
+    )
+    assert not any(s for s, p in zip(seen, probabilities, strict=True) if not p)
     assert chi2 < 27  # 7 degrees of freedom: exceeded with probability 3e-4
     for token in set(tokens.tolist()):
         at = int((tokens == token).nonzero()[0])

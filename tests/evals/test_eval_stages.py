@@ -1,4 +1,4 @@
-"""The evaluation stages on a tiny untrained model: real engine, real chat format, real verifiers."""
+"""The evaluation stages on a tiny untrained model, with the real engine, chat format, verifiers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ PANELS = {
     "margin": "reward margin",
     "accuracy": "pairs ranked right",
     "reward": "mean reward",
-    "passed": "rollouts that passed",
+    "right": "rollouts that were right",
     "kl": "KL divergence",
     "entropy": "entropy",
     "length": "tokens per rollout",
