@@ -290,7 +290,8 @@ class _Runner:
         self._event("finished", step, cost=cost)
         self.ran.append(step.name)
         taken = duration(cost["seconds"])
-        head = f"✓ {step.number:>2}/{self._total} {step.name:<16} {taken:>7}  "
+        width = max(len(spec.name) for spec in self._recipe.stages)
+        head = f"✓ {step.number:>2}/{self._total} {step.name:<{width}} {taken:>7}  "
         self._display.say(head + figures(summary, self._display.width - len(head)))
 
     def _set_threads(self, step: Step) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phikit.pivots.evidence import Arm, Contrast, e_bh, proportion
+from phikit.pivots.evidence import Arm, Contrast, e_bh, normal_log_e_inside, proportion
 
 counts = st.tuples(st.integers(0, 40), st.integers(0, 40))
 
@@ -79,6 +79,20 @@ def test_evidence_grows_on_the_true_side() -> None:
     assert alike.log_e_inside(0.2) > math.log(100) > 0 > alike.log_e_outside(0.2)
     assert apart.log_e_above(0.2) == apart.log_e_outside(0.2)
     assert apart.flipped().log_e_above(0.0) < 0
+
+
+def test_the_normal_test_seldom_drops_what_lies_at_the_bound() -> None:
+    """Looked at after every ten rollouts of an estimate that is truly at the bound."""
+    rng = np.random.default_rng(5)
+    level, dropped, runs = 0.2, 0, 1000
+    for _ in range(runs):
+        values = rng.normal(0.25, 0.5, 300)
+        for n in range(10, 301, 10):
+            inside = normal_log_e_inside(float(values[:n].mean()), 0.25 / n, 0.25)
+            if inside >= -math.log(level):
+                dropped += 1
+                break
+    assert 0 < dropped <= level * runs
 
 
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (6.5, 2.5)])

@@ -123,3 +123,32 @@ def test_an_alternative_is_held_against_the_whole_prefix() -> None:
     contrast = path.against(0, 5, 0.3, since=-1)
     before = 0.5 * 0.4 + 0.3 * 0.8 + 0.2 * 0.1
     assert contrast.estimate == pytest.approx(0.8 - before)
+
+
+def test_the_chain_joins_all_evidence_without_bias() -> None:
+    """Changes at every other token, from rollouts begun anywhere: z-scores against the truth, and
+    less variance than the two arms at the token alone have."""
+    scores, chain, alone = [], 0.0, 0.0
+    for i, instance in enumerate(instances(12, seed=8)):
+        starts = list(range(0, 40, 2))
+        path = evidence(instance, starts, 40, seed=i)
+        path.mark(*range(0, 41))
+        curve = instance.model.curve(instance.solution.ids)
+        for position in starts:
+            delta, variance = path.change(position, position + 1)
+            one, two = path.contrast(position, position + 1).arms
+            if min(one.n, two.n) >= 5 and path.through(position, position + 1) < 0.9:
+                scores.append((delta - instance.deltas[position]) / math.sqrt(variance))
+                chain += variance
+                alone += sum(
+                    (1 - path.through(position, position + 1)) ** 2
+                    * a.smooth
+                    * (1 - a.smooth)
+                    / a.n
+                    for a in (one, two)
+                )
+        assert path.chain[0][0] == pytest.approx(curve[0], abs=0.2)
+    assert len(scores) > 60
+    assert abs(np.mean(scores)) < 0.4
+    assert 0.5 < np.std(scores) < 1.3
+    assert chain < alone

@@ -83,7 +83,7 @@ def found() -> list[Instance]:
 
 @pytest.fixture(scope="module")
 def everywhere(found: list[Instance]) -> SearchResult:
-    return run(found, FAST, seed=1)
+    return run(found, SearchConfig(), seed=1)
 
 
 def truth(found: Sequence[Instance]) -> dict[tuple[str, int], float]:

@@ -221,11 +221,11 @@ def _subdivide(solution: Solution, segment: Segment, config: SearchConfig) -> No
         if n < config.first:
             return
         delta, variance = path.change(low, high)
-        count = len(suspicious)  # to drop many tokens at once asks for as much more evidence
+        count = len(suspicious)  # to drop many tokens at once asks for more evidence
         inside = normal_log_e_inside(
             delta, variance, config.gap + config.margin, SPREAD * math.sqrt(count)
         )
-        if inside >= math.log(count / config.miss):
+        if inside >= math.log(math.sqrt(count) / config.miss):
             segment.outcome = "below"
             return
         if abs(delta) < config.gap and n < config.explore_max:

@@ -5,8 +5,9 @@
 
 Source: Phi-4 Technical Report §4.3 and Figure 4. Four things differ, each for a reason:
 
-- every decision is an anytime-valid test instead of a comparison of two noisy estimates
-  (`evidence.py`), and a pivot is confirmed on rollouts drawn after it was suspected;
+- every decision is a sequential test at a stated level instead of a comparison of two noisy
+  estimates (`evidence.py`): exact and anytime-valid for what is reported, and on rollouts drawn
+  after the token was suspected; asymptotic for what is dropped, which is most of the cost;
 - rollouts count at every prefix they pass through, and the known probability of a token joins the
   two sides of the comparison (`path.py`), which saves most of the samples;
 - tokens more probable than 1 - gap are never looked at: they cannot be pivots;
