@@ -1,23 +1,20 @@
 """Several small batches side by side, each on one core.
 
-The operations of a small model are too short to be shared between threads: handing one over costs
-as much as doing it, and a busy core makes the others wait for it hundreds of times per token. So
-the samples are divided once, and every core runs a batch of its own. (A large model's operations
-are long, and its weights are better read once: there torch's own threads share each operation.)
+The samples for a small model are divided once, and every core runs a batch of its own; why that is
+faster is told in `models.lanes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 
 from phikit.engine.base import Finished, Request
 from phikit.engine.batch import Batch
+from phikit.models.lanes import Lanes, lane_count
 
-_SMALL = 32_000_000  # parameters; above, torch's threads share the operations
 _ROWS = 16  # a batch with fewer rows is not worth a core
 _STEPS = 8  # steps between two meetings of the batches
 
@@ -33,7 +30,7 @@ class Part:
 
 def shard_count(parameters: int, rows: int, threads: int) -> int:
     """How many batches to run side by side."""
-    return max(1, min(threads, rows // _ROWS)) if parameters <= _SMALL else 1
+    return max(1, min(lane_count(parameters, threads), rows // _ROWS))
 
 
 def divide(requests: Sequence[Request], count: int) -> list[list[Part]]:
@@ -63,10 +60,8 @@ def divide(requests: Sequence[Request], count: int) -> list[list[Part]]:
 def run_together(batches: Sequence[Batch], shards: Sequence[Sequence[Part]]) -> Iterator[Finished]:
     """Drives the batches to their end, one thread each; yields in an order that does not depend
     on the threads' speed, with the numbers that the undivided requests have."""
-    threads = torch.get_num_threads()
 
     def advance(number: int) -> list[Finished]:
-        torch.set_num_threads(1)  # of this thread's own operations
         done: list[Finished] = []
         with torch.inference_mode():
             for _ in range(_STEPS):
@@ -79,11 +74,7 @@ def run_together(batches: Sequence[Batch], shards: Sequence[Sequence[Part]]) -> 
             for f in done
         ]
 
-    with ThreadPoolExecutor(len(batches)) as pool:
+    with Lanes(len(batches)) as lanes:
         while any(batch.busy for batch in batches):
-            try:
-                rounds = list(pool.map(advance, range(len(batches))))
-            finally:
-                torch.set_num_threads(threads)
-            for finished in rounds:
+            for finished in lanes.map(advance, range(len(batches))):
                 yield from finished

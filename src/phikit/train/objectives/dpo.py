@@ -125,9 +125,11 @@ class Dpo:
         batch_pairs: int,
         micro_tokens: int,
         seed: int,
+        lanes: int = 1,
     ) -> None:
         self.pairs, self.reference_P2, self.settings = pairs, reference_P2, settings
         self.batch_pairs, self.micro_tokens, self.seed = batch_pairs, micro_tokens, seed
+        self.lanes = lanes
         self.done = 0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -136,7 +138,7 @@ class Dpo:
         self.done += self.batch_pairs
         trees = [tree(self.pairs[i]) for i in chosen]
         micros = []
-        for group in groups([size(t) for t in trees], self.micro_tokens):
+        for group in groups([size(t) for t in trees], self.micro_tokens, self.lanes):
             reference_2P = self.reference_P2[[chosen[i] for i in group]].reshape(-1)
             micros.append(PairBatch(plant([trees[i] for i in group]), reference_2P))
         tokens = sum(m.forest.tokens for m in micros)
