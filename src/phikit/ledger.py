@@ -207,27 +207,35 @@ class Shelf:
 def open_folder(run: Path) -> None:
     """Makes the run directory, refusing a folder that holds something else.
 
+    The ledger is the mark of a run directory, so it is there, if only empty, before anything else.
+
     Raises:
         PhikitError: the folder is not a run's, or cannot be written.
     """
+    mark = run / "ledger.jsonl"
     with explain_os_errors(run, "making the folder"):
         run.mkdir(parents=True, exist_ok=True)
-        strangers = [p for p in run.iterdir() if p.name not in (".lock", ".code.json")]
-    if strangers and not (run / "ledger.jsonl").exists():
-        raise PhikitError(
-            f"{run}: not a run directory, and not empty (it holds {strangers[0].name})",
-            "choose another folder with --out",
-        )
+        if mark.exists():
+            return
+        strangers = sorted(run.iterdir())
+        if not strangers:
+            mark.touch()
+            return
+    raise PhikitError(
+        f"{run}: not a run directory, and not empty (it holds {strangers[0].name})",
+        "choose another folder with --out",
+    )
 
 
 def clear(run: Path) -> None:
-    """Deletes what a run made; other files in its directory stay."""
+    """Deletes what a run made; other files in its directory stay. The ledger is only emptied."""
     with explain_os_errors(run, "deleting"):
         for folder in [*_folders(run), run / ".superseded"]:
             if folder.exists():
                 shutil.rmtree(folder)
-        for name in ("ledger.jsonl", "recipe.yaml", "report.html", "results.json"):
+        for name in ("recipe.yaml", "report.html"):
             (run / name).unlink(missing_ok=True)
+        (run / "ledger.jsonl").write_text("")
 
 
 def write_started(

@@ -145,7 +145,8 @@ R = TypeVar("R", bound=Record)
 
 def content_id(record: Record) -> str:
     """16 hex digits of BLAKE2b over the record's type and content (its own id left out)."""
-    content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "id"}
+    names = [f.name for f in dataclasses.fields(record) if f.name != "id"]
+    content = {name: getattr(record, name) for name in names}
     text = type(record).__name__ + canonical_json(_plain(content))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -169,7 +170,7 @@ _VERDICT = pa.struct(
      ("verifier", pa.string())]
 )  # fmt: skip
 
-# `meta`, `evidence` and chat messages are open-ended: stored as JSON text, queried with json_extract
+# `meta`, `evidence` and chat messages are open-ended: stored as JSON text
 _JSON = pa.string()
 SCHEMAS: dict[type[Record], pa.Schema] = {
     Document: pa.schema(

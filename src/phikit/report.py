@@ -1,4 +1,4 @@
-"""What a run showed: one self-contained HTML file, and one picture.
+"""What a run showed: one self-contained HTML file, one picture, and a table over several seeds.
 
 `write` reads a run directory and writes report.html into it: no network, no other files, and
 everything a model or a document said is escaped. What a run has not got yet is left out, and the
@@ -16,11 +16,12 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from phikit.errors import PhikitError
+from phikit.evals.statistics import over_seeds
 from phikit.files import write_atomic
 from phikit.reporting import costs, curves, searches, sources
 from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.run_dir import Run
-from phikit.reporting.words import FILTERS
+from phikit.reporting.words import FILTERS, p_value, points
 
 #: A section's title and the verbs of the stages that it needs one of.
 SECTIONS = {
@@ -119,6 +120,44 @@ def _change_scale(comparisons: Sequence[Comparison]) -> curves.Axis:
 def _token_data(solution: searches.Solution) -> list[dict[str, Any]]:
     """What the page's script says of each token."""
     return [asdict(token) for token in solution.tokens]
+
+
+def seeds(run_dirs: Sequence[Path]) -> str:
+    """The differences to the SFT model over runs with other seeds, as a Markdown table.
+
+    One row per later stage that every run has evaluated; see `evals.statistics.OverSeeds` for what
+    the two intervals claim.
+
+    Raises:
+        PhikitError: a run has no evaluated SFT stage, or no later stage is in all of them.
+    """
+    found = []
+    for run_dir in run_dirs:
+        evaluations = Evaluations(Run(run_dir))
+        if evaluations.sft is None:
+            raise PhikitError(f"{run_dir}: no SFT stage is evaluated yet")
+        found.append((evaluations.sft, evaluations.chain))
+    start, chain = found[0]
+    later = [e.model.name for e in chain[chain.index(start) + 1 :]]
+    rows = []
+    for name in later:
+        ends = [next((e for e in other if e.model.name == name), None) for _, other in found]
+        pairs = [(sft.means, e.means) for (sft, _), e in zip(found, ends, strict=True) if e]
+        if len(pairs) == len(found):
+            rows.append((name, over_seeds(pairs)))
+    if not rows:
+        raise PhikitError("no stage after SFT is evaluated in all of the runs")
+    head = ["stage", *(p.resolve().name for p in run_dirs), "mean", "95 % (these models)", "p",
+            "95 % (a new seed)", "finding"]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for name, result in rows:
+        d, new = result.pooled, result.seeds
+        lines.append(
+            [name, *(points(r.value) for r in result.runs), points(d.value),
+             f"{points(d.low)} to {points(d.high)}", p_value(d.p),
+             f"{points(new.low)} to {points(new.high)}", d.finding]
+        )  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def figure(run_dir: Path, path: Path) -> Path:

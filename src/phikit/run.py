@@ -30,7 +30,7 @@ from phikit.files import (
 )
 from phikit.imports import Sources
 from phikit.ledger import Identity, Shelf
-from phikit.memory import PeakMemory
+from phikit.memory import PeakMemory, keep_freed_memory
 from phikit.progress import Display, duration, figures
 from phikit.recipes.schema import Recipe, StageSpec, as_yaml
 from phikit.stage import Context, Cost, Estimate
@@ -290,15 +290,17 @@ class _Runner:
         self._event("finished", step, cost=cost)
         self.ran.append(step.name)
         taken = duration(cost["seconds"])
-        head = f"✓ {step.number:>2}/{self._total} {step.name:<16} {taken:>7}  "
+        width = max(len(spec.name) for spec in self._recipe.stages)
+        head = f"✓ {step.number:>2}/{self._total} {step.name:<{width}} {taken:>7}  "
         self._display.say(head + figures(summary, self._display.width - len(head)))
 
     def _set_threads(self, step: Step) -> None:
-        """Gives torch the recipe's threads, if this step can reach torch at all."""
+        """Gives torch the recipe's threads and memory to reuse, if this step can reach torch at all."""
         if self._sources.uses([step.spec.stage.run.__module__], "torch"):
             import torch
 
             torch.set_num_threads(self._recipe.threads)
+            keep_freed_memory()
 
     def _note_other_versions(self, folder: Path) -> None:
         """Says so when a stage goes on under other versions than it began with."""

@@ -72,7 +72,7 @@ def _accuracies(evaluations: Evaluations) -> list[str]:
     for comparison in [*evaluations.ablations(), evaluations.headline]:
         if comparison is not None:
             lines.append(f"{comparison.label}: {_change(comparison)}")
-    return [*lines, ""]
+    return lines if lines[-1] == "" else [*lines, ""]
 
 
 def _row(accuracy: Estimate) -> str:

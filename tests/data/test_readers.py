@@ -1,6 +1,7 @@
 import ast
 import json
 from collections import Counter
+from itertools import islice
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_a_missing_folder_is_explained() -> None:
 
 
 def test_the_library_plays_every_organic_class(tmp_path) -> None:
-    """A stand-in with the library's layout; the real one is read in the stage's test."""
+    """A stand-in with the library's layout."""
     (tmp_path / "pydoc_data").mkdir()
     topics = {"if": "The if statement is used.", "types": "Long. " * 300}
     (tmp_path / "pydoc_data" / "topics.py").write_text(f"topics = {topics!r}\n")
@@ -150,3 +151,13 @@ def test_the_library_plays_every_organic_class(tmp_path) -> None:
         ("code", "module"): 1,
     }
     assert all(isinstance(d, Document) and d.licence == "PSF-2.0" for d in found)
+
+
+def test_the_real_library_is_read_without_a_broken_file() -> None:
+    found = list(islice(read(ReaderConfig()), 1500))
+    assert all(isinstance(d, Document) for d in found)
+    assert {d.source for d in found} == {"web", "acquired", "code"}
+    functions = [d for d in found if d.meta["kind"] == "function"]
+    assert functions
+    for document in functions:
+        ast.parse(document.text)

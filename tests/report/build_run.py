@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.files import write_atomic, write_json
+from phikit.pivots.results import Alternative, Pivot, Trace
 from phikit.records import Document, Sample, Score, Verdict, write_records
 
 KINDS = ("groups", "comparison", "equations", "ordering", "tracing", "units")
@@ -268,51 +270,63 @@ def _pivots(b: Builder) -> None:
     """Traces and pivots as the search writes them: token ids, p at every position, suspects."""
     folder = b.stage("pivots", "pivots.search", {"model": ["sft"], "problems": ["items"]},
                      {"questions": 400, "pairs": 311, "pivots": 288}, 96.0, gap=0.2)  # fmt: skip
-    tokenizer = b.tokenizer
-    traces, pivots = [], []
-    for n in range(14):
-        item = b.items[n]
-        prompt = tokenizer.encode(item.messages[0]["content"])
-        text = f"The boxes hold {5 + n} * 6 = {6 * (5 + n)} pens.\nNow there are {6 * (5 + n)} - 7"
-        text += f" = {6 * (5 + n) - 7} pens, so that is the answer.\nAnswer: {6 * (5 + n) - 7}"
-        ids = [*tokenizer.encode(text), tokenizer.special["<|im_end|>"]]
-        at = sorted(int(i) for i in b.rng.choice(np.arange(3, len(ids) - 6), 3, replace=False))
-        jumps = dict(zip(at, (0.38, -0.31, 0.36), strict=True))
-        p, points, suspects = 0.44, [], []
-        for i, token in enumerate(ids):
-            half, count = 0.05 + 0.002 * i, max(12, 400 - 9 * i)
-            points.append({"position": i, "p": p, "lower": max(0.0, p - half),
-                           "upper": min(1.0, p + half), "n": count})  # fmt: skip
-            after = min(0.97, max(0.03, p + jumps.get(i, 0.0) + b.rng.normal(0, 0.012)))
-            if i in jumps:
-                other = tokenizer.encode(HOSTILE)[n]
-                suspects.append({"position": i, "state": "paired", "delta": after - p, "n": 210})
-                alternatives = [
-                    {"token": other, "probability": 0.31, "p": max(0.0, p - 0.2), "n": 96,
-                     "lower": 0.0, "upper": 0.5, "accepted": True},
-                    {"token": tokenizer.encode(" +")[0], "probability": 0.08, "p": p, "n": 20,
-                     "lower": 0.1, "upper": 0.9, "accepted": False},
-                ]  # fmt: skip
-                pivots.append(
-                    {"problem": item.id, "kind": item.kind, "verifier": "math",
-                     "prefix_ids": [*prompt, *ids[:i]], "position": i, "token": token,
-                     "probability": 0.6, "solution_passed": True, "delta": after - p,
-                     "lower": after - p - 0.09, "upper": after - p + 0.09, "p_before": p,
-                     "p_after": after, "n_after": 120, "n_astray": 90, "log_e": 9.0,
-                     "alternatives": alternatives}
-                )  # fmt: skip
-            p = after
-        points.append({"position": len(ids), "p": 1.0, "lower": 1.0, "upper": 1.0, "n": 0})
-        solution = {"ids": ids, "passed": True, "probability": [0.6] * len(ids), "points": points,
-                    "tree": {"low": 0, "high": len(ids), "outcome": "flat"},
-                    "suspects": suspects}  # fmt: skip
-        traces.append(
-            {"problem": item.id, "kind": item.kind, "prompt_ids": prompt, "outcome": "done",
-             "p": 0.44, "n": 48, "samples": 2400, "tokens": 70_000, "solutions": [solution]}
-        )  # fmt: skip
+    traces: list[dict[str, Any]] = []
+    pivots: list[dict[str, Any]] = []
+    for item in b.items[:14]:
+        _search(b, item, traces, pivots)
     traces.append({**traces[0], "problem": "refused", "outcome": "refused", "solutions": []})
     write_atomic(folder / "searches.jsonl", "".join(json.dumps(t) + "\n" for t in traces))
     write_atomic(folder / "pivots.jsonl", "".join(json.dumps(p) + "\n" for p in pivots))
+
+
+def _search(
+    b: Builder, item: Sample, traces: list[dict[str, Any]], pivots: list[dict[str, Any]]
+) -> None:
+    """One searched solution with three pivots: up, down, up."""
+    tokenizer, n = b.tokenizer, len(traces)
+    prompt = tuple(tokenizer.encode(item.messages[0]["content"]))
+    pens = 6 * (5 + n)
+    text = f"The boxes hold {5 + n} * 6 = {pens} pens.\nNow there are {pens} - 7"
+    text += f" = {pens - 7} pens, so that is the answer.\nAnswer: {pens - 7}"
+    ids = [*tokenizer.encode(text), tokenizer.special["<|im_end|>"]]
+    at = sorted(int(i) for i in b.rng.choice(np.arange(3, len(ids) - 6), 3, replace=False))
+    jumps = dict(zip(at, (0.38, -0.31, 0.36), strict=True))
+    p, points, suspects = 0.44, [], []
+    for i, token in enumerate(ids):
+        half = 0.05 + 0.002 * i
+        points.append({"position": i, "p": p, "lower": max(0.0, p - half),
+                       "upper": min(1.0, p + half), "n": max(12, 400 - 9 * i)})  # fmt: skip
+        after = min(0.97, max(0.03, p + jumps.get(i, 0.0) + b.rng.normal(0, 0.012)))
+        if i in jumps:
+            suspects.append({"position": i, "state": "paired", "delta": after - p, "n": 210})
+            pivots.append(_pivot(b, item, (*prompt, *ids[:i]), i, token, p, after))
+        p = after
+    points.append({"position": len(ids), "p": 1.0, "lower": 1.0, "upper": 1.0, "n": 0})
+    solution = {"ids": ids, "passed": True, "probability": [0.6] * len(ids), "points": points,
+                "tree": {"low": 0, "high": len(ids), "outcome": "flat"}, "suspects": suspects,
+                "tokens": [tokenizer.decode([i]) for i in ids]}  # fmt: skip
+    trace = Trace(problem=item.id, kind=item.kind, prompt_ids=prompt, outcome="done", p=0.44, n=48,
+                  samples=2400, tokens=70_000, solutions=[solution])  # fmt: skip
+    traces.append({**dataclasses.asdict(trace), "prompt": tokenizer.decode(prompt)})
+
+
+def _pivot(
+    b: Builder, item: Sample, prefix: tuple[int, ...], i: int, token: int, p: float, after: float
+) -> dict[str, Any]:
+    plus, minus = b.tokenizer.encode("+")[0], b.tokenizer.encode("-")[0]
+    row = dataclasses.asdict(
+        Pivot(
+            problem=item.id, kind=item.kind, verifier="math", prefix_ids=prefix, position=i,
+            token=token, probability=0.6, solution_passed=True, delta=after - p,
+            lower=after - p - 0.09, upper=after - p + 0.09, p_before=p, p_after=after, n_after=120,
+            n_astray=90, log_e=9.0,
+            alternatives=(Alternative(plus, 0.31, max(0.0, p - 0.2), 96, 0.0, 0.5, True),
+                          Alternative(minus, 0.08, p, 20, 0.1, 0.9, False)),
+        )
+    )  # fmt: skip
+    for alternative, said in zip(row["alternatives"], (HOSTILE, "-"), strict=True):
+        alternative["token_text"] = said
+    return {**row, "token_text": b.tokenizer.decode([token])}
 
 
 def _recall(b: Builder, name: str, model: str, shares: Sequence[float]) -> None:

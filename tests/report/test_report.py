@@ -170,6 +170,20 @@ def test_the_picture(whole_run: Path, half_run: Path, tmp_path: Path, name: str)
     report.figure(half_run, tmp_path / name)  # without pivots
 
 
+def test_the_table_over_seeds(whole_run: Path, half_run: Path, tmp_path: Path) -> None:
+    runs = [whole_run, build(tmp_path / "seed-1", seed=1), build(tmp_path / "seed-2", seed=2)]
+    table = report.seeds(runs).splitlines()
+    assert table[0].startswith("| stage | nano | seed-1 | seed-2 | mean |")
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        "| dpo-pivots", "| dpo-judge", "| reason", "| grpo",
+    ]  # fmt: skip
+    assert table[-1].endswith("| helped |")
+    means = [float(cell) for cell in table[-1].replace("+", "").split(" | ")[1:5]]
+    assert sum(means[:3]) / 3 == pytest.approx(means[3], abs=0.11)
+    with pytest.raises(PhikitError, match="no stage after SFT"):
+        report.seeds([half_run])
+
+
 def test_errors_say_where(tmp_path: Path, half_run: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PhikitError, match="no finished stage here"):

@@ -70,8 +70,8 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(412, "412"), (9999, "9999"), (1510.2, "1510"), (0.08312, "0.0831"), (28_120.0, "28.1k"),
-     (5_200_000, "5.2M"), (3.0, "3"), ("ok", "ok"), (True, "yes"), (2.5e13, "25.0T"), (1e16, "1.00e+16"),
-     (-0.5, "-0.5")],
+     (5_200_000, "5.2M"), (3.0, "3"), ("ok", "ok"), (True, "yes"), (2.5e13, "25.0T"),
+     (1e16, "1.00e+16"), (-0.5, "-0.5")],
 )  # fmt: skip
 def test_quantities(value: float | str, text: str) -> None:
     assert quantity(value) == text

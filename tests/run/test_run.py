@@ -185,6 +185,23 @@ def test_killed_at_random_instants_it_ends_the_same(recipe_file: Path, tmp_path:
     assert results(broken) == results(tmp_path / "whole")
 
 
+def test_killed_before_anything_ran_it_is_still_a_run_directory(
+    recipe_file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for point in ("phikit.run.plan", "phikit.run.Shelf.arrange", "phikit.run._Runner.run"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(point, killed)
+            go(recipe_file, out)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("phikit.run.plan", killed)
+        (out / "notes.txt").write_text("mine")
+        go(recipe_file, out, fresh=True)
+    assert len(go(recipe_file, out)[0]) == 4
+
+
 def test_a_resumable_stage_goes_on_and_another_starts_empty(recipe_file: Path, out: Path) -> None:
     process = child(recipe_file, out, "one.steps=500", "one.pause=0.01")
     metrics = out / "01-one" / "metrics.jsonl"

@@ -104,12 +104,13 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
         lr=1e-2 if name in ("adamw", "muon", "bf16") else 3e-3,
         precision="bf16" if name == "bf16" else "f32",
         optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
-        checkpoint_every=every,
+        checkpoint_every=2 if name == "grpo" else every,
         warmup=2,
     )
     objective: Any
     if name == "grpo":
-        objective = grpo(model)
+        objective = grpo(model, GrpoLoss(updates=2, kl=0.1, kl_to="reference"))
+        objective.reference = tiny_model()
     elif name in ("dpo", "pivots"):
         chosen = pairs(20, 8 if name == "dpo" else 1)
         reference = reference_logprobs(model, chosen, 200, "f32")

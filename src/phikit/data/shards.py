@@ -7,6 +7,8 @@ number of each document's share of the mixture (uint8); `index.json` the shares'
 
 from __future__ import annotations
 
+import io
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phikit.errors import PhikitError
-from phikit.files import explain_os_errors, read_json, write_json
+from phikit.files import explain_os_errors, fsync_path, read_json, write_atomic, write_json
 
 _DTYPE = np.dtype("<u4")
 _CHUNK = 1 << 20  # tokens written at once
@@ -24,14 +26,14 @@ _CHUNK = 1 << 20  # tokens written at once
 class Pool:
     """Tokenised documents, appended to a scratch file and read back at random.
 
-    The ids lie on the disk; in memory there are 17 bytes per document.
+    The ids lie on the disk; in memory there are some 30 bytes per document.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names: list[str] = []
-        self._lengths: list[int] = []
-        self._classes: list[int] = []
+        self._lengths = array("q")
+        self._classes = array("B")
         with explain_os_errors(path, "writing"):
             self._file = path.open("wb")
 
@@ -80,14 +82,21 @@ def write_shards(
             for ids in documents:
                 out.write(ids.astype(_DTYPE, copy=False).tobytes())
                 bounds.append(bounds[-1] + len(ids))
+        fsync_path(temporary)
         temporary.replace(directory / "tokens.bin")
-        np.save(directory / "bounds.npy", np.array(bounds, np.int64))
-        np.save(directory / "sources.npy", np.asarray(shares, np.uint8))
+    _save(directory / "bounds.npy", np.array(bounds, np.int64))
+    _save(directory / "sources.npy", np.asarray(shares, np.uint8))
     write_json(
         directory / "index.json",
         {**index, "sources": list(names), "documents": len(bounds) - 1, "tokens": bounds[-1]},
     )
     return bounds[-1]
+
+
+def _save(path: Path, values: NDArray[Any]) -> None:
+    content = io.BytesIO()
+    np.save(content, values)
+    write_atomic(path, content.getvalue())
 
 
 class Shards:

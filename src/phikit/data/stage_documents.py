@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,6 +151,9 @@ def run_documents(
         kept = write_records(ctx.dir / "documents.parquet", second_pass(), Document)
         scratch.unlink()
     return {
+        # the library's text depends on Python's version, which no setting names
+        "root": settings.reader.root,
+        "python": platform.python_version(),
         "documents": kept,
         "chars": sum(ledger.kept_chars.values()),
         "by_source": ledger.by_source(),

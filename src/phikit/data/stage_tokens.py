@@ -190,8 +190,13 @@ def _encoded(
     """(source class, ids with the end token) of each text, in order."""
     texts = iter(texts)
     while batch := list(islice(texts, _BATCH)):
-        for text, ids in zip(batch, tokenizer.encode_batch([t.text for t in batch]), strict=True):
-            if text.trusted and any(token in text.text for token in THINK):
+        # the few with control tokens are encoded piecewise, all others at once
+        special = [t.trusted and any(token in t.text for token in THINK) for t in batch]
+        plain = ["" if s else t.text for t, s in zip(batch, special, strict=True)]
+        for text, is_special, ids in zip(
+            batch, special, tokenizer.encode_batch(plain), strict=True
+        ):
+            if is_special:
                 ids = tokenizer.encode_control(text.text, THINK)
             yield text.source, [*ids, end]
 

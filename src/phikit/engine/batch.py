@@ -67,6 +67,7 @@ class Rows:
 class Batch:
     """Drives a list of checked requests to their end: call `step` while `busy`."""
 
+    @torch.inference_mode()
     def __init__(self, model: Decoder, requests: Sequence[Request], max_batch: int) -> None:
         self.model, self.requests = model, requests
         self.size = max(1, min(max_batch, sum(r.n for r in requests)))

@@ -8,6 +8,7 @@ import torch
 
 from phikit.engine.base import Finished, Request
 from phikit.engine.batch import Batch
+from phikit.engine.shards import divide, run_together, shard_count
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -16,8 +17,9 @@ class LocalEngine:
     """Batched generation on the very module given; a `Generator`.
 
     Results are a pure function of the weights, the list of requests, `max_batch` and the number
-    of threads. What a request draws does not depend on its neighbours, except for the rounding of
-    matrix products of other shapes.
+    of threads. With a small model every thread runs a batch of its own (see `shards`), and
+    `max_batch` is divided between them. What a request draws does not depend on its neighbours,
+    except for the rounding of matrix products of other shapes.
 
     Args:
         model: may go on being trained between calls of `generate`.
@@ -63,14 +65,28 @@ class LocalEngine:
         return self._run(requests)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
-        with torch.inference_mode():
-            batch = Batch(self._weights(), requests, self.max_batch)
+        weights = self._weights()
+        rows = min(self.max_batch, sum(r.n for r in requests))
+        count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
+        shards = divide(requests, count)
+        batches = [
+            Batch(weights, [part.request for part in shard], -(-self.max_batch // len(shards)))
+            for shard in shards
+        ]
+        try:
+            if len(batches) == 1:
+                yield from self._run_alone(batches[0])
+            else:
+                yield from run_together(batches, shards)
+        finally:  # also when the caller stops early
+            self.tokens_generated += sum(b.tokens_generated for b in batches)
+            self.tokens_prefilled += sum(b.tokens_prefilled for b in batches)
+
+    @staticmethod
+    def _run_alone(batch: Batch) -> Iterator[Finished]:
         while batch.busy:
-            drawn, prefilled = batch.tokens_generated, batch.tokens_prefilled
             with torch.inference_mode():  # not around the yield: the caller may be training
                 finished = batch.step()
-            self.tokens_generated += batch.tokens_generated - drawn
-            self.tokens_prefilled += batch.tokens_prefilled - prefilled
             yield from finished
 
     def stream(self, request: Request) -> Iterator[int]:
@@ -85,8 +101,7 @@ class LocalEngine:
         return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[int]:
-        with torch.inference_mode():
-            batch = Batch(self._weights(), [request], 1)
+        batch = Batch(self._weights(), [request], 1)
         while batch.busy:
             with torch.inference_mode():
                 batch.step()
@@ -94,6 +109,7 @@ class LocalEngine:
             yield batch.newest
         self.tokens_prefilled += batch.tokens_prefilled
 
+    @torch.no_grad()
     def _weights(self) -> Decoder:
         if self._copy is None:
             return self.model

@@ -17,7 +17,6 @@ from phikit.models.load import load
 Message = Mapping[str, str]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-_LONGEST_CHARACTER = 4  # bytes of UTF-8; a token holds at least one
 
 
 def text_pieces(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
@@ -27,14 +26,18 @@ def text_pieces(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
     never become a character come out as U+FFFD.
     """
     held: list[int] = []
+    shown = 0  # characters of the held tokens' text that are out already
     for token in ids:
         held.append(token)
         text = tokenizer.decode(held)
-        if not text.endswith(_BROKEN) or len(held) >= _LONGEST_CHARACTER:
-            yield text
-            held = []
-    if held:
-        yield tokenizer.decode(held)
+        whole = text.rstrip(_BROKEN)
+        if len(whole) > shown:
+            yield whole[shown:]
+            shown = len(whole)
+        if whole == text:
+            held, shown = [], 0
+    if rest := tokenizer.decode(held)[shown:]:
+        yield rest
 
 
 def respond(

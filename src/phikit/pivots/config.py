@@ -28,7 +28,8 @@ class SearchConfig(Config):
         filter_min, filter_max: samples with which a question is admitted, least and most.
         first: samples per arm in the first look at a token or a segment.
         explore_min, explore_max: samples per arm at which a token whose estimate is beyond the gap
-            becomes a candidate, at the earliest, and at which one that is not is dropped.
+            becomes a candidate, at the earliest, and at which one that is not is dropped (and a
+            segment whose ends were not shown to agree is split).
         max_samples: samples per arm after which a test gives up.
         measure: samples per arm from which a confirmed pivot's Δp is estimated.
         alternatives: how many other tokens are tried for a confirmed pivot's pair.
@@ -56,8 +57,8 @@ class SearchConfig(Config):
     filter_max: int = Field(48, ge=2)
     first: int = Field(4, ge=1)
     explore_min: int = Field(16, ge=1)
-    explore_max: int = Field(32, ge=1)
-    max_samples: int = Field(256, ge=2)
+    explore_max: int = Field(48, ge=1)
+    max_samples: int = Field(512, ge=2)
     measure: int = Field(32, ge=2)
     alternatives: int = Field(3, ge=0)
     in_flight: int = Field(256, ge=1)

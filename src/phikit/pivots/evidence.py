@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 JEFFREYS = (0.5, 0.5)
+SPREAD = 0.05  # the prior's standard deviation of an ordinary token's Δp
 ALIKE = 0.85  # the bettor's share on "all arms are alike" against "they differ by the gap"
 
 
@@ -48,6 +49,11 @@ class Arm:
     def mean(self) -> float:
         """The share that passed; one half when there are no rollouts."""
         return self.passed / self.n if self.n else 0.5
+
+    @property
+    def smooth(self) -> float:
+        """The share that passed, drawn a little towards one half."""
+        return (self.passed + 0.5) / (self.n + 1)
 
     def log_mixture(self) -> float:
         a, b = self.prior
@@ -146,6 +152,24 @@ def proportion(arm: Arm) -> Contrast:
     return Contrast((1.0,), (arm,))
 
 
+def normal_log_e_inside(
+    estimate: float, variance: float, bound: float, spread: float = SPREAD
+) -> float:
+    """Log e-value against |θ| ≥ bound from an asymptotically normal estimate.
+
+    The bettor's prior is N(0, spread²). By time-uniform central limit theory (Waudby-Smith et al.
+    2024) this is anytime-valid in the limit only: it may decide what is not worth more samples, and
+    never what is reported.
+    """
+    if abs(estimate) >= bound:
+        return -math.inf
+    wide = variance + spread * spread
+    nearest = bound - abs(estimate)
+    return 0.5 * (
+        math.log(variance / wide) - estimate * estimate / wide + nearest * nearest / variance
+    )
+
+
 def e_bh(log_e: Sequence[float], level: float) -> float:
     """The e-BH threshold (Wang & Ramdas 2022): rejecting every log e-value at or above it keeps the
     false-discovery rate at `level` under any dependence; infinite when none can be rejected."""
@@ -199,7 +223,7 @@ def _root(f: Callable[[float], float], least: float = -math.inf) -> float:
             high, f_high = middle, at
             f_low *= 0.5 if side == -1 else 1.0
             side = -1
-        if high - low <= 1e-12 * (abs(low) + abs(high)):
+        if high - low <= 1e-9 + 1e-12 * (abs(low) + abs(high)):
             break
     return 0.5 * (low + high)
 

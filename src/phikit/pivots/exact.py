@@ -53,7 +53,7 @@ class Automaton:
         self.success[-1] = np.arange(LEVELS + 1) >= LEVELS // 2
         for t in reversed(range(self.length)):
             after = self.success[t + 1][move[t]]
-            self.success[t] = (probability[t] * after).sum(axis=-1)
+            self.success[t] = np.clip((probability[t] * after).sum(axis=-1), 0.0, 1.0)
         self._cumulative = np.cumsum(probability, axis=-1)
 
     def levels(self, ids: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ pivot, whatever the rollouts say.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -86,7 +87,9 @@ class Path:
         self.probability = np.minimum(np.exp(np.asarray(logprobs, np.float64)), 1.0)
         self.surprise = np.maximum(-np.asarray(raw_logprobs, np.float64), 0.0)
         self._log_through = np.concatenate([[0.0], np.cumsum(np.log(self.probability))])
+        self.marks = {0, len(self.ids)}
         self._walks: list[Walk] = []
+        self._chain: dict[int, tuple[float, float]] | None = None
         self._table: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -94,7 +97,12 @@ class Path:
 
     def add(self, walk: Walk) -> None:
         self._walks.append(walk)
-        self._table = None
+        self._table = self._chain = None
+
+    def mark(self, *positions: int) -> None:
+        """Makes these positions known to `change`."""
+        self.marks.update(positions)
+        self._chain = None
 
     @property
     def table(self) -> NDArray[np.int64]:
@@ -151,6 +159,34 @@ class Path:
         arms.append(_astray(rows, low, high, astray))
         coefficients.append(-apart)
         return Contrast(tuple(coefficients), tuple(arms), offset)
+
+    def change(self, low: int, high: int) -> tuple[float, float]:
+        """p_high - p_low by all evidence there is, and the estimate's variance.
+
+        Between two marks [a, b) the rollouts go astray with a success rate q, or on to b:
+        p_a = Π p_b + (1 - Π) q. From the known end backwards this gives p at every mark out of the
+        rates alone, so that whatever is learnt of a later stretch also serves the earlier ones.
+        """
+        (p_low, v_low), (p_high, v_high) = self.chain[low], self.chain[high]
+        share = self.through(low, high)
+        rest = max(v_low - share * share * v_high, 0.0)
+        return p_high - p_low, (1.0 - share) ** 2 * v_high + rest
+
+    @property
+    def chain(self) -> dict[int, tuple[float, float]]:
+        """(p, its variance) at every mark."""
+        if self._chain is None:
+            marks = sorted(self.marks)
+            p, variance = float(self.passed), 0.0
+            self._chain = {marks[-1]: (p, variance)}
+            for low, high in reversed(list(itertools.pairwise(marks))):
+                arm, share = _astray(self.table, low, high), self.through(low, high)
+                rate = arm.smooth
+                apart = (1.0 - share) ** 2 * rate * (1.0 - rate) / (arm.n + 1)
+                p = share * p + (1.0 - share) * rate
+                variance = share * share * variance + apart
+                self._chain[low] = (p, variance)
+        return self._chain
 
     def against(self, position: int, other: int, probability: float, since: int) -> Contrast:
         """p(prefix + other) - p(prefix) from the rounds after `since`, for an alternative token.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from phikit.pivots.config import SearchConfig
-from phikit.pivots.evidence import Arm, proportion
+from phikit.pivots.evidence import SPREAD, Arm, normal_log_e_inside, proportion
 from phikit.pivots.path import Path, Walk
 from phikit.pivots.suspect import OPEN, Suspect, Wants, sizes
 from phikit.verify.base import Problem
@@ -215,14 +215,20 @@ def _subdivide(solution: Solution, segment: Segment, config: SearchConfig) -> No
         solution.suspects.append(Suspect(path, suspicious[0], config))
         return
     if config.look == "ends":
-        contrast = path.contrast(low, high)
-        n = min(sizes(path, high, contrast))
+        path.mark(low, high)
+        through, astray = sizes(path, high, path.contrast(low, high))
+        n = min(through, astray)
         if n < config.first:
             return
-        if contrast.log_e_inside(config.gap + config.margin) >= -math.log(config.miss):
+        delta, variance = path.change(low, high)
+        count = len(suspicious)  # to drop many tokens at once asks for more evidence
+        inside = normal_log_e_inside(
+            delta, variance, config.gap + config.margin, SPREAD * math.sqrt(count)
+        )
+        if inside >= math.log(math.sqrt(count) / config.miss):
             segment.outcome = "below"
             return
-        if abs(contrast.estimate) < config.gap and n < config.max_samples:
+        if abs(delta) < config.gap and n < config.explore_max:
             return
     segment.outcome = "split"
     middle = path.midpoint(low, high)

@@ -5,8 +5,9 @@
 
 Source: Phi-4 Technical Report §4.3 and Figure 4. Four things differ, each for a reason:
 
-- every decision is an anytime-valid test instead of a comparison of two noisy estimates
-  (`evidence.py`), and a pivot is confirmed on rollouts drawn after it was suspected;
+- every decision is a sequential test at a stated level instead of a comparison of two noisy
+  estimates (`evidence.py`): exact and anytime-valid for what is reported, and on rollouts drawn
+  after the token was suspected; asymptotic for what is dropped, which is most of the cost;
 - rollouts count at every prefix they pass through, and the known probability of a token joins the
   two sides of the comparison (`path.py`), which saves most of the samples;
 - tokens more probable than 1 - gap are never looked at: they cannot be pivots;
@@ -155,6 +156,8 @@ class _Driver:
             done = self._draw(plans, requests)
             if self.log:
                 self.log.write(self.totals.rounds, digest, done)
+        else:
+            self._remember(plans, done)
         self.totals.count([len(r.prompt_ids) for r in requests], done.rollouts, done.verified)
         groups = iter(done.rollouts)
         return [[next(groups) for _ in plan] for plan in plans]
@@ -192,6 +195,15 @@ class _Driver:
             for (_, start), group, row in zip(owners, rollouts, texts, strict=True)
         ]
         return Round(groups, len(asked))
+
+    def _remember(self, plans: Sequence[Sequence[Start]], done: Round) -> None:
+        """Fills the cache of verdicts from a recorded round."""
+        groups = iter(done.rollouts)
+        for question, plan in zip(self.active, plans, strict=True):
+            for start in plan:
+                for drawn in next(groups):
+                    text = self.answer_text((*start.ids, *drawn.ids))
+                    question.verdicts[self.answer_key(question.problem, text)] = drawn.passed
 
     # --- admission, retirement, stopping ---------------------------------------------------------
 

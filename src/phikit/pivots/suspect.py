@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from phikit.pivots.config import SearchConfig
-from phikit.pivots.evidence import Contrast
+from phikit.pivots.evidence import Contrast, normal_log_e_inside
 from phikit.pivots.path import Branch, Path
 
 
@@ -91,6 +91,9 @@ class Suspect:
     tried: list[tuple[Branch, int]] = field(default_factory=list)
     pair_log_e: float = -math.inf
 
+    def __post_init__(self) -> None:
+        self.path.mark(self.position, self.position + 1)
+
     @property
     def tested(self) -> bool:
         """It counts among the hypotheses over which false discoveries are controlled."""
@@ -111,7 +114,7 @@ class Suspect:
 
     def wants(self, wants: Wants, target: float) -> None:
         if self.state is State.EXPLORE:
-            self._grow(wants, self._contrast(), math.inf)
+            self._want_explored(wants)
         elif self.state is State.CONFIRM:
             contrast = self.fresh()
             n = min(sizes(self.path, self.position + 1, contrast))
@@ -130,16 +133,17 @@ class Suspect:
     # --- the three steps -------------------------------------------------------------------------
 
     def _explore(self, last_round: int) -> None:
-        contrast = self._contrast()
-        n = min(sizes(self.path, self.position + 1, contrast))
-        if n < self.config.first:
-            return
         config = self.config
-        beyond = abs(contrast.estimate) - config.gap
-        below = contrast.log_e_inside(config.gap + config.margin) >= self._dropping
-        if below or (n >= config.explore_max and beyond < 0.0):
+        astray = self._contrast().arms[-1].n
+        if astray < config.first:
+            return
+        delta, variance = self.path.change(self.position, self.position + 1)
+        beyond = abs(delta) - config.gap
+        inside = normal_log_e_inside(delta, variance, config.gap + config.margin)
+        spent = astray >= config.explore_max
+        if inside >= self._dropping or (spent and beyond < 0.0):
             self.state = State.CLEARED
-        elif n >= config.explore_max or (n >= config.explore_min and beyond >= config.margin):
+        elif spent or beyond >= math.sqrt(variance):
             self.state, self.explored = State.CONFIRM, last_round
 
     def _confirm(self, last_round: int, target: float) -> None:
@@ -221,6 +225,16 @@ class Suspect:
 
     # --- what to draw ----------------------------------------------------------------------------
 
+    def _want_explored(self, wants: Wants) -> None:
+        """More rollouts that go astray here; those that stay serve the tokens after it. If what
+        comes after is known less well than that, some from there, too."""
+        path, i = self.path, self.position
+        astray = self._contrast().arms[-1]
+        more = max(self.config.first, astray.n / 2)
+        own = astray.smooth * (1.0 - astray.smooth) / (astray.n + 1)
+        later = path.chain[i + 1][1]
+        wants.arms(path, i, i + 1, more if later > own else 0, more)
+
     def _grow(self, wants: Wants, contrast: Contrast, most: float) -> None:
         """Brings both arms to the same size, half as large again."""
         through, astray = sizes(self.path, self.position + 1, contrast)
@@ -248,8 +262,7 @@ class Suspect:
         here = self.path.reached(self.position).mean
 
         def promise(branch: Branch) -> float:
-            mean = (branch.arm.passed + 0.5) / (branch.arm.n + 1)
-            return self.sign * (here - mean) * math.sqrt(branch.probability)
+            return self.sign * (here - branch.arm.smooth) * math.sqrt(branch.probability)
 
         open_to = [
             b for b in self.path.branches(self.position) if b.token not in tried and not b.final

@@ -20,7 +20,7 @@ PANELS = {
     "margin": "reward margin",
     "accuracy": "pairs ranked right",
     "reward": "mean reward",
-    "passed": "rollouts that passed",
+    "right": "rollouts that were right",
     "kl": "KL divergence",
     "entropy": "entropy",
     "length": "tokens per rollout",
@@ -82,7 +82,9 @@ def steps_axis(first: float, last: float) -> Axis:
     """An axis that ends exactly where the steps do, with round ticks inside."""
     outer = axis([first, last])
     inner = Axis(first, last if last > first else first + 1, ())
-    marks = [(v, inner.share(v)) for v, _ in outer.ticks if first <= v <= inner.high]
+    marks = [
+        (v, inner.share(v)) for v, _ in outer.ticks if first <= v <= inner.high and v == int(v)
+    ]
     return Axis(inner.low, inner.high, tuple(marks))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phikit.chat.tokenizer import Tokenizer
 from phikit.records import Sample
 from phikit.reporting.curves import BOX, Axis, band, line
 from phikit.reporting.run_dir import Done, Run
@@ -134,9 +133,8 @@ def _search(run: Run, stage: Done) -> Search:
     }
     traces = [row for row in stage.rows("searches.jsonl") if row["solutions"]]
     problems = _problems(run, stage) if traces else {}
-    speak = _speaker(run, stage) if traces else str
     solutions = [
-        _solution(row, raw, problems.get(row["problem"]), pivots, speak)
+        _solution(row, raw, problems.get(row["problem"]), pivots)
         for row in traces
         for raw in row["solutions"]
     ]
@@ -167,21 +165,11 @@ def _problems(run: Run, stage: Done) -> dict[str, Sample]:
     return {sample.id: sample for name in files for sample in given.records(name, Sample)}
 
 
-def _speaker(run: Run, stage: Done) -> Callable[[int], str]:
-    """Token id → its text, by the tokenizer of the model that was searched."""
-    model = run.by_name.get(stage.given("model"))
-    if model is None:
-        return lambda token: f"[{token}]"
-    tokenizer = Tokenizer.load(model.folder / "model")
-    return lambda token: tokenizer.decode([token])
-
-
 def _solution(
     row: Mapping[str, Any],
     raw: Mapping[str, Any],
     problem: Sample | None,
     pivots: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]],
-    speak: Callable[[int], str],
 ) -> Solution:
     ids = raw["ids"]
     points = tuple(
@@ -191,12 +179,12 @@ def _solution(
     tested = {s["position"]: float(s["delta"]) for s in raw["suspects"]}
     prompt = tuple(row["prompt_ids"])
     tokens = []
-    for i, token in enumerate(ids):
+    for i, text in enumerate(raw["tokens"]):
         pivot = pivots.get((row["problem"], (*prompt, *ids[: i + 1])))
-        tokens.append(_token(speak, token, i, raw["probability"][i], known, tested.get(i), pivot))
+        tokens.append(_token(text, i, raw["probability"][i], known, tested.get(i), pivot))
     users = [m["content"] for m in problem.messages if m["role"] == "user"] if problem else []
     return Solution(
-        question=users[-1] if users else "".join(speak(i) for i in prompt),
+        question=users[-1] if users else row["prompt"],
         gold=problem.answer if problem else "",
         passed=raw["passed"],
         tokens=tuple(tokens),
@@ -206,8 +194,7 @@ def _solution(
 
 
 def _token(
-    speak: Callable[[int], str],
-    token: int,
+    text: str,
     number: int,
     probability: float,
     known: Mapping[int, Point],
@@ -216,20 +203,31 @@ def _token(
 ) -> Token:
     """A pivot's change is the confirmed one; a tested token's its test's; else the curve's."""
     before, after = known.get(number), known.get(number + 1)
-    text = speak(token)
     if pivot is not None:
         others: Sequence[Mapping[str, Any]] = pivot["alternatives"]
         return Token(
-            text, number, probability, pivot["p_before"], pivot["p_after"], pivot["delta"],
-            pivot["lower"], pivot["upper"], True,
-            tuple(
-                Alternative(speak(a["token"]), a["probability"], a["p"], a["n"], a["accepted"])
+            text=text,
+            number=number,
+            probability=probability,
+            before=_share(pivot["p_before"]),
+            after=_share(pivot["p_after"]),
+            change=pivot["delta"],
+            low=pivot["lower"],
+            high=pivot["upper"],
+            pivot=True,
+            alternatives=tuple(
+                Alternative(a["token_text"], a["probability"], a["p"], a["n"], a["accepted"])
                 for a in others
             ),
-        )  # fmt: skip
+        )
     change = tested
     if change is None and before and after and min(before.n, after.n) >= FEW:
         change = after.p - before.p
     return Token(
         text, number, probability, before.p if before else None, after.p if after else None, change
     )
+
+
+def _share(p: float) -> float:
+    """An unbiased estimate of a probability may lie a little outside; what is shown does not."""
+    return min(1.0, max(0.0, p))

@@ -114,7 +114,7 @@ def organic(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def excerpts(run: Run, per_kind: int = 1, most: int = 14) -> list[Excerpt]:
+def excerpts(run: Run, per_kind: int = 1, most: int = 20) -> list[Excerpt]:
     """A document of every source and a sample of every dataset type."""
     found: list[Excerpt] = []
     for stage in run.of("data.documents"):
@@ -155,8 +155,9 @@ def _sample(sample: Sample, stage: Done) -> Excerpt:
     parts = tuple((m["role"], _cut(m["content"])) for m in sample.messages)
     verdict = "; ".join(f"{v.verifier}: {'passed' if v.passed else v.reason}"
                         for v in sample.verdicts)  # fmt: skip
+    thought = ", with a thought" if "<think>" in sample.response else ""
     return Excerpt(
-        kind=sample.kind,
+        kind=sample.kind + thought,
         origin=f"{sample.source}, from {stage.name}",
         parts=parts or (("text", _cut(sample.text)),),
         verdict=verdict,
@@ -186,6 +187,8 @@ def contamination(run: Run) -> Contamination | None:
     rules: dict[str, int] = {}
     examples: list[Mapping[str, Any]] = []
     for stage in run.stages:
+        if stage.verb == "synth.items":
+            continue  # the items themselves
         ledger = stage.folder / "contamination.jsonl"
         proof = stage.summary.get("disjointness", {})
         if not ledger.exists() and not proof:

@@ -115,11 +115,11 @@ def _probabilities(
     query = (q_SHPK[:, :, start:end] * k**-0.5).reshape(s * g, (h // g) * (end - start), k)
     keys = k_SGPK[:, :, :end].reshape(s * g, end, k)
     scores = torch.bmm(query, keys.mT).view(s, h, end - start, end)
-    hidden = torch.ones(end - start, end, dtype=torch.bool, device=scores.device).triu(start + 1)
+    later = torch.ones(end - start, end - start, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., start:].masked_fill_(later, float("-inf"))
     if branches_SP is not None:
         mine, theirs = branches_SP[:, None, start:end, None], branches_SP[:, None, None, :end]
-        hidden = hidden | ((mine != theirs) & (theirs != 0))
-    scores.masked_fill_(hidden, float("-inf"))
+        scores.masked_fill_((mine != theirs) & (theirs != 0), float("-inf"))
     return query, scores.softmax(-1).view(s * g, -1, end)
 
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
+from phikit.models.lanes import Lanes, lane_count
 from phikit.stage import Context
 from phikit.train.optim import Optimiser
 from phikit.train.schedules import factor
@@ -113,9 +114,10 @@ def train(
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
     _add_cost(ctx, counters)
     rows = _Rows(ctx, steps, counters.tokens)
-    with _prepared(model, settings):
+    lanes = Lanes(lane_count(model.config.parameters, ctx.threads))
+    with _prepared(model, settings), lanes:
         for step in range(start, steps):
-            row = _step(model, optimiser, objective, settings, step, steps, counters)
+            row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
             rows.add(row, counters)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
@@ -154,17 +156,12 @@ def _step(
     step: int,
     steps: int,
     counters: _Counters,
+    lanes: Lanes,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
     batch = objective.draw(step)
     optimiser.zero_grad()
-    sums: dict[str, float] = {}
-    for micro in batch.micros:
-        with autocast(model, settings.precision):
-            loss = objective.loss(model, micro)
-        (loss.total / batch.weight).backward()
-        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+    sums = _gradients(model, objective, settings, batch, lanes)
     grad_norm = optimiser.clip_grads() if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated
@@ -187,6 +184,39 @@ def _step(
     counters.skipped_in_a_row += 1
     row = {k: v if math.isfinite(v) else None for k, v in row.items()}
     return row | {"loss": None, "batch": batch.name}
+
+
+def _gradients(
+    model: Decoder,
+    objective: Objective[M],
+    settings: TrainSettings,
+    batch: StepBatch[M],
+    lanes: Lanes,
+) -> dict[str, float]:
+    """Adds the batch's gradients to the parameters; returns the summed loss and metrics.
+
+    Microbatches go through the model side by side when there are lanes for them, and are added up
+    in their own order either way.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def one(micro: M) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+        with autocast(model, settings.precision):
+            loss = objective.loss(model, micro)
+        grads = torch.autograd.grad(loss.total / batch.weight, parameters, allow_unused=True)
+        named = {"loss": loss.total.detach(), **loss.sums}
+        return {name: float(value) for name, value in named.items()}, grads
+
+    sums: dict[str, float] = {}
+    for start in range(0, len(batch.micros), lanes.count):
+        micros = batch.micros[start : start + lanes.count]
+        for values, grads in lanes.map(one, micros) if lanes.count > 1 else map(one, micros):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
+            for p, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+    return sums
 
 
 class _Rows:

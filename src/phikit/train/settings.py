@@ -59,7 +59,8 @@ class TrainSettings(Config):
     microbatch: int = Field(
         default=0,
         ge=0,
-        description="rows computed at once; 0: the whole batch (changes memory, not maths)",
+        description="rows computed at once (changes memory, not maths); 0: the whole batch, or "
+        "each core's share of a small model's",
     )
     recompute: bool = Field(
         default=False,

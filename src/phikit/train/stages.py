@@ -14,6 +14,7 @@ from phikit.data.pack import Batches, Example, Rows, pack
 from phikit.data.shards import Shards
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
+from phikit.models.lanes import lane_count
 from phikit.records import Pair, Sample, read_records
 from phikit.stage import Context, Estimate, Stage
 from phikit.train import loop
@@ -186,6 +187,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Inputs) -> dict[str, An
         objective = Dpo(
             pairs, reference_P2, settings.loss,
             settings.batch_pairs, settings.micro_tokens, ctx.seed,
+            lane_count(model.config.parameters, ctx.threads),
         )  # fmt: skip
         return loop.train(ctx, model, objective, settings, steps)
 
@@ -223,6 +225,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Inputs) -> dict[str, 
     objective = Grpo(
         model, chat, problems, settings.rollouts, settings.loss, settings.steps,
         settings.micro_tokens, settings.precision, ctx.seed, frozen,
+        lane_count(model.config.parameters, ctx.threads),
     )  # fmt: skip
     result = finish(
         ctx, model, inputs["model"] / "model", settings,
@@ -262,9 +265,10 @@ def _next_token(
 ) -> dict[str, Any]:
     """Trains on packed rows and writes the model."""
     steps = settings.total_steps(len(rows))
+    lanes = lane_count(model.config.parameters, ctx.threads)
     objective = NextToken(
         Batches(rows, settings.batch_rows, ctx.seed),
-        settings.microbatch,
+        settings.microbatch or math.ceil(settings.batch_rows / lanes),
         settings.label_smoothing,
         settings.z_loss,
     )

@@ -35,8 +35,8 @@ class Limits:
     """What one program may use.
 
     Attributes:
-        cpu_seconds: processor time of each of its processes, in whole seconds; a program that ignores
-            the signal it then gets is killed a second later.
+        cpu_seconds: processor time of each of its processes, in whole seconds; one that ignores the
+            signal it then gets is killed a second later.
         wall_seconds: time until it and all it started are killed. Kept well above `cpu_seconds`,
             so that a busy machine does not turn a right program into a wrong one.
         memory_mb: address space of each of its processes.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from phikit.files import write_atomic
@@ -110,10 +110,7 @@ def stored_reference(
     file = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"
     if not file.exists():
         result = reference_logprobs(model, pairs, tokens, precision)
-        temporary = folder / f".{file.name}.tmp"
-        save_file({"logprobs": result}, temporary)
-        write_atomic(file, temporary.read_bytes())
-        temporary.unlink()
+        write_atomic(file, save({"logprobs": result}))
     return load_file(file)["logprobs"]
 
 
@@ -128,9 +125,11 @@ class Dpo:
         batch_pairs: int,
         micro_tokens: int,
         seed: int,
+        lanes: int = 1,
     ) -> None:
         self.pairs, self.reference_P2, self.settings = pairs, reference_P2, settings
         self.batch_pairs, self.micro_tokens, self.seed = batch_pairs, micro_tokens, seed
+        self.lanes = lanes
         self.done = 0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -139,7 +138,7 @@ class Dpo:
         self.done += self.batch_pairs
         trees = [tree(self.pairs[i]) for i in chosen]
         micros = []
-        for group in groups([size(t) for t in trees], self.micro_tokens):
+        for group in groups([size(t) for t in trees], self.micro_tokens, self.lanes):
             reference_2P = self.reference_P2[[chosen[i] for i in group]].reshape(-1)
             micros.append(PairBatch(plant([trees[i] for i in group]), reference_2P))
         tokens = sum(m.forest.tokens for m in micros)

@@ -100,11 +100,12 @@ class Grpo:
         precision: str,
         seed: int,
         reference: Decoder | None = None,
+        lanes: int = 1,
     ) -> None:
         self.model, self.chat, self.problems = model, chat, problems
         self.rollouts, self.settings = rollouts, loss
         self.steps, self.micro_tokens, self.precision = steps, micro_tokens, precision
-        self.seed, self.reference = seed, reference
+        self.seed, self.reference, self.lanes = seed, reference, lanes
         self.verifier = ByName()
         self.engine = LocalEngine(
             model, rollouts.max_batch, torch.bfloat16 if rollouts.precision == "bf16" else None
@@ -195,7 +196,7 @@ class Grpo:
         sizes = [len(g.rollouts[i].prompt_ids) + len(g.rollouts[i].completion_ids) for g, i in rows]
         micros = [
             self._micro([rows[j] for j in part], temperature)
-            for part in groups(sizes, self.micro_tokens)
+            for part in groups(sizes, self.micro_tokens, self.lanes)
         ]
         tokens = sum(m.forest.tokens for m in micros)
         return StepBatch(

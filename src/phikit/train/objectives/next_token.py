@@ -34,7 +34,7 @@ def cut(batch: Batch, rows: int) -> list[Batch]:
 
 @dataclass
 class NextToken:
-    """Cross entropy over the trained targets of packed rows."""
+    """Cross entropy over the trained targets of packed rows, `microbatch` rows at once."""
 
     batches: Batches
     microbatch: int = 0

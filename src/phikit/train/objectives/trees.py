@@ -101,8 +101,12 @@ def plant(trees: Sequence[Tree]) -> Forest:
     return Forest(*row, *(torch.tensor(x) for x in (reads, targets, owners, lengths)))
 
 
-def groups(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Consecutive indices in groups whose sizes sum to at most `most` (at least one each)."""
+def groups(sizes: Sequence[int], most: int, lanes: int = 1) -> list[list[int]]:
+    """Consecutive indices in groups whose sizes sum to at most `most` (at least one each).
+
+    With `lanes`, the groups are small enough that each lane gets one.
+    """
+    most = min(most, -(-sum(sizes) // lanes) + max(sizes, default=0) // 2)
     result: list[list[int]] = []
     total = 0
     for index, n in enumerate(sizes):

@@ -1,0 +1,121 @@
+"""Sampling against exact probabilities computed the slow way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phikit.engine.base import Sampling
+from phikit.engine.sampling import Settings, draw, inverse_cdf, kept, stream_key, uniforms
+
+CPU = torch.device("cpu")
+LOGITS = [2.0, 1.0, 0.5, 0.4, -0.3, -1.0, -2.5, 1.5]
+
+
+def exact(logits, s: Sampling):
+    """The sampling distribution by the definition in `engine.base`."""
+    v = len(logits)
+    order = sorted(range(v), key=lambda i: (-logits[i], i))
+    top = max(logits)
+    weight = [math.exp((x - top) / s.temperature) for x in logits]
+    keep = order[: s.top_k or v]
+    total, running, nucleus = sum(weight[i] for i in keep), 0.0, []
+    for i in keep:
+        nucleus.append(i)
+        running += weight[i]
+        if s.top_p < 1 and running >= s.top_p * total:
+            break
+    keep = [i for i in nucleus if weight[i] >= s.min_p * weight[order[0]]]
+    total = sum(weight[i] for i in keep)
+    return [weight[i] / total if i in keep else 0.0 for i in range(v)]
+
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=1.7),
+    Sampling(top_k=3),
+    Sampling(top_p=0.7),
+    Sampling(min_p=0.3),
+    Sampling(temperature=0.8, top_k=5, top_p=0.9, min_p=0.2),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+def test_frequencies_and_logprobs(sampling):
+    count, probabilities = 40_000, exact(LOGITS, sampling)
+    logits = torch.tensor([LOGITS]).expand(count, -1)
+    keys = np.array([stream_key(7, i) for i in range(200)], dtype=np.uint64).repeat(200)
+    u = torch.from_numpy(uniforms(keys, np.tile(np.arange(200), 200)))
+    tokens, logp, raw = draw(logits, Settings.of([sampling] * count, CPU), u)
+    seen = torch.bincount(tokens, minlength=8).tolist()
+    chi2 = sum(
+        (s - count * p) ** 2 / (count * p) for s, p in zip(seen, probabilities, strict=True) if p
+    )
+    assert not any(s for s, p in zip(seen, probabilities, strict=True) if not p)
+    assert chi2 < 27  # 7 degrees of freedom: exceeded with probability 3e-4
+    for token in set(tokens.tolist()):
+        at = int((tokens == token).nonzero()[0])
+        assert float(logp[at]) == pytest.approx(math.log(probabilities[token]), abs=1e-5)
+        assert float(raw[at]) == pytest.approx(math.log(exact(LOGITS, Sampling())[token]), abs=1e-5)
+
+
+def test_rows_with_different_settings_do_not_mix():
+    mixed = [*SETTINGS, Sampling(temperature=0)]
+    logits = torch.tensor([LOGITS] * len(mixed))
+    u = torch.full((len(mixed),), 0.37)
+    together = draw(logits, Settings.of(mixed, CPU), u)
+    for i, s in enumerate(mixed):
+        alone = draw(logits[:1], Settings.of([s], CPU), u[:1])
+        for a, b in zip(alone, together, strict=True):
+            assert float(a[0]) == pytest.approx(float(b[i]), abs=1e-6)
+
+
+def test_greedy_takes_the_lowest_of_equals():
+    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0]])
+    token, logp, raw = draw(logits, Settings.of([Sampling(temperature=0)], CPU), torch.zeros(1))
+    assert (int(token), float(logp)) == (1, 0.0)
+    assert float(raw) == pytest.approx(float(logits.log_softmax(-1)[0, 1]), abs=1e-6)
+
+
+@given(
+    logits=st.lists(st.integers(-8, 8), min_size=2, max_size=120),
+    top_k=st.integers(0, 130),
+    top_p=st.sampled_from([0.1, 0.5, 0.77, 0.95, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.013, 0.21, 0.9, 1.0]),
+)
+def test_filters_keep_what_the_definition_keeps(logits, top_k, top_p, min_p):
+    """Integer logits: many ties; up to 120 tokens: short lists of candidates and whole sorts."""
+    sampling = Sampling(top_k=top_k, top_p=top_p, min_p=min_p)
+    p = torch.tensor([logits], dtype=torch.float32).softmax(-1)
+    found = kept(p, Settings.of([sampling], CPU))[0].nonzero()[:, 0].tolist()
+    expected = [i for i, q in enumerate(exact([float(x) for x in logits], sampling)) if q]
+    # at a boundary that rounding decides, one more or one fewer of the equals may be kept
+    assert abs(len(found) - len(expected)) <= 1
+    assert set(found) <= set(expected) or set(expected) <= set(found)
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.0, 1e-30, 1e-6, 0.1, 1.0]), min_size=1, max_size=200),
+    u=st.integers(0, 2**24 - 1),
+)
+def test_an_impossible_token_is_never_drawn(weights, u):
+    if not any(weights):
+        weights[0] = 1.0
+    p = torch.tensor([weights])
+    token = int(inverse_cdf(p, torch.tensor([u * 2.0**-24]))[0])
+    assert token < len(weights) and weights[token] > 0
+
+
+def test_streams_are_uniform_and_apart():
+    keys = np.array([stream_key(s, i) for s in range(40) for i in range(50)], dtype=np.uint64)
+    assert len(set(keys.tolist())) == len(keys)
+    u = np.stack([uniforms(keys, np.full(len(keys), step)) for step in range(100)])
+    assert u.min() >= 0 and u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.002 and abs(u.var() - 1 / 12) < 0.001
+    assert abs(np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]) < 0.01
+    assert stream_key(-1, 0) == stream_key(2**64 - 1, 0)  # any whole number is a seed
