@@ -58,7 +58,7 @@ def resolve(name: str, say: Say = print) -> Path:
     if member is None and name.count("/") != 1:
         known = [m.name for m in MEMBERS]
         raise PhikitError(
-            f"{name}: there is no such folder or file, and no member of the family is called so",
+            f"{name}: no model here, and no member of the family is called so",
             did_you_mean(name.lower(), known),
         )
     if member is not None and member.config is SMOLLM2:
