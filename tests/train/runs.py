@@ -22,7 +22,8 @@ from phikit.models import checkpoint
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
 from phikit.train import loop
-from phikit.train.objectives.dpo import Dpo, DpoLoss, reference_logprobs
+from phikit.train.objectives.dpo import Dpo, reference_logprobs
+from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken

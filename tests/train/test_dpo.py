@@ -16,11 +16,11 @@ from phikit.models import checkpoint
 from phikit.models.decoder import Decoder
 from phikit.train.objectives.dpo import (
     Dpo,
-    DpoLoss,
     dpo_loss,
     reference_logprobs,
     stored_reference,
 )
+from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.trees import groups, plant, size
 
 
