@@ -34,12 +34,17 @@ class DpoSettings(TrainSettings):
     micro_tokens: int = Field(
         default=16_384, ge=1, description="tokens computed at once (changes memory, not maths)"
     )
+    allow_empty: bool = Field(
+        default=False,
+        description="with no pair at all, hand the model on as it is; else that is an error. For "
+        "recipes whose search may find nothing, with another seed or a small budget",
+    )
 
 
 def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
     from phikit.models.lanes import lane_count
     from phikit.train import loop
-    from phikit.train.models import load_model
+    from phikit.train.models import load_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
     from phikit.train.result import finish, last_steps
 
@@ -51,10 +56,16 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         for pair in read_records(inputs[key] / "pairs.parquet", Pair)
     ]
     pairs = [p for p in read if _usable(p, most)]
+    if not read and settings.allow_empty:
+        if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
+            write_model(model, inputs["model"] / "model", ctx.dir, settings.save_dtype)
+        return {"note": "no pairs: unchanged", "steps": 0, "tokens": 0, "pairs": {}, "left_out": 0}
     if not pairs:
         raise PhikitError(
             f"train.dpo: none of {len(read)} pairs has two answers within {most} tokens",
-            "raise max_tokens, or look at what the stages before it made",
+            "raise max_tokens, or look at what the stages before it made"
+            if read
+            else "look at what the stages before it made; allow_empty: true goes on without",
         )
     steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.batch_pairs)
 
