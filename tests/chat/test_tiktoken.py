@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import subprocess
 import sys
 import zipfile
@@ -37,7 +38,7 @@ def plain_bpe(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     """tiktoken's rule: join the neighbours whose joint token has the lowest rank, leftmost."""
     parts = [word[i : i + 1] for i in range(len(word))]
     while len(parts) > 1:
-        joint = [ranks.get(a + b, 10**9) for a, b in zip(parts, parts[1:], strict=False)]
+        joint = [ranks.get(a + b, 10**9) for a, b in itertools.pairwise(parts)]
         if min(joint) == 10**9:
             break
         i = joint.index(min(joint))
