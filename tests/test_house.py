@@ -63,7 +63,6 @@ def test_folders_import_only_those_above_them() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="phikit.train.stages and phikit.export.stages import torch")
 def test_reading_and_checking_a_recipe_needs_no_torch() -> None:
     code = "import sys, phikit.run, phikit.summary, phikit.recipes.load as l; l.load('nano'); "
     code += "print(sorted({'torch', 'transformers', 'matplotlib', 'sympy'} & sys.modules.keys()))"

@@ -149,9 +149,11 @@ def chat(
     phikit chat runs/nano -p "Anna has 3 apples and buys 4 more. How many has she?"
     echo "What is 12 + 30?" | phikit chat runs/nano
     """
-    from phikit import fetch, terminal
+    from phikit import fetch
 
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+    from phikit import terminal  # takes seconds to import: a wrong path is said at once
+
     if prompt or not sys.stdin.isatty():
         terminal.answer(directory, prompt or sys.stdin.read())
     else:

@@ -295,7 +295,7 @@ class _Runner:
         self._display.say(head + figures(summary, self._display.width - len(head)))
 
     def _set_threads(self, step: Step) -> None:
-        """Gives torch the recipe's threads and memory to reuse, if this step can reach torch at all."""
+        """Gives torch the recipe's threads and memory to reuse, if this step can reach torch."""
         if self._sources.uses([step.spec.stage.run.__module__], "torch"):
             import torch
 

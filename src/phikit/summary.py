@@ -64,7 +64,7 @@ def _accuracies(evaluations: Evaluations) -> list[str]:
         lines.append(
             f"{name:<{width}}{_row(evaluation.accuracy)}   "
             f"{greedy.value if greedy else evaluation.accuracy.value:6.1%}   "
-            f"{_change(changes.get(name))}".rstrip()
+            f"{_change(changes.get(name))}  {evaluation.model.summary.get('note', '')}".rstrip()
         )
     for beside in evaluations.others:
         lines.append(f"{beside.model.name:<{width}}{_row(beside.accuracy)}   (beside the chain)")

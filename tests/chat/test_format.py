@@ -99,7 +99,7 @@ plain = st.text(max_size=20).filter(lambda t: "<" not in t)
 def test_transformers_makes_the_same_ids(hf) -> None:
     """For contents that spell no control token: transformers would let those forge the frame."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(messages_of(plain), st.booleans())
     def same(messages, prompt: bool) -> None:
         if not messages:  # which transformers refuses

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONFIGS, make
+from engine_fixtures import CONFIGS, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

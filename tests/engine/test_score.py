@@ -2,7 +2,7 @@ import random
 
 import pytest
 import torch
-from conftest import CONFIGS
+from engine_fixtures import CONFIGS
 
 from phikit.engine.score import logprobs
 from phikit.errors import PhikitError

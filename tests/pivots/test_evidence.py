@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phikit.pivots.evidence import Arm, Contrast, e_bh, normal_log_e_inside, proportion
@@ -34,7 +34,6 @@ def greatest_likelihood(contrast: Contrast, theta: float) -> float:
 
 
 @given(counts, counts, st.floats(0.05, 1.0), st.floats(-0.9, 0.9))
-@settings(deadline=None)
 def test_the_e_value_is_the_least_over_the_null(
     one: tuple[int, int], two: tuple[int, int], scale: float, share: float
 ) -> None:
@@ -46,7 +45,6 @@ def test_the_e_value_is_the_least_over_the_null(
 
 
 @given(counts, counts, st.floats(0.05, 1.0))
-@settings(deadline=None)
 def test_the_interval_ends_where_the_e_value_reaches_the_level(
     one: tuple[int, int], two: tuple[int, int], scale: float
 ) -> None:

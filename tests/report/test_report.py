@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from build_run import HOSTILE, Builder, build
 
-from phikit import report
+from phikit import report, summary
 from phikit.errors import PhikitError
 from phikit.evals.statistics import item_means, paired
 from phikit.files import write_json
@@ -50,6 +50,19 @@ def test_the_page_stands_alone(html: str) -> None:
         for name in ("src", "href"):
             assert (attrs.get(name) or "#").startswith(("#", "data:")), (tag, attrs)
     assert "@import" not in html and "url(" not in html
+
+
+def test_a_stage_that_changed_nothing_says_so(tmp_path: Path) -> None:
+    b = Builder(tmp_path / "run")
+    b.train("sft", "train.sft", 9.0, {"loss": (0.9, 0.5)})
+    b.evaluate("sft", 0.3)
+    b.stage("dpo", "train.dpo", {"model": ["sft"]}, {"note": "no pairs: unchanged", "steps": 0})
+    b.evaluate("dpo", 0.3)
+    html = report.write(tmp_path / "run").read_text()
+    section = html[html.index('id="training"') : html.index('id="data"')]
+    assert "<b>dpo</b> no pairs: unchanged" in section
+    line = next(x for x in summary.text(tmp_path / "run").splitlines() if x.startswith("dpo "))
+    assert line.endswith("no pairs: unchanged")
 
 
 def test_what_a_model_said_arrives_as_text(html: str) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit status, and that errors are readable."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT = 60
+TIMEOUT = 300  # a busy machine is slow, not wrong
 
 
 def phikit(*arguments: str, cwd: Path | None = None, stdin: str = "") -> tuple[int, str, str]:
@@ -86,15 +87,16 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    """In under 0.3 s; the fastest of five tries, as other work may run beside the tests."""
+    """In under 0.3 s of processor time, the least of five tries."""
     seconds = []
     for _ in range(5):
-        begun = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "phikit", "--help"],
             capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ},
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "typer" in imported
         assert not imported & {"torch", "numpy", "pyarrow", "pydantic", "yaml", "rich", "sympy"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_fixtures import tiny_model
 
 from phikit.train.attention import confined
 
@@ -21,7 +21,7 @@ def rows_of(lengths: list[list[int]], width: int) -> torch.Tensor:
     return segments
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(1, 150), min_size=1, max_size=3), min_size=1, max_size=3))
 def test_equals_masked_attention(lengths: list[list[int]]) -> None:
     width = max(sum(row) for row in lengths) + 5

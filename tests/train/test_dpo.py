@@ -7,20 +7,20 @@ import random
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import pairs
+from train_fixtures import tiny_model
+from train_runs import pairs
 
 from phikit.models import checkpoint
 from phikit.models.decoder import Decoder
 from phikit.train.objectives.dpo import (
     Dpo,
-    DpoLoss,
     dpo_loss,
     reference_logprobs,
     stored_reference,
 )
+from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.trees import groups, plant, size
 
 
@@ -30,7 +30,7 @@ def by_itself(model: Decoder, prompt: tuple[int, ...], completion: tuple[int, ..
     return logp.gather(1, torch.tensor(completion)[:, None]).sum()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
-from runs import grpo
+from train_fixtures import tiny_model
+from train_runs import grpo
 
 from phikit.models.decoder import Decoder
 from phikit.records import Rollout
@@ -118,7 +118,7 @@ def test_on_policy_gradient_pushes_right_answers(model: Decoder) -> None:
         sums = micro.forest.per_completion(micro.forest.logprobs(model).logprobs_N)
         return (sums / micro.forest.lengths_S * micro.advantages_S).sum()
 
-    before = float(gain())
+    before = float(gain().detach())
     objective.loss(model, micro).total.backward()
     with torch.no_grad():
         for p in model.parameters():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_rows
-from runs import STEPS, run
+from train_fixtures import tiny_model, tiny_rows
+from train_runs import STEPS, run
 
 from phikit.data.pack import Batches
 from phikit.errors import PhikitError
@@ -31,7 +31,7 @@ New = Callable[..., Context]
 
 @pytest.mark.parametrize("name", STEPS)
 def test_stored_curve(name: str, new_context: New) -> None:
-    """Unchanged arithmetic, unchanged losses; `python runs.py curves` writes them anew."""
+    """Unchanged arithmetic, unchanged losses; `python train_runs.py curves` writes them anew."""
     ctx = new_context(name)
     run(name, ctx)
     losses = [row["loss"] for row in ctx.metrics.rows]
@@ -76,7 +76,7 @@ def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": f"{HERE}:{HERE.parents[1] / 'src'}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, str(HERE / "runs.py"), name, str(folder)]
+    command = [sys.executable, str(HERE / "train_runs.py"), name, str(folder)]
     return subprocess.Popen(command, env=environment)
 
 

@@ -24,7 +24,7 @@ def plain(hidden, head, targets, smoothing, z, temperature):  # type: ignore[no-
     return loss + z * logits.logsumexp(1).square().sum()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n=st.integers(1, 70),
     smoothing=st.sampled_from([0.0, 0.1]),
@@ -47,7 +47,7 @@ def test_cross_entropy(n: int, smoothing: float, z: float, temperature: float, s
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(1, 70), temperature=st.sampled_from([1.0, 0.6, 1.3]), seed=st.integers(0, 5))
 def test_token_logprobs(n: int, temperature: float, seed: int) -> None:
     hidden, head, targets = data(n, 12, 40, seed)

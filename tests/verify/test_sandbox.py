@@ -13,8 +13,9 @@ from phikit.errors import PhikitError
 from phikit.verify import sandbox
 from phikit.verify.sandbox import Check, Limits, Outcome, Program, run_python
 
-SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)  # a busy machine gives little time
-IMPATIENT = Limits(cpu_seconds=2, wall_seconds=1.0)
+# a busy machine may take minutes to give a program its second
+SHORT = Limits(cpu_seconds=1, wall_seconds=300.0)
+IMPATIENT = Limits(cpu_seconds=60, wall_seconds=1.0)
 
 
 def one(source: str, limits: Limits = SHORT) -> Outcome:
@@ -59,9 +60,9 @@ def test_what_a_program_cannot_do(source: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("source", "status", "error"),
     [
-        ("while True: pass", "killed", "not done after 2 s of processor time"),
+        ("while True: pass", "killed", "not done after 1 s of processor time"),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-         "killed", "not done after 2 s of processor time"),
+         "killed", "not done after 1 s of processor time"),
         ("import time; time.sleep(60)", "timeout", "not done after 1 s"),
         ("import ctypes; ctypes.string_at(0)", "killed", "SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), 9)", "killed", "killed by itself"),
@@ -73,10 +74,8 @@ def test_what_a_program_cannot_do(source: str, error: str) -> None:
     ],
 )  # fmt: skip
 def test_how_a_program_can_end(source: str, status: str, error: str) -> None:
-    start = time.monotonic()
     outcome = one(source, IMPATIENT if status == "timeout" else SHORT)
     assert (outcome.status, error in outcome.error) == (status, True), outcome
-    assert time.monotonic() - start < 20
     assert one("print('still here')").stdout == "still here\n"
 
 
@@ -197,7 +196,7 @@ def test_the_servers_end_with_the_process_that_started_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     pid = int(done.stdout)
-    for _ in range(50):
+    for _ in range(600):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

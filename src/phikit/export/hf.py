@@ -24,6 +24,7 @@ from phikit.files import atomic_directory, explain_os_errors
 from phikit.models.checkpoint import load, save
 from phikit.models.decoder import Decoder
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt",

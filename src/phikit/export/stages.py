@@ -1,4 +1,7 @@
-"""The export stages that recipes can name."""
+"""The export stages that recipes can name.
+
+The heavy imports are inside the functions, so that a recipe is read and checked without torch.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
 from phikit.errors import PhikitError
-from phikit.export.hf import check_parity, write_model
 from phikit.files import write_json
 from phikit.stage import Config, Context, Estimate, Stage
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HfConfig(Config):
     """Settings of `export.hf`."""
 
-    #: the precision of the written weights
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    #: the questions on which transformers must agree with phikit
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="the precision of the written weights"
+    )
     prompts: tuple[str, ...] = Field(
         default=(
             "Anna has 3 apples and buys 4 more. How many apples has she?",
@@ -35,15 +34,18 @@ class HfConfig(Config):
             "What is 12 + 30?",
         ),
         min_length=1,
+        description="the questions on which transformers must agree with phikit",
     )
-    #: how far a logit may be off, in float32
-    limit: float = Field(default=1e-3, gt=0)
-    #: how long the compared greedy answers may be
-    max_tokens: int = Field(default=64, ge=1)
+    limit: float = Field(default=1e-3, gt=0, description="how far a logit may be off, in float32")
+    max_tokens: int = Field(
+        default=64, ge=1, description="how long the compared greedy answers may be"
+    )
 
 
 def run_hf(ctx: Context, config: HfConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Writes `model/` in the Hugging Face layout and `parity.json`; fails if parity does."""
+    from phikit.export.hf import DTYPES, check_parity, write_model
+
     source = inputs["model"] / "model"
     if not source.is_dir():
         raise PhikitError(f"{inputs['model']}: there is no folder model/ in it to export")

@@ -54,10 +54,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Training:
-    """What one training stage's metrics show."""
+    """What one training stage's metrics show, and what its summary notes of itself."""
 
     stage: Done
     steps: int
+    note: str
     panels: tuple[Panel, ...]
 
 
@@ -112,7 +113,7 @@ def training(run: Run) -> list[Training]:
         rows = stage.rows("metrics.jsonl")
         names = ["loss", *(name for name in PANELS if any(name in row for row in rows))]
         panels = [p for name in names if (p := _panel(name, rows))]
-        found.append(Training(stage, len(rows), tuple(panels)))
+        found.append(Training(stage, len(rows), str(stage.summary.get("note", "")), tuple(panels)))
     return found
 
 

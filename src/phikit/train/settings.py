@@ -1,13 +1,20 @@
-"""The settings that every training stage shares."""
+"""The settings that training stages share, and the shape of a new model."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from phikit.models.config import DecoderConfig
 from phikit.stage import Config
 from phikit.train.schedules import Schedule
+
+if TYPE_CHECKING:
+    from phikit.chat.tokenizer import Tokenizer
+
+VOCABULARY_MULTIPLE = 64  # rows of the embedding: products like round sizes
 
 
 class OptimiserSettings(Config):
@@ -79,3 +86,44 @@ class TrainSettings(Config):
 
     def warmup_steps(self, steps: int) -> int:
         return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
+
+
+class ModelSettings(Config):
+    """The shape of a model that is trained from nothing; nano's by default."""
+
+    hidden_size: int = Field(default=128, ge=1, description="model width")
+    intermediate_size: int = Field(default=384, ge=1, description="inner width of the MLP")
+    layers: int = Field(default=4, ge=1, description="decoder layers")
+    heads: int = Field(default=4, ge=1, description="query heads")
+    kv_heads: int = Field(default=2, ge=1, description="key-value heads")
+    head_dim: int = Field(default=32, ge=2, description="width of a head")
+    rope_theta: float = Field(
+        default=10_000.0,
+        gt=0,
+        description="RoPE base (phi-4's pre-training base was not published)",
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of RMSNorm")
+    tied: bool = Field(default=True, description="one matrix for embeddings and head (phi-4: no)")
+    init_std: float = Field(
+        default=0.02, gt=0, description="standard deviation of the first weights"
+    )
+
+    def decoder(self, tokenizer: Tokenizer, context: int) -> DecoderConfig:
+        """The whole configuration, for a tokenizer and a context length."""
+        special = tokenizer.special
+        end = special.get("<|endoftext|>")
+        rows = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        return DecoderConfig(
+            vocab_size=rows,
+            max_positions=context,
+            bos_id=end,
+            eos_ids=tuple(special[t] for t in ("<|im_end|>", "<|endoftext|>") if t in special),
+            pad_id=special.get("<|pad|>", end),
+            **self.model_dump(),
+        )
+
+
+def parts(inputs: Iterable[str], name: str) -> list[str]:
+    """The keys of an input that takes any number of stages: "name.0", "name.1", ..."""
+    found = [key for key in inputs if key.split(".")[0] == name]
+    return sorted(found, key=lambda key: int(key.partition(".")[2] or 0))

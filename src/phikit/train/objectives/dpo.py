@@ -15,33 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from phikit.files import write_atomic
 from phikit.models.decoder import Decoder
 from phikit.records import Pair
-from phikit.stage import Config
 from phikit.train.loop import Loss, StepBatch, autocast
+from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.trees import Forest, Tree, groups, plant, size
 
 _SHUFFLE = 0x64706F  # the random stream of pair orders
-
-
-class DpoLoss(Config):
-    """The loss of a pair. phi-4's β was not published."""
-
-    beta: float = Field(default=0.1, gt=0, description="strength of the pull to the reference")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="share of the pairs believed to be the wrong way"
-    )
-    length_normalised: bool = Field(
-        default=False, description="mean instead of summed log-probabilities"
-    )
-    anchor: float = Field(
-        default=0.0, ge=0, description="factor of the chosen answer's mean NLL, added to the loss"
-    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One tiny run per objective, for the stored curves and the tests of resuming.
 
-Run as a program it trains in the given folder: `python runs.py OBJECTIVE FOLDER`, or writes the
-stored curves: `python runs.py curves`.
+Run as a program it trains in the given folder: `python train_runs.py OBJECTIVE FOLDER`, or writes
+the stored curves: `python train_runs.py curves`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import tiny_model, tiny_rows
+from train_fixtures import tiny_model, tiny_rows
 
 from phikit.data.pack import Batches
 from phikit.models import checkpoint
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
 from phikit.train import loop
-from phikit.train.objectives.dpo import Dpo, DpoLoss, reference_logprobs
+from phikit.train.objectives.dpo import Dpo, reference_logprobs
+from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken

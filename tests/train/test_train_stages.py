@@ -142,6 +142,26 @@ def test_a_finished_stage_is_not_trained_again(inputs: dict[str, Path], tmp_path
     }
 
 
+def test_without_pairs_the_model_passes_through_when_that_is_allowed(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    root, empty = inputs["root"], tmp_path / "empty"
+    settings = {"model": SHAPE, "context": 32, "batch_rows": 4, "steps": 1}
+    run("train.pretrain", tmp_path / "pre", settings, shards=root, tokenizer=root)
+    write_records(empty / "pairs.parquet", [], Pair)
+    given = {"model": tmp_path / "pre", "pairs.0": empty, "pairs.1": empty}
+    for _ in range(2):  # also after a kill between the model and the end
+        done = run("train.dpo", tmp_path / "dpo", {"allow_empty": True}, **given)
+        assert (done["note"], done["steps"]) == ("no pairs: unchanged", 0)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        before, after = (tmp_path / x / "model" / name for x in ("pre", "dpo"))
+        assert before.read_bytes() == after.read_bytes()
+    # pairs that do not fit are a mistake all the same
+    with pytest.raises(PhikitError, match="none of 40 pairs"):
+        run("train.dpo", tmp_path / "x", {"allow_empty": True, "max_tokens": 2},
+            **given | {"pairs.1": root})  # fmt: skip
+
+
 def test_what_a_user_may_get_wrong(inputs: dict[str, Path], tmp_path: Path) -> None:
     root = inputs["root"]
     run(

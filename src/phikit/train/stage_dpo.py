@@ -1,0 +1,109 @@
+"""The stage `train.dpo`: pairs in, a model that prefers what was chosen out.
+
+The heavy imports are inside the functions, so that a recipe is read and checked without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from phikit.errors import PhikitError
+from phikit.records import Pair, read_records
+from phikit.stage import Context, Estimate, Stage
+from phikit.train.objectives.dpo_settings import DpoLoss
+from phikit.train.settings import TrainSettings, parts
+
+
+class DpoSettings(TrainSettings):
+    """Preference optimisation on pairs of token ids. phi-4 published the numbers of pairs, but
+    neither β nor learning rate nor epochs; mini-reasoning: LR 5e-7, 1 epoch."""
+
+    lr: float = Field(default=5e-7, gt=0, description="peak learning rate")
+    loss: DpoLoss = DpoLoss()
+    batch_pairs: int = Field(default=64, ge=1, description="pairs per step")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the pairs")
+    steps: int | None = Field(default=None, ge=1, description="steps, instead of `epochs`")
+    max_tokens: int | None = Field(
+        default=None, ge=2, description="longest prompt with answer; longer pairs are left out"
+    )
+    micro_tokens: int = Field(
+        default=16_384, ge=1, description="tokens computed at once (changes memory, not maths)"
+    )
+    allow_empty: bool = Field(
+        default=False,
+        description="with no pair at all, hand the model on as it is; else that is an error. For "
+        "recipes whose search may find nothing, with another seed or a small budget",
+    )
+
+
+def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    from phikit.models.lanes import lane_count
+    from phikit.train import loop
+    from phikit.train.models import load_model, write_model
+    from phikit.train.objectives.dpo import Dpo, stored_reference
+    from phikit.train.result import finish, last_steps
+
+    model = load_model(inputs["model"])
+    most = settings.max_tokens or model.config.max_positions
+    read = [
+        pair
+        for key in parts(inputs, "pairs")
+        for pair in read_records(inputs[key] / "pairs.parquet", Pair)
+    ]
+    pairs = [p for p in read if _usable(p, most)]
+    if not read and settings.allow_empty:
+        if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
+            write_model(model, inputs["model"] / "model", ctx.dir, settings.save_dtype)
+        return {"note": "no pairs: unchanged", "steps": 0, "tokens": 0, "pairs": {}, "left_out": 0}
+    if not pairs:
+        raise PhikitError(
+            f"train.dpo: none of {len(read)} pairs has two answers within {most} tokens",
+            "raise max_tokens, or look at what the stages before it made"
+            if read
+            else "look at what the stages before it made; allow_empty: true goes on without",
+        )
+    steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.batch_pairs)
+
+    def run() -> dict[str, Any]:
+        reference_P2 = stored_reference(
+            ctx.dir, inputs["model"] / "model" / "model.safetensors",
+            model, pairs, settings.micro_tokens, settings.precision,
+        )  # fmt: skip
+        objective = Dpo(
+            pairs, reference_P2, settings.loss,
+            settings.batch_pairs, settings.micro_tokens, ctx.seed,
+            lane_count(model.config.parameters, ctx.threads),
+        )  # fmt: skip
+        return loop.train(ctx, model, objective, settings, steps)
+
+    result = finish(ctx, model, inputs["model"] / "model", settings, run)
+    kinds = sorted({p.kind for p in pairs})
+    return result | {
+        "pairs": {kind: sum(p.kind == kind for p in pairs) for kind in kinds},
+        "left_out": len(read) - len(pairs),
+        **last_steps(ctx, "accuracy", "margin"),
+    }
+
+
+def _usable(pair: Pair, most: int) -> bool:
+    longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
+    whole = pair.prompt_ids and pair.chosen_ids and pair.rejected_ids
+    return bool(whole) and len(pair.prompt_ids) + longest <= most
+
+
+def _dpo_size(settings: DpoSettings) -> Estimate:
+    amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
+    return Estimate(f"{amount} of {settings.batch_pairs} pairs, LR {settings.lr:g}")
+
+
+STAGES: list[Stage[Any]] = [
+    Stage(
+        "train.dpo", DpoSettings, run_dpo, ("model", "pairs*"),
+        resumable=True, estimate=_dpo_size, help="learn preferences between answers or tokens",
+    ),
+]  # fmt: skip

@@ -1,0 +1,98 @@
+"""The stage `train.grpo`: problems in, a model that answers more of them out.
+
+The heavy imports are inside the functions, so that a recipe is read and checked without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from phikit.errors import PhikitError
+from phikit.records import Sample, read_records
+from phikit.stage import Context, Estimate, Stage
+from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
+from phikit.train.schedules import Schedule
+from phikit.train.settings import TrainSettings
+
+
+class GrpoSettings(TrainSettings):
+    """Reinforcement from verified rewards. Reasoning-plus: LR 5e-8, cosine with 10 warm-up steps,
+    90 steps; mini-reasoning: LR 5e-7."""
+
+    lr: float = Field(default=5e-8, gt=0, description="peak learning rate")
+    schedule: Schedule = Field(default="cosine", description="linear, cosine, wsd or constant")
+    warmup: float = Field(default=10, ge=0, description="steps of warm-up, or their share below 1")
+    steps: int = Field(default=90, ge=1, description="optimiser steps")
+    rollouts: RolloutSettings = RolloutSettings()
+    loss: GrpoLoss = GrpoLoss()
+    micro_tokens: int = Field(
+        default=16_384, ge=1, description="tokens computed at once (changes memory, not maths)"
+    )
+    checkpoint_every: int = Field(default=10, ge=1, description="iterations between checkpoints")
+
+
+def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    from phikit.chat.format import chat_format
+    from phikit.models.lanes import lane_count
+    from phikit.train import loop
+    from phikit.train.models import load_model, load_tokenizer
+    from phikit.train.objectives.grpo import Grpo
+    from phikit.train.result import finish, last_steps
+
+    model = load_model(inputs["model"])
+    chat = chat_format(load_tokenizer(inputs["model"]))
+    room = model.config.max_positions - settings.rollouts.max_tokens
+    read = [s for s in read_records(_problems(inputs["problems"]), Sample) if s.verifier]
+    problems = [s for s in read if len(chat.render(s.prompt, generation_prompt=True).ids) <= room]
+    if not problems:
+        raise PhikitError(
+            f"train.grpo: none of {len(read)} problems with a verifier leaves "
+            f"{settings.rollouts.max_tokens} tokens for the answer",
+            f"the model's context is {model.config.max_positions}; lower rollouts.max_tokens",
+        )
+    if settings.steps % settings.loss.updates:
+        raise PhikitError(
+            f"train.grpo: {settings.steps} steps are no whole number of iterations of "
+            f"{settings.loss.updates} updates",
+            "make steps a multiple of loss.updates",
+        )
+    # a checkpoint never falls between the updates of one iteration
+    every = settings.checkpoint_every * settings.loss.updates
+    settings = settings.model_copy(update={"checkpoint_every": every})
+    frozen = load_model(inputs["model"]) if settings.loss.kl_to == "reference" else None
+    objective = Grpo(
+        model, chat, problems, settings.rollouts, settings.loss, settings.steps,
+        settings.micro_tokens, settings.precision, ctx.seed, frozen,
+        lane_count(model.config.parameters, ctx.threads),
+    )  # fmt: skip
+    result = finish(
+        ctx, model, inputs["model"] / "model", settings,
+        lambda: loop.train(ctx, model, objective, settings, settings.steps),
+    )  # fmt: skip
+    return (
+        result
+        | {"problems": len(problems), "left_out": len(read) - len(problems)}
+        | last_steps(ctx, "reward", "right", "length", "engine_gap")
+    )
+
+
+def _problems(folder: Path) -> Path:
+    items = folder / "items.parquet"
+    return items if items.exists() else folder / "samples.parquet"
+
+
+def _grpo_size(settings: GrpoSettings) -> Estimate:
+    r = settings.rollouts
+    return Estimate(f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}")
+
+
+STAGES: list[Stage[Any]] = [
+    Stage(
+        "train.grpo", GrpoSettings, run_grpo, ("model", "problems"),
+        resumable=True, estimate=_grpo_size, help="learn from verified answers of its own",
+    ),
+]  # fmt: skip

@@ -1,0 +1,180 @@
+"""The stages that predict next tokens: pre-training, mid-training, supervised fine-tuning.
+
+The heavy imports are inside the functions, so that a recipe is read and checked without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from phikit.errors import PhikitError
+from phikit.records import Sample, read_records
+from phikit.stage import Context, Estimate, Stage
+from phikit.train.settings import ModelSettings, TrainSettings, parts
+
+if TYPE_CHECKING:
+    from phikit.data.pack import Example, Rows
+    from phikit.models.decoder import Decoder
+
+Inputs = Mapping[str, Path]
+
+
+class NextTokenSettings(TrainSettings):
+    """What the stages that predict next tokens share."""
+
+    batch_rows: int = Field(default=32, ge=1, description="rows per step")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the packed rows")
+    steps: int | None = Field(
+        default=None, ge=1, description="number of steps, instead of `epochs`"
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the target spread over the vocabulary (flash: 0.1)",
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0, description="factor of log(Z)²; 0: off (not in the report)"
+    )
+
+    def total_steps(self, rows: int) -> int:
+        return self.steps or math.ceil(self.epochs * rows / self.batch_rows)
+
+
+class PretrainSettings(NextTokenSettings):
+    """Pre-training from random weights. phi-4: peak LR 3e-4, linear warm-up and decay, weight
+    decay 0.1, 5,760 rows of 4,096 tokens per step; betas, clipping and warm-up not published."""
+
+    model: ModelSettings = ModelSettings()
+    context: int = Field(default=256, ge=8, description="tokens per row (phi-4: 4096)")
+
+
+class MidtrainSettings(NextTokenSettings):
+    """Mid-training at a longer context. phi-4: 4K → 16K, RoPE base 250,000, peak LR a tenth of
+    pre-training's, 30 % long documents and 70 % recall of the pre-training mixture."""
+
+    lr: float = Field(
+        default=3e-5, gt=0, description="peak learning rate (phi-4: pre-training's / 10)"
+    )
+    context_factor: int = Field(
+        default=4, ge=1, description="how many times longer the context becomes"
+    )
+    rope_theta: float = Field(
+        default=50_000.0, gt=0, description="RoPE base (phi-4: 250,000 at 16K)"
+    )
+    batch_rows: int = Field(default=8, ge=1, description="rows per step")
+
+
+class SftSettings(NextTokenSettings):
+    """Supervised fine-tuning on the assistant's tokens. phi-4: LR 1e-6 over about 8 G tokens;
+    phi-4-reasoning: 1e-5, warm-up 450 of 16,000 steps, weight decay 1e-4, about 2 passes."""
+
+    lr: float = Field(default=1e-5, gt=0, description="peak learning rate")
+    context: int | None = Field(
+        default=None, ge=8, description="tokens per row; the model's when left out"
+    )
+    epochs: float = Field(default=2.0, gt=0, description="passes over the packed rows")
+
+
+def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> dict[str, Any]:
+    from phikit.train.models import load_tokenizer, new_model, pad_id
+
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    model = new_model(settings.model.decoder(tokenizer, settings.context), ctx.seed)
+    rows = _shard_rows(inputs["shards"], settings.context, pad_id(model))
+    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer")
+
+
+def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
+    from phikit.train.models import extended, load_model, pad_id
+
+    model = load_model(inputs["model"])
+    context = model.config.max_positions * settings.context_factor
+    model = extended(model, context, settings.rope_theta)
+    rows = _shard_rows(inputs["shards"], context, pad_id(model))
+    return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+
+
+def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
+    from phikit.chat.format import chat_format
+    from phikit.data.pack import pack
+    from phikit.train.models import load_model, load_tokenizer, pad_id
+
+    model = load_model(inputs["model"])
+    chat = chat_format(load_tokenizer(inputs["model"]))
+    examples: list[Example] = []
+    for key in parts(inputs, "samples"):
+        for sample in read_records(inputs[key] / "samples.parquet", Sample):
+            if sample.messages and sample.response:
+                rendered = chat.render(sample.messages)
+                examples.append((rendered.ids, rendered.trained))
+    if not examples:
+        raise PhikitError(
+            "train.sft: none of its samples has messages that end with the assistant's",
+            "give it the folder of a stage that writes chat samples",
+        )
+    context = settings.context or model.config.max_positions
+    rows = pack(examples, context, pad_id(model), overlong="truncate")
+    return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+
+
+def _shard_rows(folder: Path, context: int, pad: int) -> Rows:
+    from phikit.data.pack import pack
+    from phikit.data.shards import Shards
+
+    return pack([(ids, None) for ids in Shards(folder).documents()], context, pad)
+
+
+def _next_token(
+    ctx: Context, settings: NextTokenSettings, model: Decoder, rows: Rows, tokenizer: Path
+) -> dict[str, Any]:
+    """Trains on packed rows and writes the model."""
+    from phikit.data.pack import Batches
+    from phikit.models.lanes import lane_count
+    from phikit.train import loop
+    from phikit.train.objectives.next_token import NextToken
+    from phikit.train.result import finish
+
+    steps = settings.total_steps(len(rows))
+    lanes = lane_count(model.config.parameters, ctx.threads)
+    objective = NextToken(
+        Batches(rows, settings.batch_rows, ctx.seed),
+        settings.microbatch or math.ceil(settings.batch_rows / lanes),
+        settings.label_smoothing,
+        settings.z_loss,
+    )
+    result = finish(
+        ctx, model, tokenizer, settings,
+        lambda: loop.train(ctx, model, objective, settings, steps),
+    )  # fmt: skip
+    return result | {
+        "parameters": model.config.parameters,
+        "epochs": round(steps * settings.batch_rows / len(rows), 3),
+        "packing": rows.stats,
+    }
+
+
+def _size(settings: NextTokenSettings) -> Estimate:
+    amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
+    return Estimate(f"{amount} of {settings.batch_rows} rows, LR {settings.lr:g}")
+
+
+STAGES: list[Stage[Any]] = [
+    Stage(
+        "train.pretrain", PretrainSettings, run_pretrain, ("shards", "tokenizer"),
+        resumable=True, estimate=_size, help="train a model from random weights on shards",
+    ),
+    Stage(
+        "train.midtrain", MidtrainSettings, run_midtrain, ("model", "shards"),
+        resumable=True, estimate=_size, help="go on at a longer context and a raised RoPE base",
+    ),
+    Stage(
+        "train.sft", SftSettings, run_sft, ("model", "samples*"),
+        resumable=True, estimate=_size, help="fine-tune on the assistant's answers",
+    ),
+]  # fmt: skip
