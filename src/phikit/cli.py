@@ -120,12 +120,28 @@ def run_recipe(
 
 @app.command("report", no_args_is_help=True)
 def write_report(
-    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw the first run's picture, .svg or .png."),
+    ] = None,
 ) -> None:
-    """Write a run's report.html anew and print where it is."""
+    """Write runs' report.html anew and print where they are.
+
+    Given several runs of one recipe, also print the table of paired differences over them.
+
+    \b
+    phikit report runs/nano --figure nano.svg
+    phikit report runs/nano runs/nano-seed1 runs/nano-seed2
+    """
     from phikit import report
 
-    print(report.write(directory))
+    for directory in directories:
+        print(report.write(directory))
+    if figure is not None:
+        print(report.figure(directories[0], figure))
+    if len(directories) > 1:
+        print(f"\n{report.seeds(directories)}")
 
 
 @app.command("chat", no_args_is_help=True)
