@@ -7,7 +7,8 @@
         started.json       what it was started as (written first)
         stage.json         what it is, its summary, cost, and every artefact's size and hash
                            (written last: a stage is done when this file is there)
-      .superseded/       stages made under other settings, taken back when those return
+      .superseded/       the version before the present one of each stage, taken back when its
+                         settings return; older versions are deleted
 
 A stage is known by its `Identity`, whose hash is its address. Two stages with equal addresses are
 interchangeable, whatever they are called and wherever they stand.
@@ -170,7 +171,8 @@ class Shelf:
         """Makes every folder NAME hold address `wanted[NAME]` or not exist.
 
         Folders that hold something else are set aside, and taken back from there when they are
-        wanted. What was started but can neither be used nor resumed is deleted.
+        wanted. Only the newest of those set aside is kept of each stage. What was started but can
+        neither be used nor resumed is deleted.
         """
         with explain_os_errors(self.run, "arranging"):
             for trash in self.superseded.glob(".trash-*"):
@@ -188,6 +190,7 @@ class Shelf:
                     found[address].rename(folder)
                 if started(folder) and not done(folder) and address not in resumable:
                     self.discard(folder)
+            self._drop_older()
 
     def discard(self, folder: Path) -> None:
         """Deletes a folder so that it is never seen half-deleted."""
@@ -201,7 +204,18 @@ class Shelf:
         target = self.superseded / f"{folder.name}-{address[:12]}"
         if target.exists():
             self.discard(target)
+        os.utime(folder)  # when it was set aside
         folder.rename(target)
+
+    def _drop_older(self) -> None:
+        """Deletes all but the newest of each stage's versions that were set aside."""
+        kept: set[str] = set()
+        folders = _children(self.superseded)
+        for folder in sorted(folders, key=lambda f: f.stat().st_mtime_ns, reverse=True):
+            name = folder.name.partition("-")[2].rpartition("-")[0]  # "07-NAME-ADDRESS"
+            if name in kept:
+                self.discard(folder)
+            kept.add(name)
 
 
 def open_folder(run: Path) -> None:

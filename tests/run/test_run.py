@@ -76,11 +76,24 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(recipe_file: Path, out
     first = results(out)
     assert go(recipe_file, out, "sum.plus=2")[0] == ["sum", "twice"]
     assert results(out)["04-twice"] != first["04-twice"]
-    assert go(recipe_file, out, "two.start=1")[0] == ["two", "sum", "twice"]
-    # back again: nothing runs, the superseded folders return
+    # back and forth: nothing runs, the superseded folders return
     assert go(recipe_file, out)[0] == []
     assert results(out) == first
     assert go(recipe_file, out, "sum.plus=2")[0] == []
+
+
+def test_of_each_stage_one_superseded_version_is_kept(recipe_file: Path, out: Path) -> None:
+    def kept() -> list[str]:
+        return sorted(f.name.rpartition("-")[0] for f in (out / ".superseded").iterdir())
+
+    go(recipe_file, out)
+    for plus in (2, 3, 4):
+        go(recipe_file, out, f"sum.plus={plus}")
+        assert kept() == ["03-sum", "04-twice"]
+    assert go(recipe_file, out, "sum.plus=3")[0] == []
+    assert go(recipe_file, out, "sum.plus=2")[0] == ["sum", "twice"]
+    assert go(recipe_file, out, "two.start=1")[0] == ["two", "sum", "twice"]
+    assert kept() == ["02-two", "03-sum", "04-twice"]
 
 
 def test_seed_and_threads_rerun_everything(recipe_file: Path, out: Path) -> None:
