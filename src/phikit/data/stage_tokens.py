@@ -244,6 +244,8 @@ SHARDS: Stage[ShardsConfig] = Stage(
     config=ShardsConfig,
     run=run_shards,
     inputs=("tokenizer", "documents?", "samples*"),
-    estimate=lambda c: Estimate(f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6),
+    estimate=lambda c: Estimate(
+        f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6, tokens=c.tokens
+    ),
     help="Tokenises documents and samples and writes the mixture in the order of training.",
 )

@@ -87,7 +87,13 @@ def _problems(folder: Path) -> Path:
 
 def _grpo_size(settings: GrpoSettings) -> Estimate:
     r = settings.rollouts
-    return Estimate(f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}")
+    answers = settings.steps * r.prompts * r.group
+    tokens = answers * r.max_tokens / 3  # answers are seldom as long as they may be
+    return Estimate(
+        f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}",
+        trained=tokens,
+        generated=tokens,
+    )
 
 
 STAGES: list[Stage[Any]] = [
