@@ -10,7 +10,6 @@ from phikit.chat.format import (
     ChatFormat,
     Template,
     chat_format,
-    split_thought,
 )
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
@@ -147,20 +146,6 @@ def test_a_completion_ends_at_its_first_stop() -> None:
     assert FORMAT.text(ids[:-1]) == "<think>a</think>7"
     assert FORMAT.text([*ids, *ids]) == "<think>a</think>7"
     assert FORMAT.stop_ids == (IDS["<|im_end|>"], IDS["<|endoftext|>"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("7", (None, "7")),
-        ("<think> a\nb </think>\n 7", ("a\nb", "7")),
-        ("<think>cut off", ("cut off", "")),
-        ("begun in the prompt</think>7", ("begun in the prompt", "7")),
-        ("<think>a</think>b</think>7", ("a</think>b", "7")),
-    ],
-)
-def test_split_thought(text, expected) -> None:
-    assert split_thought(text) == expected
 
 
 def test_user_errors_are_explained() -> None:

@@ -206,21 +206,6 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     )
 
 
-def split_thought(text: str) -> tuple[str | None, str]:
-    """(what stands between <think> and the last </think>, or None; the answer after it).
-
-    A thought that was cut off has no answer: ("...", ""). A thought whose <think> was part of the
-    prompt is recognised by its end.
-    """
-    opening, closing = THINK
-    before, closed, after = text.rpartition(closing)
-    if not closed:
-        head, opened, thought = text.partition(opening)
-        return (thought.strip(), head.strip()) if opened else (None, text)
-    _, opened, thought = before.partition(opening)
-    return (thought if opened else before).strip(), after.strip()
-
-
 def _quote(text: str) -> str:
     """A string literal of Jinja."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
