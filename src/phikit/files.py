@@ -115,6 +115,30 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+class LineFile:
+    """JSON lines, streamed to a file that appears whole when the block ends without error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> LineFile:
+        with explain_os_errors(self.path, "writing"):
+            self._file = self._temporary.open("w", encoding="utf-8")
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with explain_os_errors(self.path, "writing"):
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with explain_os_errors(self.path, "writing"):
+            self._file.close()
+            if kind is None:
+                fsync_path(self._temporary)
+                self._temporary.replace(self.path)
+
+
 class Journal:
     """An append-only file of JSON lines, durable line by line.
 

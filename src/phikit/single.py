@@ -157,8 +157,9 @@ def _explained(config: type[Config]) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-        for name, meaning in re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE):
-            found[name] = " ".join(meaning.split())
+        entry = r"^ {4}(\w+(?:, \w+)*): (.+(?:\n {5,}.+)*)"
+        for names, meaning in re.findall(entry, section, re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
     return found
 
 

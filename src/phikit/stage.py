@@ -9,8 +9,7 @@ starts with an empty folder.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -81,16 +80,6 @@ class Context:
         if self._metrics is not None:
             self._metrics.close()
 
-    def track(self, items: list[Any], every: float = 0.1) -> Iterator[Any]:
-        """Yields the items, reporting progress at most once per `every` seconds."""
-        last = 0.0
-        for n, item in enumerate(items):
-            yield item
-            now = time.monotonic()
-            if now - last >= every:
-                self.progress.update(n + 1, len(items))
-                last = now
-
 
 C = TypeVar("C", bound=Config)
 
@@ -138,3 +127,9 @@ class Stage(Generic[C]):
     resumable: bool = False
     estimate: Callable[[C], Estimate] | None = None
     help: str = ""
+
+
+def given(inputs: Mapping[str, Path], role: str) -> list[Path]:
+    """The folders of an input that takes any number of stages: "role.0", "role.1", ..."""
+    keys = [key for key in inputs if key.startswith(f"{role}.")]
+    return [inputs[key] for key in sorted(keys, key=lambda key: int(key.rpartition(".")[2]))]

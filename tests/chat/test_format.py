@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from phikit.chat.format import (
     ChatFormat,
     chat_format,
-    split_thought,
 )
 from phikit.chat.templates import NANO_SPECIAL, PHI4, Template
 from phikit.chat.tokenizer import Tokenizer, train_bpe
@@ -145,20 +144,6 @@ def test_a_completion_ends_at_its_first_stop() -> None:
     assert FORMAT.text(ids[:-1]) == "<think>a</think>7"
     assert FORMAT.text([*ids, *ids]) == "<think>a</think>7"
     assert FORMAT.stop_ids == (IDS["<|im_end|>"], IDS["<|endoftext|>"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("7", (None, "7")),
-        ("<think> a\nb </think>\n 7", ("a\nb", "7")),
-        ("<think>cut off", ("cut off", "")),
-        ("begun in the prompt</think>7", ("begun in the prompt", "7")),
-        ("<think>a</think>b</think>7", ("a</think>b", "7")),
-    ],
-)
-def test_split_thought(text, expected) -> None:
-    assert split_thought(text) == expected
 
 
 def test_user_errors_are_explained() -> None:

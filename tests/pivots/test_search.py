@@ -20,11 +20,11 @@ from phikit.pivots.exact import (
     instances,
     questions,
 )
-from phikit.pivots.pairs import first_tokens, pivot_pairs
+from phikit.pivots.pairs import pivot_pairs
 from phikit.pivots.results import SearchResult, Trace
 from phikit.pivots.rounds import RoundLog
 from phikit.pivots.search import search
-from phikit.records import Pair, Verdict
+from phikit.records import Verdict
 from phikit.verify.base import Problem
 
 FAST = SearchConfig(explore_max=32, max_samples=256)
@@ -230,14 +230,3 @@ def test_a_generator_without_log_probabilities_is_refused(found: list[Instance])
 
     with pytest.raises(PhikitError, match="log-probabilities"):
         run(found[:1], SearchConfig(), generator=Silent([found[0].model]))
-
-
-def test_refusal_pairs_keep_their_first_five_tokens() -> None:
-    pair = Pair(
-        prompt_ids=(1,), chosen_ids=tuple(range(9)), rejected_ids=(7, 8), kind="refusal",
-        evidence={"from": "trivia"},
-    )  # fmt: skip
-    short = first_tokens(pair)
-    assert short.chosen_ids == (0, 1, 2, 3, 4) and short.rejected_ids == (7, 8)
-    assert short.parents == (pair.id,) and short.id != pair.id
-    assert short.evidence == pair.evidence

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from toy_stages import REGISTRY
 
+from phikit import single
 from phikit.errors import PhikitError
 from phikit.recipes import source
 from phikit.recipes.load import built_in, load
+from phikit.recipes.registry import MODULES, Registry
 from phikit.recipes.schema import as_yaml
 
 
@@ -127,3 +129,15 @@ def test_every_built_in_recipe_is_valid(name: str) -> None:
     recipe = load(name)
     assert recipe.name == name
     assert recipe.about
+
+
+@pytest.mark.parametrize("package", MODULES)
+def test_every_stage_and_every_setting_says_what_it_is(package: str) -> None:
+    """What `phikit PACKAGE ACTION` prints; settings are explained there or in a docstring."""
+    for verb, stage in Registry().package(package).items():
+        assert verb.startswith(f"{package}.") and stage.help
+        page = single.describe(package, package, verb.partition(".")[2])
+        settings = page.partition("Settings:\n")[2].splitlines()
+        for line, below in zip(settings, [*settings[1:], ""], strict=True):
+            is_setting = line.startswith("  ") and not line.startswith("   ")
+            assert not is_setting or below.startswith(" " * 6), f"{verb}: {line.strip()}"

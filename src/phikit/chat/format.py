@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from phikit.chat.templates import PHI4, TEMPLATES, THINK, Template
+from phikit.chat.templates import PHI4, TEMPLATES, Template
 from phikit.chat.tokenizer import Tokenizer
 from phikit.errors import PhikitError, did_you_mean
 
@@ -263,18 +263,3 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
         + (" ".join(tokenizer.special) or "none"),
         f"a chat format needs {needs}",
     )
-
-
-def split_thought(text: str) -> tuple[str | None, str]:
-    """(what stands between <think> and the last </think>, or None; the answer after it).
-
-    A thought that was cut off has no answer: ("...", ""). A thought whose <think> was part of the
-    prompt is recognised by its end.
-    """
-    opening, closing = THINK
-    before, closed, after = text.rpartition(closing)
-    if not closed:
-        head, opened, thought = text.partition(opening)
-        return (thought.strip(), head.strip()) if opened else (None, text)
-    _, opened, thought = before.partition(opening)
-    return (thought if opened else before).strip(), after.strip()

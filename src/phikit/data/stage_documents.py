@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from phikit.data.decontaminate import (
 from phikit.data.dedup import DedupConfig, Deduplicator
 from phikit.data.filters import FilterConfig, TrigramModel, outliers, rejection
 from phikit.data.readers import Broken, ReaderConfig, read
-from phikit.files import explain_os_errors, fsync_path
+from phikit.files import LineFile
 from phikit.records import Document, Sample, iter_records, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 
@@ -41,30 +40,6 @@ class DocumentsConfig(Config):
     filters: FilterConfig = Field(default_factory=FilterConfig)
     dedup: DedupConfig = Field(default_factory=DedupConfig)
     decontamination: DecontaminationConfig = Field(default_factory=DecontaminationConfig)
-
-
-class LineFile:
-    """JSON lines, streamed to a file that appears whole when the block ends without error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> LineFile:
-        with explain_os_errors(self.path, "writing"):
-            self._file = self._temporary.open("w", encoding="utf-8")
-        return self
-
-    def add(self, row: Row) -> None:
-        with explain_os_errors(self.path, "writing"):
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with explain_os_errors(self.path, "writing"):
-            self._file.close()
-            if kind is None:
-                fsync_path(self._temporary)
-                self._temporary.replace(self.path)
 
 
 class _Ledger:

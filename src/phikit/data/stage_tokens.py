@@ -20,7 +20,7 @@ from phikit.data.shards import Pool, write_shards
 from phikit.errors import PhikitError
 from phikit.files import sha256_file
 from phikit.records import Document, Sample, iter_records
-from phikit.stage import Config, Context, Estimate, Stage
+from phikit.stage import Config, Context, Estimate, Stage, given
 
 _BATCH = 512  # texts tokenised at once
 
@@ -43,8 +43,8 @@ def _texts(inputs: Mapping[str, Path]) -> Iterator[_Text]:
     if "documents" in inputs:
         for document in iter_records(inputs["documents"] / "documents.parquet", Document):
             yield _Text(document.source, document.text, document.id, trusted=False)
-    for name in sorted(name for name in inputs if name.split(".")[0] == "samples"):
-        path = inputs[name] / "samples.parquet"
+    for folder in given(inputs, "samples"):
+        path = folder / "samples.parquet"
         for sample in iter_records(path, Sample):
             if not sample.text:
                 raise PhikitError(

@@ -29,7 +29,8 @@ class EvalConfig(Config):
 
     Attributes:
         form: "chat" for a model with a chat format, "text" for one that is only pretrained.
-        samples: sampled answers per item, at `temperature` (the report's is 0.5).
+        samples: sampled answers per item.
+        temperature: of the sampled answers (the report's is 0.5).
         greedy: also ask once at temperature 0.
         max_tokens: the longest answer.
         batch: sequences generated at once.
@@ -49,6 +50,9 @@ class RecallConfig(Config):
     """How a model is asked to recall; one greedy answer per item.
 
     Attributes:
+        form: "text" for a model that is only pretrained, "chat" for one with a chat format.
+        max_tokens: the longest answer.
+        batch: sequences generated at once.
         beyond: also ask past the length that the model was trained for, as rotary positions allow;
             else such items count as wrong.
     """

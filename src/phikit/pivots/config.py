@@ -27,9 +27,9 @@ class SearchConfig(Config):
             probabilities are those under this distribution.
         filter_min, filter_max: samples with which a question is admitted, least and most.
         first: samples per arm in the first look at a token or a segment.
-        explore_min, explore_max: samples per arm at which a token whose estimate is beyond the gap
-            becomes a candidate, at the earliest, and at which one that is not is dropped (and a
-            segment whose ends were not shown to agree is split).
+        explore_max: samples per arm at which a token becomes a candidate if its estimate is beyond
+            the gap and is dropped if not (and a segment whose ends were not shown to agree is
+            split), when that was not clear before.
         max_samples: samples per arm after which a test gives up.
         measure: samples per arm from which a confirmed pivot's Δp is estimated.
         alternatives: how many other tokens are tried for a confirmed pivot's pair.
@@ -56,7 +56,6 @@ class SearchConfig(Config):
     filter_min: int = Field(12, ge=2)
     filter_max: int = Field(48, ge=2)
     first: int = Field(4, ge=1)
-    explore_min: int = Field(16, ge=1)
     explore_max: int = Field(48, ge=1)
     max_samples: int = Field(512, ge=2)
     measure: int = Field(32, ge=2)

@@ -1,14 +1,11 @@
-"""Preference pairs out of pivots, and the short pairs of refusals."""
+"""Preference pairs out of pivots."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from phikit.pivots.results import Pivot
 from phikit.records import Pair
-
-REFUSAL_TOKENS = 5
 
 
 def pivot_pair(pivot: Pivot) -> Pair | None:
@@ -47,15 +44,3 @@ def pivot_pair(pivot: Pivot) -> Pair | None:
 
 def pivot_pairs(pivots: Sequence[Pivot]) -> list[Pair]:
     return [pair for pair in map(pivot_pair, pivots) if pair is not None]
-
-
-def first_tokens(pair: Pair, count: int = REFUSAL_TOKENS) -> Pair:
-    """A refusal pair cut to the first tokens of both responses, as the report trains on them
-    (App. A.1: whether to refuse is decided there)."""
-    return dataclasses.replace(
-        pair,
-        id="",
-        parents=(pair.id,),
-        chosen_ids=pair.chosen_ids[:count],
-        rejected_ids=pair.rejected_ids[:count],
-    )

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from phikit.errors import PhikitError
-from phikit.files import explain_os_errors, fsync_path, write_atomic
+from phikit.files import LineFile, write_atomic
 from phikit.pivots.config import SearchConfig
-from phikit.records import Pair, Sample, read_records, write_records
+from phikit.records import Pair, Sample, write_records
 from phikit.stage import Context, Estimate, Stage
-from phikit.verify.base import Problem
+from phikit.verify.base import Problem, read_problems
 
 if TYPE_CHECKING:
     from phikit.chat.format import ChatFormat
@@ -72,7 +71,7 @@ def run_search(ctx: Context, config: PivotsConfig, inputs: Mapping[str, Path]) -
             done = (totals.finished, len(questions))
         ctx.progress.update(*done, questions=totals.questions, samples=totals.samples)
 
-    with _Lines(ctx.dir / "searches.jsonl") as traces:
+    with LineFile(ctx.dir / "searches.jsonl") as traces:
         result = search(
             LocalEngine(model, max_batch=config.batch),
             ByName(),
@@ -95,15 +94,7 @@ def run_search(ctx: Context, config: PivotsConfig, inputs: Mapping[str, Path]) -
 
 
 def _problems(folder: Path, most: int) -> list[Sample]:
-    names = [n for n in ("samples.parquet", "items.parquet") if (folder / n).exists()]
-    if not names:
-        raise PhikitError(
-            f"{folder}: neither samples.parquet nor items.parquet is here",
-            "give the folder of a stage that makes problems, such as synth.procedural",
-        )
-    samples = [s for s in read_records(folder / names[0], Sample) if s.verifier]
-    if not samples:
-        raise PhikitError(f"{folder / names[0]}: no sample names a verifier: nothing can be judged")
+    samples = read_problems(folder)
     if not most or most >= len(samples):
         return samples
     return [samples[i * len(samples) // most] for i in range(most)]
@@ -177,30 +168,6 @@ def _summary(result: SearchResult, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-class _Lines:
-    """A JSON-lines file written line by line, which takes its place when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> _Lines:
-        with explain_os_errors(self.path, "writing"):
-            self._file = self._temporary.open("w")
-        return self
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        with explain_os_errors(self.path, "writing"):
-            self._file.write(_line(row))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with explain_os_errors(self.path, "writing"):
-            self._file.close()
-            if kind is None:
-                fsync_path(self._temporary)
-                self._temporary.replace(self.path)
 
 
 def _estimate(config: PivotsConfig) -> Estimate:

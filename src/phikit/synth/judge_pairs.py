@@ -25,9 +25,9 @@ from pydantic import Field
 from phikit.engine.base import Generator, Request, Sampling
 from phikit.errors import PhikitError
 from phikit.files import canonical_json, write_atomic
-from phikit.records import Pair, Rollout, Sample, read_records, write_records
-from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import Problem
+from phikit.records import Pair, Rollout, Sample, write_records
+from phikit.stage import Config, Context, Estimate, Stage, given
+from phikit.verify.base import Problem, read_problems
 from phikit.verify.judge import Grades, Judge
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class JudgePairsConfig(Config):
     Attributes:
         prompts: how many problems; those of the file in an order drawn from the seed.
         responses: answers from each model to each problem.
+        temperature, top_p, max_tokens: how they are drawn.
         min_accuracy_gap: a pair by accuracy differs at least so much in it (grades are 1 to 5).
         min_overall_gap: a pair by overall differs at least so much in the mean of the grades.
         pairs_per_prompt: at most so many pairs of each of the two kinds from one problem.
@@ -168,7 +169,7 @@ def choose_problems(samples: Sequence[Sample], config: JudgePairsConfig, seed: i
 
     Twice the wanted share of them must be declined, if there are so many: not all will make pairs.
     """
-    asked = [s for s in samples if s.verifier]
+    asked = list(samples)
     Random(f"{seed}/judge-pairs/problems").shuffle(asked)
     wanted = math.ceil(2 * config.refusal_share * config.prompts)
     declined = [s for s in asked if s.verifier == DECLINED][:wanted]
@@ -215,11 +216,8 @@ def run_judge_pairs(
     """Writes pairs.parquet and judged.jsonl (every answer with its grades)."""
     from phikit.verify.judge import LlmJudge, RubricJudge
 
-    path = inputs["problems"] / "samples.parquet"
-    samples = choose_problems(read_records(path, Sample), config, ctx.seed)
-    if not samples:
-        raise PhikitError(f"{path}: no sample names a verifier, so there is nothing to ask")
-    folders = [inputs[name] for name in _numbered(inputs, "models.")]
+    samples = choose_problems(read_problems(inputs["problems"]), config, ctx.seed)
+    folders = given(inputs, "models")
     answers: list[list[Judged]] = [[] for _ in samples]
     for number, folder in enumerate(folders):
         _answer(ctx, config, number, len(folders), folder, samples, answers)
@@ -238,10 +236,6 @@ def run_judge_pairs(
     if isinstance(judge, LlmJudge):
         summary["judge_report"] = asdict(judge.report) | {"agreement": judge.report.agreement}
     return summary
-
-
-def _numbered(inputs: Mapping[str, Path], prefix: str) -> list[str]:
-    return sorted((n for n in inputs if n.startswith(prefix)), key=lambda n: int(n[len(prefix) :]))
 
 
 def _answer(

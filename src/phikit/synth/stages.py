@@ -18,7 +18,7 @@ from phikit.synth import recall
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
 from phikit.synth.judge_pairs import JUDGE_STAGES
-from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, pretraining_prompt
+from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, Teacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
@@ -118,7 +118,7 @@ def _procedural(
     ctx: Context, collector: Collector, plan: list[tuple[int, Order]], extra: int
 ) -> None:
     """Fills the collector with every order of the plan; `extra` samples are still to come."""
-    teacher = ProceduralTeacher()
+    teacher: Teacher = ProceduralTeacher()
     total = sum(part for part, _ in plan) + extra
 
     def report() -> None:
@@ -129,7 +129,7 @@ def _procedural(
         collector.fill(name, part, partial(_write, teacher, order), report=report)
 
 
-def _write(teacher: ProceduralTeacher, order: Order, indices: range) -> list[Candidate | None]:
+def _write(teacher: Teacher, order: Order, indices: range) -> list[Candidate | None]:
     return teacher.write([replace(order, index=i) for i in indices])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -125,9 +124,3 @@ class ModelSettings(Config):
             pad_id=special.get("<|pad|>", end),
             **self.model_dump(),
         )
-
-
-def parts(inputs: Iterable[str], name: str) -> list[str]:
-    """The keys of an input that takes any number of stages: "name.0", "name.1", ..."""
-    found = [key for key in inputs if key.split(".")[0] == name]
-    return sorted(found, key=lambda key: int(key.partition(".")[2] or 0))

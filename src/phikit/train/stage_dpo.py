@@ -14,9 +14,9 @@ from pydantic import Field
 
 from phikit.errors import PhikitError
 from phikit.records import Pair, read_records
-from phikit.stage import Context, Estimate, Stage
+from phikit.stage import Context, Estimate, Stage, given
 from phikit.train.objectives.dpo_settings import DpoLoss
-from phikit.train.settings import TrainSettings, parts
+from phikit.train.settings import TrainSettings
 
 
 class DpoSettings(TrainSettings):
@@ -52,8 +52,8 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     most = settings.max_tokens or model.config.max_positions
     read = [
         pair
-        for key in parts(inputs, "pairs")
-        for pair in read_records(inputs[key] / "pairs.parquet", Pair)
+        for folder in given(inputs, "pairs")
+        for pair in read_records(folder / "pairs.parquet", Pair)
     ]
     pairs = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:

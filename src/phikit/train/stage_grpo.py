@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import Field
 
 from phikit.errors import PhikitError
-from phikit.records import Sample, read_records
 from phikit.stage import Context, Estimate, Stage
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.schedules import Schedule
 from phikit.train.settings import TrainSettings
+from phikit.verify.base import read_problems
 
 
 class GrpoSettings(TrainSettings):
@@ -46,7 +46,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     model = load_model(inputs["model"])
     chat = chat_format(load_tokenizer(inputs["model"]))
     room = model.config.max_positions - settings.rollouts.max_tokens
-    read = [s for s in read_records(_problems(inputs["problems"]), Sample) if s.verifier]
+    read = read_problems(inputs["problems"])
     problems = [s for s in read if len(chat.render(s.prompt, generation_prompt=True).ids) <= room]
     if not problems:
         raise PhikitError(
@@ -78,11 +78,6 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
         | {"problems": len(problems), "left_out": len(read) - len(problems)}
         | last_steps(ctx, "reward", "right", "length", "engine_gap")
     )
-
-
-def _problems(folder: Path) -> Path:
-    items = folder / "items.parquet"
-    return items if items.exists() else folder / "samples.parquet"
 
 
 def _grpo_size(settings: GrpoSettings) -> Estimate:

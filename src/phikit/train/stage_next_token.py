@@ -14,8 +14,8 @@ from pydantic import Field
 
 from phikit.errors import PhikitError
 from phikit.records import Sample, read_records
-from phikit.stage import Context, Estimate, Stage
-from phikit.train.settings import ModelSettings, TrainSettings, parts
+from phikit.stage import Context, Estimate, Stage, given
+from phikit.train.settings import ModelSettings, TrainSettings
 
 if TYPE_CHECKING:
     from phikit.data.pack import Example, Rows
@@ -108,8 +108,8 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
     model = load_model(inputs["model"])
     chat = chat_format(load_tokenizer(inputs["model"]))
     examples: list[Example] = []
-    for key in parts(inputs, "samples"):
-        for sample in read_records(inputs[key] / "samples.parquet", Sample):
+    for folder in given(inputs, "samples"):
+        for sample in read_records(folder / "samples.parquet", Sample):
             if sample.messages and sample.response:
                 rendered = chat.render(sample.messages)
                 examples.append((rendered.ids, rendered.trained))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.records import Sample, Verdict
+from phikit.records import Sample, Verdict, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,25 @@ class Problem:
             kind=sample.kind,
             id=sample.id,
         )
+
+
+def read_problems(folder: Path) -> list[Sample]:
+    """The samples or items of a stage's folder that name a verifier.
+
+    Raises:
+        PhikitError: there are none.
+    """
+    paths = [folder / name for name in ("samples.parquet", "items.parquet")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise PhikitError(
+            f"{folder}: neither samples.parquet nor items.parquet is here",
+            "give the folder of a stage that makes problems, such as synth.procedural",
+        )
+    samples = [sample for sample in read_records(path, Sample) if sample.verifier]
+    if not samples:
+        raise PhikitError(f"{path}: no sample names a verifier: nothing can be judged")
+    return samples
 
 
 class Verifier(Protocol):
