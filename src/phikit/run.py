@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,30 @@ class Forecast:
 def forecast(steps: Sequence[Step], run: Path) -> list[Forecast]:
     """What `run` would do, and roughly how long it would take. Writes nothing."""
     found = Shelf(run).by_address()
-    return [
-        Forecast(step, _why(step, found.get(step.address), run), _estimate(step, run))
-        for step in steps
-    ]
+    forecasts: list[Forecast] = []
+    known: dict[str, Estimate] = {}
+    for step in steps:
+        given = [known[name] for names in step.spec.inputs.values() for name in names]
+        known[step.name] = _timed(_estimate(step, run), given)
+        why = _why(step, found.get(step.address), run)
+        forecasts.append(Forecast(step, why, known[step.name]))
+    return forecasts
+
+
+# What two cores reach on a model of a million parameters, whose operations are short: operations
+# per second, in training and in batched generation (docs/lab-notebook.md).
+_TRAINING_RATE, _GENERATION_RATE = 1.3e11, 2.5e10
+
+
+def _timed(estimate: Estimate, given: Sequence[Estimate]) -> Estimate:
+    """With the seconds that its model will compute, 6 operations per parameter and trained token
+    and 2 per generated one."""
+    parameters = estimate.parameters or max((e.parameters for e in given), default=0.0)
+    trained = estimate.trained or estimate.passes * sum(e.tokens for e in given)
+    computing = parameters * (
+        6 * trained / _TRAINING_RATE + 2 * estimate.generated / _GENERATION_RATE
+    )
+    return replace(estimate, seconds=estimate.seconds + computing, parameters=parameters)
 
 
 def preview(recipe: Recipe, directory: Path) -> list[Forecast]:

@@ -86,10 +86,24 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage will take, for `--dry-run`: a size for people, and a rough time in seconds."""
+    """What a stage will take, for `--dry-run`: a size for people, and what its time depends on.
+
+    Attributes:
+        seconds: a rough time, apart from what a model computes in it.
+        tokens: how many tokens its artefacts hold for later stages to train on.
+        passes: how often it trains on the tokens of its inputs, or
+        trained: on how many tokens it trains.
+        generated: how many tokens it samples.
+        parameters: of the model that it makes; 0 for those of its input's.
+    """
 
     size: str
     seconds: float = 0.0
+    tokens: float = 0.0
+    passes: float = 0.0
+    trained: float = 0.0
+    generated: float = 0.0
+    parameters: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ class Stage(Generic[C]):
         inputs: the names of the inputs it must be given; a name ending in "?" may be left out,
             one ending in "*" takes any number of stages (passed as "name.0", "name.1", ...).
         resumable: it can go on from what a killed run left in its folder.
-        estimate: (settings, estimates' context) → `Estimate`, for `--dry-run`.
+        estimate: settings → `Estimate`, for `--dry-run`.
     """
 
     verb: str

@@ -5,12 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phikit.chat.format import (
-    NANO_SPECIAL,
-    PHI4,
     ChatFormat,
-    Template,
     chat_format,
 )
+from phikit.chat.templates import NANO_SPECIAL, PHI4, Template
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
 

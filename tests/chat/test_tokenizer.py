@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phikit.chat.format import NANO_SPECIAL
+from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import BYTES, Tokenizer, train_bpe
 from phikit.errors import PhikitError
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from phikit.chat.format import NANO_SPECIAL, ChatFormat
+from phikit.chat.format import ChatFormat
+from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine

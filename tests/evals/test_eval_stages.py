@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from phikit.chat.format import NANO_SPECIAL, chat_format
+from phikit.chat.format import chat_format
+from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
 from phikit.evals.stages import EvalConfig, RecallConfig, run_eval, run_recall

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import phikit.export.hf as hf
-from phikit.chat.format import NANO_SPECIAL, ChatFormat
+from phikit.chat.format import ChatFormat
+from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
 from phikit.export.stages import STAGES, HfConfig, run_hf

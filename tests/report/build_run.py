@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from phikit.chat.format import NANO_SPECIAL
+from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.files import write_atomic, write_json
 from phikit.pivots.results import Alternative, Pivot, Trace

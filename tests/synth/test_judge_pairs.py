@@ -121,7 +121,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model with a real tokenizer, and problems."""
     import torch
 
-    from phikit.chat.format import PHI4
+    from phikit.chat.templates import PHI4
     from phikit.chat.tokenizer import train_bpe
     from phikit.models.checkpoint import save
     from phikit.models.config import DecoderConfig

@@ -1,97 +1,20 @@
 """Chat messages to token ids, with the mask of what is trained on.
 
-A `Template` is data: the strings around a message, which of their parts are control tokens, which
-roles there are. `ChatFormat` renders any template with any tokenizer that has its control tokens,
-and `jinja` writes the same template for transformers and inference servers. Another member of the
-family is another `Template`.
+`ChatFormat` renders any `templates.Template` with any tokenizer that has its control tokens.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from phikit.chat.templates import PHI4, TEMPLATES, Template
 from phikit.chat.tokenizer import Tokenizer
 from phikit.errors import PhikitError, did_you_mean
 
 Message = Mapping[str, str]
-
-THINK = ("<think>", "</think>")
-NANO_SPECIAL = (
-    "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|im_start|>",
-    "<|im_end|>", "<|im_sep|>", "<|endofprompt|>", *THINK, "<|pad|>",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a member of the family writes a conversation.
-
-    Attributes:
-        header: comes before a message's content; `{role}` stands for its role.
-        footer: comes after it. After an assistant's content it is trained on.
-        roles: the roles there may be.
-        end_token: ends the assistant's turn. `document_end` ends a text; both end a completion.
-        inner: control tokens that may stand inside an assistant's content, where the tokenizer
-            has them.
-        pad_token: fills up a batch.
-        system: replaces every system message and always comes first, when it is not empty.
-        unprompted_end: ends a rendering without generation prompt, when it is not empty.
-    """
-
-    name: str
-    header: str
-    footer: str
-    end_token: str
-    document_end: str = "<|endoftext|>"
-    roles: tuple[str, ...] = ("system", "user", "assistant")
-    inner: tuple[str, ...] = THINK
-    pad_token: str = "<|pad|>"
-    system: str = ""
-    unprompted_end: str = ""
-
-    def control(self) -> tuple[str, ...]:
-        """The control tokens that the template itself is made of."""
-        frame = "".join(self.header.replace("{role}", role) for role in self.roles)
-        frame += self.footer + self.end_token + self.document_end + self.unprompted_end
-        return tuple(dict.fromkeys(re.findall(r"<\|[^|<>]+\|>", frame)))
-
-    def jinja(self) -> str:
-        """The template for transformers: the same text, from which it makes the same ids.
-
-        (There the whole text is tokenized at once, so unlike here a message that spells a control
-        token does forge it.)
-        """
-        before, after = (_quote(part) for part in self.header.split("{role}"))
-        lines = []
-        loop = "messages"
-        if self.system:
-            head = _quote(self.header.replace("{role}", "system") + self.system + self.footer)
-            lines.append(f"{{{{ {head} }}}}")
-            loop = "messages if message['role'] != 'system'"
-        lines += [
-            f"{{% for message in {loop} %}}",
-            f"{{{{ {before} + message['role'] + {after} + message['content'] + "
-            f"{_quote(self.footer)} }}}}",
-            "{% endfor %}",
-            "{% if add_generation_prompt %}",
-            f"{{{{ {_quote(self.header.replace('{role}', 'assistant'))} }}}}",
-        ]
-        if self.unprompted_end:
-            lines += ["{% else %}", f"{{{{ {_quote(self.unprompted_end)} }}}}"]
-        return "".join([*lines, "{% endif %}"])
-
-
-# Technical report and the published, fixed template: no newlines, no token at the beginning.
-PHI4 = Template(
-    name="phi4",
-    header="<|im_start|>{role}<|im_sep|>",
-    footer="<|im_end|>",
-    end_token="<|im_end|>",
-)
-TEMPLATES = (PHI4,)
 
 
 @dataclass(frozen=True)
@@ -100,6 +23,50 @@ class Rendered:
 
     ids: list[int]
     trained: list[bool]
+
+
+@dataclass
+class _Writer:
+    """Token ids in the making.
+
+    Plain text that stands together is tokenized together, as it is when a conversation is
+    tokenized whole; but what is trained on begins a token of its own, because that is where a
+    completion begins.
+    """
+
+    tokenizer: Tokenizer
+    ids: list[int] = field(default_factory=list)
+    trained: list[bool] = field(default_factory=list)
+    _text: str = ""
+    _train: bool = False
+    _eat_space: bool = False
+
+    def add(self, pieces: Sequence[int | str], train: bool = False) -> None:
+        """Writes control ids and plain text."""
+        if train != self._train:
+            self._flush()
+            self._train = train
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._text += piece
+            else:
+                self._flush()
+                self.ids.append(piece)
+                self.trained.append(train)
+                self._eat_space = piece in self.tokenizer.eats_space
+
+    def done(self) -> Rendered:
+        self._flush()
+        return Rendered(self.ids, self.trained)
+
+    def _flush(self) -> None:
+        text = self.tokenizer.strip_left(self._text) if self._eat_space else self._text
+        self._text = ""
+        if text:
+            new = self.tokenizer.encode(text)
+            self.ids += new
+            self.trained += [self._train] * len(new)
+            self._eat_space = False
 
 
 class ChatFormat:
@@ -115,46 +82,63 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.end_id = tokenizer.id_of(template.end_token)
         self.document_end_id = tokenizer.id_of(template.document_end)
-        self.pad_id = tokenizer.special.get(template.pad_token, self.document_end_id)
+        pad = tokenizer.config.get("pad_token")  # older files hold more than its name here
+        pad = pad if isinstance(pad, str) else template.pad_token
+        self.pad_id = tokenizer.special.get(pad, self.document_end_id)
         self.stop_ids: tuple[int, ...] = (self.end_id, self.document_end_id)
         self._inner = tuple(t for t in template.inner if t in tokenizer.special)
         self._headers = {
             r: self._frame(template.header.replace("{role}", r)) for r in template.roles
         }
-        self._footer = self._frame(template.footer)
+        self._after_end = self._frame(template.footer.removeprefix(template.end_token))
+        self._tools = [self._frame(token) for token in template.tools or ()]
+        self._system = tokenizer.split_control(template.system, self._inner)
+        self._unprompted_end = self._frame(template.unprompted_end)
+        self._media = {kind: tokenizer.id_of(token) for kind, token in template.media}
 
     @classmethod
     def phi4(cls, tokenizer: Tokenizer) -> ChatFormat:
         """`<|im_start|>{role}<|im_sep|>{content}<|im_end|>` for each message."""
         return cls(PHI4, tokenizer)
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
+    def render(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool = False,
+        media: Mapping[str, int] | None = None,
+    ) -> Rendered:
         """The ids of a conversation, and with `generation_prompt` the start of an answer.
 
+        Args:
+            messages: each has a `role` and its `content`; a system message may have `tools`,
+                JSON text, where the template has a place for them.
+            media: placeholder, such as `<|image_1|>`, → the number of tokens that stand for it.
+                Each is in exactly one message. A placeholder that is not named here is text.
+
         Raises:
-            PhikitError: a message has an unknown role or no content; names its number.
+            PhikitError: a message has an unknown role, no content, or tools that the template has
+                no place for; a placeholder is missing. Names the message's number.
         """
-        if fixed := self.template.system:
-            rest = [m for m in messages if m.get("role") != "system"]
-            messages = [{"role": "system", "content": fixed}, *rest]
-        ids: list[int] = []
-        trained: list[bool] = []
-
-        def add(new: list[int], train: bool = False) -> None:
-            ids.extend(new)
-            trained.extend([train] * len(new))
-
-        for number, message in enumerate(messages):
-            role, content = self._checked(message, number)
-            own = role == "assistant"
-            add(self._headers[role])
-            add(self.tokenizer.encode_control(content, self._inner if own else ()), own)
-            add(self._footer, own)
+        writer = _Writer(self.tokenizer)
+        places = _Places(self._media, media or {})
+        for number, message in enumerate(messages, 1):
+            self._check(message, number)
+        rest = self._write_system(writer, messages, places)
+        for message in rest:
+            own = message["role"] == "assistant"
+            writer.add(self._headers[message["role"]])
+            if own:
+                writer.add(self.tokenizer.split_control(message["content"], self._inner), True)
+            else:
+                self._write_content(writer, message, places)
+            writer.add([self.end_id], own)
+            writer.add(self._after_end)
         if generation_prompt:
-            add(self._headers["assistant"])
-        elif self.template.unprompted_end:
-            add(self._frame(self.template.unprompted_end))
-        return Rendered(ids, trained)
+            writer.add(self._headers["assistant"])
+        else:
+            writer.add(self._unprompted_end)
+        places.check()
+        return writer.done()
 
     def text(self, completion_ids: Sequence[int]) -> str:
         """The answer that a completion holds: up to its end token, `<think>` kept."""
@@ -175,38 +159,107 @@ class ChatFormat:
             "chat_template": self.template.jinja(),
         }
 
-    def _frame(self, text: str) -> list[int]:
-        return self.tokenizer.encode_control(text, self.template.control())
+    def _frame(self, text: str) -> list[int | str]:
+        return self.tokenizer.split_control(text, self.template.control())
 
-    def _checked(self, message: Message, number: int) -> tuple[str, str]:
-        role, content = message.get("role", ""), message.get("content")
+    def _write_system(
+        self, writer: _Writer, messages: Sequence[Message], places: _Places
+    ) -> Sequence[Message]:
+        """Writes the template's own system message; returns the messages still to be written."""
+        rule = self.template.system_rule
+        systems = [m for m in messages if m["role"] == "system"]
+        own_first = bool(messages) and messages[0]["role"] == "system"
+        if not self.template.system or (rule == "instead" and own_first):
+            return messages
+        writer.add([*self._headers["system"], *self._system])
+        for message in systems if rule == "appended" else ():
+            writer.add([" "])
+            self._write_content(writer, message, places)
+        writer.add([self.end_id, *self._after_end])
+        return messages if rule == "instead" else [m for m in messages if m["role"] != "system"]
+
+    def _write_content(self, writer: _Writer, message: Message, places: _Places) -> None:
+        writer.add(places.fill(message["content"]))
+        if message.get("tools") is not None:
+            before, after = self._tools
+            writer.add([*before, message["tools"], *after])
+
+    def _check(self, message: Message, number: int) -> None:
+        role = message.get("role", "")
         if role not in self._headers:
             raise PhikitError(
-                f"message {number + 1} has the role {role!r}", did_you_mean(role, self._headers)
+                f"message {number} has the role {role!r}", did_you_mean(role, self._headers)
             )
-        if not isinstance(content, str):
-            raise PhikitError(f"message {number + 1} ({role}) has no text in its content")
-        return role, content
+        if not isinstance(message.get("content"), str):
+            raise PhikitError(f"message {number} ({role}) has no text in its content")
+        if message.get("tools") is None:
+            return
+        if not self._tools or role != "system":
+            raise PhikitError(
+                f"message {number} ({role}) has tools",
+                "give them in the system message"
+                if self._tools
+                else f"the format {self.template.name} has no place for tools; phi-4-mini's has",
+            )
+        if not isinstance(message["tools"], str):
+            raise PhikitError(
+                f"message {number} ({role}) has tools that are no text", "give them as JSON text"
+            )
+
+
+class _Places:
+    """The placeholders of one conversation, each of which is to be found once."""
+
+    def __init__(self, known: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+        self.runs: dict[str, list[int]] = {}
+        for place, count in wanted.items():
+            kind = re.fullmatch(r"<\|([a-z]+)_[1-9][0-9]*\|>", place)
+            if not kind or kind[1] not in known:
+                raise PhikitError(
+                    f"{place!r} is no placeholder of this chat format",
+                    "it has " + (", ".join(f"<|{k}_1|>, ..." for k in known) or "none"),
+                )
+            self.runs[place] = [known[kind[1]]] * count
+        self.found: list[str] = []
+
+    def fill(self, content: str) -> list[int | str]:
+        """The content, with the placeholders' tokens in their places."""
+        if not self.runs:
+            return [content]
+        pieces: list[int | str] = []
+        for n, piece in enumerate(re.split(f"({'|'.join(map(re.escape, self.runs))})", content)):
+            if n % 2:
+                self.found.append(piece)
+                pieces += self.runs[piece]
+            else:
+                pieces.append(piece)
+        return pieces
+
+    def check(self) -> None:
+        for place in self.runs:
+            if (times := self.found.count(place)) != 1:
+                raise PhikitError(
+                    f"{place} stands {times} times in the messages", "it must stand there once"
+                )
 
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
-    """The format whose control tokens the tokenizer has.
+    """The format that a tokenizer is for.
+
+    It has all the control tokens of its format. Formats that differ only in the system message
+    they bring along are told apart by the template in `tokenizer_config.json`.
 
     Raises:
-        PhikitError: no format's are all there.
+        PhikitError: no format's control tokens are all there.
     """
+    written = tokenizer.config.get("chat_template")
     for template in TEMPLATES:
-        if all(token in tokenizer.special for token in template.control()):
+        has_tokens = all(token in tokenizer.special for token in template.control())
+        if has_tokens and (not template.system or template.system in str(written)):
             return ChatFormat(template, tokenizer)
-    needs = "; ".join(f"{t.name}: {' '.join(t.control())}" for t in TEMPLATES)
+    needs = "; ".join(f"{t.name}: {' '.join(t.control())}" for t in TEMPLATES if not t.system)
     raise PhikitError(
         "the tokenizer has no chat format's control tokens; it has "
         + (" ".join(tokenizer.special) or "none"),
         f"a chat format needs {needs}",
     )
-
-
-def _quote(text: str) -> str:
-    """A string literal of Jinja."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"'{escaped}'"

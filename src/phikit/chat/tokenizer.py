@@ -27,6 +27,9 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BYTES = 256
+# the characters of Unicode's White_Space, which is not quite what `str.isspace` asks for
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
+_WHITE_SPACE += "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 class Tokenizer:
@@ -36,11 +39,13 @@ class Tokenizer:
         special: the id of every control token, in order of id.
         vocab_size: one more than the largest id, the number of rows an embedding needs.
         config: what `tokenizer_config.json` holds or will hold.
+        eats_space: the ids of control tokens that swallow the white space after them.
     """
 
     def __init__(self, fast: FastTokenizer, config: Mapping[str, Any] | None = None) -> None:
         added = fast.get_added_tokens_decoder()
         self.special: dict[str, int] = {added[i].content: i for i in sorted(added)}
+        self.eats_space = frozenset(i for i, token in added.items() if token.rstrip)
         self.vocab_size: int = max(fast.get_vocab(with_added_tokens=True).values()) + 1
         self.config: dict[str, Any] = dict(config or {})
         self._fast = fast
@@ -50,7 +55,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Reads `tokenizer.json` and, when it is there, `tokenizer_config.json`.
+        """Reads `tokenizer.json` and, when they are there, the files that go with it.
+
+        They are `tokenizer_config.json` and `chat_template.jinja`, which newer tools write beside
+        it; `config` holds both.
 
         Raises:
             PhikitError: a file is missing or is not what its name says.
@@ -64,7 +72,12 @@ class Tokenizer:
             raise PhikitError(
                 f"{path}: not a readable tokenizer ({e})", "make or fetch the folder again"
             ) from e
-        return cls(fast, read_json(config) if config.exists() else None)
+        held: dict[str, Any] = read_json(config) if config.exists() else {}
+        template = directory / "chat_template.jinja"
+        if template.exists():
+            with explain_os_errors(template, "reading"):
+                held["chat_template"] = template.read_text(encoding="utf-8")
+        return cls(fast, held)
 
     def save(self, directory: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers also loads."""
@@ -87,16 +100,35 @@ class Tokenizer:
         Raises:
             PhikitError: the tokenizer has no such control token.
         """
+        ids: list[int] = []
+        eat_space = False
+        for piece in self.split_control(text, control):
+            if isinstance(piece, int):
+                ids.append(piece)
+                eat_space = piece in self.eats_space
+            else:
+                ids += self.encode(self.strip_left(piece) if eat_space else piece)
+                eat_space = False
+        return ids
+
+    def split_control(self, text: str, control: Collection[str]) -> list[int | str]:
+        """The named control tokens of a text as their ids, and the text between them.
+
+        Raises:
+            PhikitError: the tokenizer has no such control token.
+        """
         for token in control:
             self.id_of(token)
         if not control:
-            return self.encode(text)
+            return [text] if text else []
         longest_first = sorted(control, key=lambda token: (-len(token), token))
         pattern = "(" + "|".join(map(re.escape, longest_first)) + ")"
-        ids: list[int] = []
-        for n, piece in enumerate(re.split(pattern, text)):
-            ids += [self.special[piece]] if n % 2 else self.encode(piece)
-        return ids
+        pieces = enumerate(re.split(pattern, text))
+        return [self.special[piece] if n % 2 else piece for n, piece in pieces if piece]
+
+    def strip_left(self, text: str) -> str:
+        """The text without the white space (Unicode's) it begins with."""
+        return text.lstrip(_WHITE_SPACE)
 
     def id_of(self, token: str) -> int:
         """The id of a control token.

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from phikit.chat.format import NANO_SPECIAL, THINK, chat_format
+from phikit.chat.format import chat_format
+from phikit.chat.templates import NANO_SPECIAL, THINK
 from phikit.chat.tokenizer import BYTES, Tokenizer, train_bpe
 from phikit.data.mix import LONG, PHI4_WEIGHTS, Share, mix, normalised
 from phikit.data.shards import Pool, write_shards
@@ -243,6 +244,8 @@ SHARDS: Stage[ShardsConfig] = Stage(
     config=ShardsConfig,
     run=run_shards,
     inputs=("tokenizer", "documents?", "samples*"),
-    estimate=lambda c: Estimate(f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6),
+    estimate=lambda c: Estimate(
+        f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6, tokens=c.tokens
+    ),
     help="Tokenises documents and samples and writes the mixture in the order of training.",
 )

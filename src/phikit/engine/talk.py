@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from phikit.chat.format import ChatFormat, chat_format
+from phikit.chat.gguf import tokenizer_of
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling
 from phikit.engine.local import LocalEngine
-from phikit.models.checkpoint import load
 from phikit.models.decoder import Decoder
+from phikit.models.gguf import GGUF
+from phikit.models.load import load
 
 Message = Mapping[str, str]
 
@@ -57,10 +59,10 @@ def respond(
 
 
 class Conversation:
-    """A model directory that one can talk with.
+    """A model that one can talk with.
 
     Args:
-        directory: a model directory with its tokenizer.
+        directory: a model directory with its tokenizer, or a GGUF file.
         temperature, top_p: how answers are drawn; temperature 0 is greedy.
         seed: of the random draws. The same conversation gets the same answers.
 
@@ -72,7 +74,9 @@ class Conversation:
         self, directory: Path, temperature: float = 0.5, top_p: float = 0.95, seed: int = 0
     ) -> None:
         self.model = load(directory)
-        self.form = chat_format(Tokenizer.load(directory))
+        packed = directory.suffix == ".gguf"
+        tokenizer = tokenizer_of(GGUF(directory)) if packed else Tokenizer.load(directory)
+        self.form = chat_format(tokenizer)
         self.sampling = Sampling(
             temperature=temperature,
             top_p=top_p,

@@ -221,7 +221,11 @@ def _thin(items: list[Sample], most: int) -> list[Sample]:
 def _estimate(config: EvalConfig) -> Estimate:
     each = config.samples + config.greedy
     items = f"{config.items} items" if config.items else "all items"
-    return Estimate(f"{items} × {each} answers ≤ {config.max_tokens} tokens", 15.0)
+    return Estimate(
+        f"{items} × {each} answers ≤ {config.max_tokens} tokens",
+        seconds=2.0,
+        generated=(config.items or 400) * each * config.max_tokens / 4,
+    )
 
 
 STAGES: list[Stage[Any]] = [
@@ -238,7 +242,7 @@ STAGES: list[Stage[Any]] = [
         config=RecallConfig,
         run=run_recall,
         inputs=("model", "items"),
-        estimate=lambda config: Estimate("one answer per recall item", 10.0),
+        estimate=lambda config: Estimate("one answer per recall item", 3.0),
         help="recall of one fact from contexts of several lengths",
     ),
 ]

@@ -31,14 +31,21 @@ class Lanes:
     """A pool of threads, each of which computes on one core.
 
     The results come back in the order of the items, so they depend on how the work was cut but
-    never on the threads' speed.
+    never on the threads' speed. A single lane computes in the caller's thread, with all of torch's
+    threads.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool = ThreadPoolExecutor(count)
 
+    def run(self, function: Callable[[], U]) -> U:
+        """One piece of work, on one core when there are several lanes."""
+        return self.map(lambda _: function(), [None])[0]
+
     def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        if self.count == 1:
+            return [function(item) for item in items]
         threads = torch.get_num_threads()
 
         def one(item: T) -> U:

@@ -361,7 +361,10 @@ JUDGE_STAGES: list[Stage[Any]] = [
         run=run_judge_pairs,
         inputs=("models*", "problems", "judge?"),
         estimate=lambda c: Estimate(
-            f"{c.prompts} problems × {c.responses} answers per model", 20.0
+            f"{c.prompts} problems × {c.responses} answers per model",
+            seconds=2.0,
+            tokens=c.prompts * 200.0,
+            generated=c.prompts * c.responses * c.max_tokens / 3,
         ),
         help="several answers per problem, graded by a judge, paired by accuracy and overall",
     )

@@ -227,6 +227,15 @@ def _items(folder: Path | None) -> list[Sample]:
     return [item for name in names for item in read_records(folder / name, Sample)]
 
 
+_TOKENS = {"short": 90, "thought": 160}  # of a sample, roughly
+
+
+def _procedural_estimate(config: ProceduralConfig) -> Estimate:
+    count = config.count + config.recall_count + config.long_documents * len(config.long_lengths)
+    seconds = count / 5000 + (config.rewrites + config.reversals) / 2000
+    return Estimate(f"{count:,} samples", seconds, tokens=_TOKENS[config.style] * config.count)
+
+
 STAGES: list[Stage[Any]] = [
     Stage(
         verb="synth.items",
@@ -240,7 +249,7 @@ STAGES: list[Stage[Any]] = [
         config=ProceduralConfig,
         run=run_procedural,
         inputs=("items?", "documents?"),
-        estimate=lambda c: Estimate(f"{c.count:,} samples", c.count / 5000),
+        estimate=_procedural_estimate,
         help="write training samples with the procedural teacher",
     ),
     *JUDGE_STAGES,

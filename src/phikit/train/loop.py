@@ -162,7 +162,7 @@ def _step(
     batch = objective.draw(step)
     optimiser.zero_grad()
     sums = _gradients(model, objective, settings, batch, lanes)
-    grad_norm = optimiser.clip_grads() if batch.micros else 0.0
+    grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated
     passes = 3 * batch.tokens + batch.generated  # backward costs twice as much as forward
@@ -177,7 +177,7 @@ def _step(
     row |= {"lr": lr, "grad_norm": grad_norm, "tokens": batch.tokens, **batch.metrics}
     if math.isfinite(row["loss"]) and math.isfinite(grad_norm):
         if batch.micros:
-            optimiser.step(lr, (settings.optimiser.muon_lr or settings.lr) * share)
+            optimiser.step(lr, (settings.optimiser.muon_lr or settings.lr) * share, lanes)
         counters.skipped_in_a_row = 0
         return row
     counters.skipped += 1
@@ -210,7 +210,7 @@ def _gradients(
     sums: dict[str, float] = {}
     for start in range(0, len(batch.micros), lanes.count):
         micros = batch.micros[start : start + lanes.count]
-        for values, grads in lanes.map(one, micros) if lanes.count > 1 else map(one, micros):
+        for values, grads in lanes.map(one, micros):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             for p, grad in zip(parameters, grads, strict=True):

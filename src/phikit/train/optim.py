@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from phikit.errors import PhikitError
+from phikit.models.lanes import Lanes
 from phikit.train.settings import OptimiserSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -59,7 +61,8 @@ class Muon:
                 start += rows
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def updates(self, lr: float) -> list[Callable[[], None]]:
+        """Updates the momentum; returns the rest of the step, a piece for each shape of matrix."""
         parameters: list[Tensor] = list(self.parameters.values())
         grads = [p.grad for p in parameters if p.grad is not None]
         if len(grads) != len(parameters):
@@ -69,11 +72,15 @@ class Muon:
         mixed = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
         updates = dict(zip(self.parameters, mixed, strict=True))
         torch._foreach_mul_(parameters, 1 - lr * self.weight_decay)
-        for shape, parts in self.groups.items():
-            stack = orthogonalise(torch.stack([updates[name][part] for name, part in parts]))
-            scale = -lr * 0.2 * math.sqrt(max(shape))
-            targets = [self.parameters[name][part] for name, part in parts]
-            torch._foreach_add_(targets, list(stack.to(targets[0].dtype)), alpha=scale)
+        return [partial(self._update, lr, shape, updates) for shape in self.groups]
+
+    @torch.no_grad()
+    def _update(self, lr: float, shape: tuple[int, int], updates: Mapping[str, Tensor]) -> None:
+        parts = self.groups[shape]
+        stack = orthogonalise(torch.stack([updates[name][part] for name, part in parts]))
+        scale = -lr * 0.2 * math.sqrt(max(shape))
+        targets = [self.parameters[name][part] for name, part in parts]
+        torch._foreach_add_(targets, list(stack.to(targets[0].dtype)), alpha=scale)
 
 
 class Optimiser:
@@ -113,12 +120,13 @@ class Optimiser:
         """Scales the gradients down to the allowed norm; returns the norm they had."""
         return float(nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True))
 
-    def step(self, lr: float, muon_lr: float) -> None:
+    def step(self, lr: float, muon_lr: float, lanes: Lanes) -> None:
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
+        lanes.run(self.adam.step)
         if self.muon is not None:
-            self.muon.step(muon_lr)
+            muon = self.muon
+            lanes.map(lambda update: update(), lanes.run(lambda: muon.updates(muon_lr)))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as tensors by name."""

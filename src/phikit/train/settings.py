@@ -107,6 +107,10 @@ class ModelSettings(Config):
         default=0.02, gt=0, description="standard deviation of the first weights"
     )
 
+    def parameters(self, vocabulary: int) -> int:
+        """How many parameters the model has with so many different tokens."""
+        return DecoderConfig(vocab_size=vocabulary, max_positions=1, **self.model_dump()).parameters
+
     def decoder(self, tokenizer: Tokenizer, context: int) -> DecoderConfig:
         """The whole configuration, for a tokenizer and a context length."""
         special = tokenizer.special

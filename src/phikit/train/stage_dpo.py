@@ -98,7 +98,11 @@ def _usable(pair: Pair, most: int) -> bool:
 
 def _dpo_size(settings: DpoSettings) -> Estimate:
     amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
-    return Estimate(f"{amount} of {settings.batch_pairs} pairs, LR {settings.lr:g}")
+    return Estimate(
+        f"{amount} of {settings.batch_pairs} pairs, LR {settings.lr:g}",
+        seconds=2.0,
+        passes=settings.epochs,
+    )
 
 
 STAGES: list[Stage[Any]] = [

@@ -82,7 +82,13 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
 
 def _grpo_size(settings: GrpoSettings) -> Estimate:
     r = settings.rollouts
-    return Estimate(f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}")
+    answers = settings.steps * r.prompts * r.group
+    tokens = answers * r.max_tokens / 3  # answers are seldom as long as they may be
+    return Estimate(
+        f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}",
+        trained=tokens,
+        generated=tokens,
+    )
 
 
 STAGES: list[Stage[Any]] = [

@@ -159,9 +159,21 @@ def _next_token(
     }
 
 
+_VOCABULARY = 2048  # for the rough time of a dry run, before there is a tokenizer
+
+
 def _size(settings: NextTokenSettings) -> Estimate:
     amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
-    return Estimate(f"{amount} of {settings.batch_rows} rows, LR {settings.lr:g}")
+    shape = settings.model if isinstance(settings, PretrainSettings) else None
+    return Estimate(
+        f"{amount} of {settings.batch_rows} rows, LR {settings.lr:g}",
+        seconds=3.0,
+        passes=settings.epochs,
+        trained=(settings.steps or 0)
+        * settings.batch_rows
+        * (getattr(settings, "context", 0) or 0),
+        parameters=shape.parameters(_VOCABULARY) if shape else 0.0,
+    )
 
 
 STAGES: list[Stage[Any]] = [

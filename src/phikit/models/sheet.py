@@ -1,0 +1,161 @@
+"""The family as text: a table of all members, and one member drawn layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from phikit.models.config import DecoderConfig
+from phikit.models.family import MEMBERS, Member
+from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
+
+_NAME, _SHAPE, _COUNT = 24, 32, 8  # widths of the drawing's columns
+
+
+def as_data(members: Sequence[Member] = MEMBERS) -> list[dict[str, Any]]:
+    """What the table shows, as JSON-able values; memory in bytes."""
+    rows = []
+    for member in members:
+        size = sizes(member.config)
+        rows.append(
+            {
+                "name": member.name,
+                "repository": member.repository,
+                "about": member.about,
+                "parameters": size.parameters,
+                "embedding_parameters": size.embedding,
+                "context": size.context,
+                "weight_bytes": {p: size.weight_bytes(p) for p in PRECISIONS},
+                "cache_bytes_per_token": size.cache_bytes_per_token,
+            }
+        )
+    return rows
+
+
+def table(members: Sequence[Member] = MEMBERS) -> str:
+    """All members in one line each; memory in GB (10⁹ bytes)."""
+    header = ["model", "parameters", "context", *PRECISIONS, "cache/token", "full cache"]
+    lines = [header]
+    for member in members:
+        size = sizes(member.config)
+        lines.append(
+            [
+                member.name,
+                count(size.parameters),
+                f"{size.context:,}",
+                *(gigabytes(size.weight_bytes(p)) for p in PRECISIONS),
+                f"{size.cache_bytes_per_token / 1000:.1f} kB",
+                gigabytes(size.cache_bytes_per_token * size.context),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+    return "\n".join(
+        [
+            *shown,
+            "",
+            "Weights in GB per precision; int8 and int4 keep the embedding, the head and the norms",
+            "in bf16; the cache is a sequence's keys and values in bf16, full at its end.",
+            "phikit models NAME explains one.",
+        ]
+    )
+
+
+def explain(member: Member) -> str:
+    """A member's figures and its layers, drawn."""
+    config, size = member.config, sizes(member.config)
+    return "\n".join(
+        [
+            f"{member.name}: {member.about}",
+            f"weights     {member.repository}",
+            f"parameters  {size.parameters:,} ({size.parameters - size.embedding:,} without "
+            "the embeddings)",
+            f"context     {config.max_positions:,} positions",
+            "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
+            f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
+            f"{gigabytes(size.cache_bytes_per_token * size.context)} GB when the context is full",
+            "",
+            *_drawing(config),
+        ]
+    )
+
+
+def count(number: float) -> str:
+    """1234567 → "1.23M"."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.{2 if number < 100 * unit else 1}f}{name}"
+    return f"{number:g}"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.{2 if size < 1e10 else 1}f}"
+
+
+def _memory(size: Sizes, precision: str) -> str:
+    return f"{gigabytes(size.weight_bytes(precision))} GB in {precision}"
+
+
+def _drawing(config: DecoderConfig) -> list[str]:
+    d, matrices = config.hidden_size, layer_matrices(config)
+
+    def row(name: str, shape: str = "", parameters: int = 0) -> str:
+        held = count(parameters) if parameters else ""
+        return f"{name:<{_NAME}}{shape:<{_SHAPE}}{held:>{_COUNT}}".rstrip()
+
+    def matrix(name: str) -> str:
+        rows, columns = matrices[name]
+        return row(f"│ │ {name.split('.')[1]}", f"{columns:,} → {rows:,}", rows * columns)
+
+    epsilon = f"ε {config.norm_eps:g}"
+    inside = [
+        row("├─╮ RMSNorm", epsilon, d),
+        matrix("self_attn.qkv_proj"),
+        f"│ │ {config.heads} query, {config.kv_heads} key, {config.kv_heads} value heads of "
+        f"{config.head_dim}",
+        f"│ │ RoPE on {_rope(config)}",
+        f"│ │ attention to {_seen(config)}",
+        matrix("self_attn.o_proj"),
+        "⊕─╯",
+        row("├─╮ RMSNorm", epsilon, d),
+        matrix("mlp.gate_up_proj"),
+        f"│ │ SiLU(gate) × up, {config.intermediate_size:,} each",
+        matrix("mlp.down_proj"),
+        "⊕─╯",
+    ]
+    layer = sum(rows * columns for rows, columns in matrices.values()) + 2 * d
+    title = f" {config.layers} layers of {count(layer)} "
+    vocab = config.vocab_size
+    head = "the embedding's matrix" if config.tied else f"{d:,} → {vocab:,}"
+    width = _NAME + _SHAPE + _COUNT
+    return [
+        "  token ids",
+        "  " + row("embed_tokens", f"{vocab:,} × {d:,}", vocab * d),
+        f"┌─┴{title:─<{width}}┐",
+        *(f"│ {line:<{width}} │" for line in inside),
+        f"└─┬{'':─<{width}}┘",
+        "  " + row("norm", f"RMSNorm, {epsilon}", d),
+        "  " + row("lm_head", head, 0 if config.tied else vocab * d),
+        "  logits",
+    ]
+
+
+def _rope(config: DecoderConfig) -> str:
+    share = (
+        f"{config.rotary_dim} of {config.head_dim} dimensions"
+        if config.rotary_dim < config.head_dim
+        else "every dimension"
+    )
+    long = config.long_rope
+    beyond = f"; LongRoPE past {long.original_max_positions:,}" if long else ""
+    return f"{share}, θ {config.rope_theta:,.0f}{beyond}"
+
+
+def _seen(config: DecoderConfig) -> str:
+    window = config.sliding_window
+    if window and window < config.max_positions:
+        return f"the latest {window:,} positions"
+    return "all earlier positions"
