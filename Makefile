@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-pivots clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
 	@echo "make test        set everything up, then run every test"
 	@echo "make test-fast   the tests that take seconds"
 	@echo "make check       lint, format, types, import rules, the drawn page"
+	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
@@ -39,6 +40,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/draw_architecture.py --check
+
+bench-models: setup
+	$(BIN)/python benchmarks/models.py
 
 bench-pivots: setup
 	$(BIN)/python benchmarks/pivots.py

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phikit.models.attention import causal
 from phikit.models.decoder_config import DecoderConfig
 
 #: (layer index, q_BHLK, k_BGLK, v_BGLK) → out_BHLK
@@ -24,7 +25,11 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) × weight, computed in float32 and scaled in x's precision, as the reference."""
+    """x / rms(x) × weight, computed in float32 and scaled in x's precision, as the reference.
+
+    Without gradients torch's own is taken, which is several times faster on a CPU and rounds once;
+    with them its backward pass makes it the slower one.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -32,6 +37,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return F.rms_norm(x_BLD, self.weight.shape, self.weight, self.eps)
         wide = x_BLD.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x_BLD.dtype)
@@ -81,9 +88,7 @@ def rotate(x_BHLK: Tensor, cos_BLR: Tensor, sin_BLR: Tensor) -> Tensor:
 
 def causal_attend(_: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
     """Every position attends to itself and all earlier ones of its row: no cache, no packing."""
-    return F.scaled_dot_product_attention(
-        q_BHLK, k_BGLK, v_BGLK, is_causal=True, enable_gqa=q_BHLK.shape[1] != k_BGLK.shape[1]
-    )
+    return causal(q_BHLK, k_BGLK, v_BGLK)
 
 
 def windowed_attend(window: int) -> Attend:
