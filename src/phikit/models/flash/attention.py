@@ -1,0 +1,116 @@
+"""Differential attention: what of two softmax maps is left when one is taken from the other.
+
+Shapes: B rows, L positions, T keys, Q queries of a block, E key-value heads, P = E / 2 pairs of
+them, R query heads of a key-value head, K head size, V = 2 K size of a pair's values.
+
+Query head 4p + 2r + s (for R = 2) and key head 2p + s make map s of pair p; both maps weigh the same
+values, those of heads 2p and 2p + 1 side by side. So there are E ordinary heads with keys of width K
+and P heads with values of width V, and keys and values lie in memory as the projection gives them.
+Source: Ye et al. 2024 (arXiv 2410.05258), in the grouping of the released model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+QUERY_BLOCK = 128
+
+
+def split_queries(q_BLD: Tensor, kv_heads: int, head_dim: int) -> Tensor:
+    """[B, L, D] → [B, E, R, L, K]."""
+    b, length, width = q_BLD.shape
+    r = width // (kv_heads * head_dim)
+    heads = q_BLD.view(b, length, kv_heads // 2, r, 2, head_dim)
+    return heads.permute(0, 2, 4, 3, 1, 5).reshape(b, kv_heads, r, length, head_dim)
+
+
+def split_keys(k_BLD: Tensor, kv_heads: int) -> Tensor:
+    """[B, L, E·K] → [B, E, L, K], a view."""
+    return k_BLD.view(*k_BLD.shape[:2], kv_heads, -1).transpose(1, 2)
+
+
+def split_values(v_BLD: Tensor, kv_heads: int) -> Tensor:
+    """[B, L, P·V] → [B, P, L, V], a view."""
+    return split_keys(v_BLD, kv_heads // 2)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries from `start` to `end`, which see keys from `low` to `high`.
+
+    Attributes:
+        hidden: True [B, Q, T] where a query does not see a key; None when all see all.
+    """
+
+    start: int
+    end: int
+    low: int
+    high: int
+    hidden: Tensor | None
+
+
+def blocks(first_BL: Tensor, last_BL: Tensor) -> list[Block]:
+    """Cuts queries that see the keys first ... last, both included, into blocks."""
+    found = []
+    length = first_BL.shape[1]
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        first, last = first_BL[:, start:end, None], last_BL[:, start:end, None]
+        low, high = int(first.min()), int(last.max()) + 1
+        key = torch.arange(low, high, device=first.device)
+        found.append(Block(start, end, low, high, (key < first) | (key > last)))
+    return found
+
+
+def attend(q_BERLK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, cut: list[Block]) -> Tensor:
+    """Both maps' outputs [B, P, 2, R, L, V], a block of queries at a time.
+
+    While training, each block's probabilities are made again in the backward pass, so memory grows
+    with the length and not with its square.
+    """
+    again = torch.is_grad_enabled() and q_BERLK.requires_grad
+    k_BETK, v_BPTV = k_BETK.contiguous(), v_BPTV.contiguous()  # so that blocks of them are views
+    outs = []
+    for block in cut:
+        part = (
+            q_BERLK[:, :, :, block.start : block.end],
+            k_BETK[:, :, block.low : block.high],
+            v_BPTV[:, :, block.low : block.high],
+            block.hidden,
+        )
+        outs.append(checkpoint(_attend, *part, use_reentrant=False) if again else _attend(*part))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=4)
+
+
+def _attend(q_BERQK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, hidden_BQT: Tensor | None) -> Tensor:
+    b, e, r, q, k = q_BERQK.shape
+    t, v = v_BPTV.shape[2:]
+    query = (q_BERQK * k**-0.5).reshape(b * e, r * q, k)
+    scores = torch.bmm(query, k_BETK.flatten(0, 1).mT).view(b, e, r, q, t)
+    if hidden_BQT is not None:
+        scores = scores.masked_fill(hidden_BQT[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).to(v_BPTV.dtype).view(b * e // 2, 2 * r * q, t)
+    return torch.bmm(weights, v_BPTV.flatten(0, 1)).view(b, e // 2, 2, r, q, v)
+
+
+def attend_step(q_NERK: Tensor, k_NETK: Tensor, v_NPTV: Tensor, length_N: Tensor | None) -> Tensor:
+    """One query per row, which sees all keys below its row's length: [N, P, 2, R, V].
+
+    Args:
+        k_NETK, v_NPTV: views into a cache; what lies in them past a row's length must be finite.
+            They are read where they are, once each.
+        length_N: None when all rows see all T.
+    """
+    n, e, r, k = q_NERK.shape
+    t, v = v_NPTV.shape[2:]
+    query = (q_NERK * k**-0.5).reshape(n * e, r, k)
+    scores = torch.bmm(query, k_NETK.flatten(0, 1).mT).view(n, e, r, t)
+    if length_N is not None:
+        past_NT = torch.arange(t, device=scores.device) >= length_N[:, None]
+        scores.masked_fill_(past_NT[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).view(n * e // 2, 2 * r, t)
+    return torch.bmm(weights, v_NPTV.flatten(0, 1)).view(n, e // 2, 2, r, v)
