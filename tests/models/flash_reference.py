@@ -88,7 +88,7 @@ def differential(
     w: dict[str, Tensor], at: str, q: Tensor, k: Tensor, v: Tensor, config: dict[str, int],
     window: int, layer: int,
 ) -> Tensor:  # fmt: skip
-    """Query heads 2j and 2j + 1 are the two maps of pair j; pairs share key-value pairs in order."""
+    """Query heads 2j and 2j + 1 are the two maps of pair j; pairs share values in order."""
     size, length = config["head_dim"], len(q)
     inner = at + "inner_cross_attn."
     initial = 0.8 - 0.6 * math.exp(-0.3 * layer)

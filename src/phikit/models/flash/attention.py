@@ -3,9 +3,9 @@
 Shapes: B rows, L positions, T keys, Q queries of a block, E key-value heads, P = E / 2 pairs of
 them, R query heads of a key-value head, K head size, V = 2 K size of a pair's values.
 
-Query head 4p + 2r + s (for R = 2) and key head 2p + s make map s of pair p; both maps weigh the same
-values, those of heads 2p and 2p + 1 side by side. So there are E ordinary heads with keys of width K
-and P heads with values of width V, and keys and values lie in memory as the projection gives them.
+Query head 4p + 2r + s (for R = 2) and key head 2p + s make map s of pair p; both maps weigh the
+same values, those of heads 2p and 2p + 1 side by side. So there are E ordinary heads with keys of
+width K and P heads with values of width V, and keys and values lie as the projection gives them.
 Source: Ye et al. 2024 (arXiv 2410.05258), in the grouping of the released model.
 """
 

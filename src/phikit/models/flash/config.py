@@ -1,4 +1,4 @@
-"""The shape of a SambaY decoder, read from and written to a `config.json` of `Phi4FlashForCausalLM`.
+"""The shape of a SambaY decoder, read from and written to a `config.json`.
 
 Source: Ren et al. 2025, "Decoder-Hybrid-Decoder Architecture" (arXiv 2507.06607), and the published
 configuration of microsoft/Phi-4-mini-flash-reasoning.
@@ -174,7 +174,7 @@ _FOREIGN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> FlashConfig:
     """Reads the configuration of a `Phi4FlashForCausalLM`.
 
-    Token ids that are the published class's defaults count as not given.
+    Token ids that are all the published class's defaults count as not given.
 
     Raises:
         PhikitError: a needed key is missing, or asks for what the released model does not have.
@@ -185,9 +185,10 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> FlashConfig:
             raise PhikitError(f"{where}: the key {key!r} is missing")
         return raw[key]
 
+    foreign = all(raw.get(key, value) == value for key, value in _FOREIGN_IDS.items())
+
     def token(key: str) -> Any:
-        value = raw.get(key)
-        return None if value == _FOREIGN_IDS[key] else value
+        return None if foreign else raw.get(key)
 
     refused = {
         "mb_per_layer": (2,), "mlp_bias": (False, None), "lm_head_bias": (False, None),

@@ -36,7 +36,7 @@ class KeepsWide(nn.Module):
         def wide(t: Tensor) -> Tensor:
             new = fn(t)
             if new.is_floating_point() and new.element_size() < 4:
-                return t.to(new.device, torch.promote_types(t.dtype, torch.float32))
+                return t.to(new.device, torch.float32)
             return new
 
         return super()._apply(wide, recurse=False)
@@ -93,7 +93,7 @@ class Mamba(KeepsWide):
         """
         x_BLI, z_BLI = self.in_proj(x_BLD).chunk(2, dim=-1)
         fused = x_BLI.is_cuda and age_BL is None
-        conv_BLI = fused_convolution(x_BLI, self._taps(), self.conv1d.bias) if fused else None
+        conv_BLI = fused_convolution(x_BLI, *self._taps()) if fused else None
         if conv_BLI is None:
             conv_BLI = self._convolve(F.pad(x_BLI, (0, 0, self.taps - 1, 0)), age_BL)
         delta, b, c = self._inputs(conv_BLI)
@@ -142,14 +142,17 @@ class Mamba(KeepsWide):
     def taps(self) -> int:
         return self.conv1d.weight.shape[2]
 
-    def _taps(self) -> Tensor:
-        return self.conv1d.weight.squeeze(1)
+    def _taps(self) -> tuple[Tensor, Tensor]:
+        bias_I = self.conv1d.bias
+        assert bias_I is not None
+        return self.conv1d.weight.squeeze(1), bias_I
 
     def _convolve(self, extended: Tensor, age_BL: Tensor | None) -> Tensor:
         """Causal depthwise convolution and SiLU of [B, W - 1 + L, I], added up in float32."""
-        taps_IW, length = self._taps(), extended.shape[1] - self.taps + 1
+        taps_IW, bias_I = self._taps()
+        length = extended.shape[1] - self.taps + 1
         wide = torch.promote_types(extended.dtype, torch.float32)
-        out = self.conv1d.bias.to(wide)
+        out = bias_I.to(wide)
         for tap in range(self.taps):
             part = extended[:, tap : tap + length] * taps_IW[:, tap].to(wide)
             distance = self.taps - 1 - tap
@@ -160,7 +163,7 @@ class Mamba(KeepsWide):
 
 
 class GMU(nn.Module):
-    """Gated memory unit: another layer's memory, gated by the present position (arXiv 2507.06607)."""
+    """Gated memory unit: another layer's memory, gated by this position (arXiv 2507.06607)."""
 
     def __init__(self, config: FlashConfig) -> None:
         super().__init__()
@@ -233,7 +236,7 @@ class Layer(nn.Module):
         super().__init__()
         self.kind = config.kind(layer)
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.attn: nn.Module
+        self.attn: Mamba | GMU | Attention
         if self.kind is Kind.MAMBA:
             self.attn = Mamba(config)
         elif self.kind is Kind.GMU:

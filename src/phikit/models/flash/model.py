@@ -69,6 +69,9 @@ class Flash(nn.Module):
         """The precision of what flows between the layers."""
         return self.model.final_layernorm.weight.dtype
 
+    def layers(self) -> list[Layer]:
+        return list(self.model.layers)  # type: ignore[arg-type]
+
     # --- whole sequences -------------------------------------------------------------------------
 
     def forward(self, ids_BL: Tensor, segments_BL: Tensor | None = None) -> Tensor:
@@ -92,13 +95,13 @@ class Flash(nn.Module):
         all_ = blocks(first_BL, last_BL)
         x_BLD = self.model.embed_tokens(ids_BL)
         memory_BLI = k_BELK = v_BPLV = x_BLD  # set by their layers before they are read
-        for layer in self.model.layers:
+        for layer in self.layers():
             inner, mixer = layer.normed(x_BLD), layer.attn
-            if layer.kind is Kind.MAMBA:
+            if isinstance(mixer, Mamba):
                 mixed, memory_BLI = mixer(inner, age_BL)
-            elif layer.kind is Kind.GMU:
+            elif isinstance(mixer, GMU):
                 mixed = mixer(inner, memory_BLI)
-            elif layer.kind is Kind.CROSS:
+            elif mixer.cross:
                 mixed = mixer.finish(attend(mixer.queries(inner), k_BELK, v_BPLV, all_))
             else:
                 q_BLD, k_BELK, v_BPLV = mixer.project(inner)
@@ -196,11 +199,11 @@ class Flash(nn.Module):
         ragged = held_N.to(ids_N.device) if int(held_N.min()) < longest else None
         x_N1D = self.model.embed_tokens(ids_N[:, None])
         memory_N1I = x_N1D
-        for index, layer in enumerate(self.model.layers[: self.config.full_layer]):
+        for index, layer in enumerate(self.layers()[: self.config.full_layer]):
             inner, mixer, at = layer.normed(x_N1D), layer.attn, index // 2
             if isinstance(mixer, Mamba):
                 mixed, memory_N1I = mixer.step(inner, slots.conv[at, :n], slots.ssm[at, :n])
-            else:
+            elif isinstance(mixer, Attention):
                 q_N1D, k_NE1K, v_NP1V = mixer.project(inner)
                 k_NEWK, v_NPWV = slots.k[at, :n], slots.v[at, :n]
                 k_NEWK[part.rows, :, slot_N] = k_NE1K.squeeze(2)
@@ -220,20 +223,18 @@ class Flash(nn.Module):
         cut = blocks(*part.window(self.config.sliding_window))
         x_BLD = self.model.embed_tokens(ids_BL)
         memory_BLI = x_BLD
-        for index, layer in enumerate(self.model.layers[: self.config.full_layer]):
+        for index, layer in enumerate(self.layers()[: self.config.full_layer]):
             inner, mixer, at = layer.normed(x_BLD), layer.attn, index // 2
             if isinstance(mixer, Mamba):
                 mixed, memory_BLI, tail, end = mixer.continued(
                     inner, slots.conv[at, rows], slots.ssm[at, rows], part.valid, part.counts
                 )
                 slots.conv[at, rows], slots.ssm[at, rows] = tail, end
-            else:
-                q_BLD, *new = mixer.project(inner)
-                held = [
-                    part.turn(ring, fresh_keys)
-                    for ring, fresh_keys in zip((slots.k[at], slots.v[at]), new, strict=True)
-                ]
-                mixed = mixer.finish(attend(mixer.split(q_BLD), *held, cut))
+            elif isinstance(mixer, Attention):
+                q_BLD, k_BELK, v_BPLV = mixer.project(inner)
+                k_BETK = part.turn(slots.k[at], k_BELK)
+                v_BPTV = part.turn(slots.v[at], v_BPLV)
+                mixed = mixer.finish(attend(mixer.split(q_BLD), k_BETK, v_BPTV, cut))
             x_BLD = layer.rest(x_BLD, mixed)
         return x_BLD, memory_BLI
 
@@ -242,8 +243,9 @@ class Flash(nn.Module):
         all_rows: bool = False,
     ) -> Tensor | None:  # fmt: skip
         """From the layer of full attention on: its keys and values, then each row's last token."""
-        layers = self.model.layers[self.config.full_layer :]
-        full: Attention = layers[0].attn
+        layers = self.layers()[self.config.full_layer :]
+        full = layers[0].attn
+        assert isinstance(full, Attention)
         position_BL = part.before[:, None] + torch.arange(part.length, device=x_BLD.device)
         q_BLD, k_BELK, v_BPLV = full.project(layers[0].normed(x_BLD))
         state.full.write(part.rows, position_BL, part.valid, k_BELK, v_BPLV)
@@ -258,8 +260,8 @@ class Flash(nn.Module):
             mixer = layer.attn
             if isinstance(mixer, GMU):
                 mixed = mixer(layer.normed(x_BLD), memory_BLI)
-            else:
-                if layer.kind is Kind.CROSS:
+            elif isinstance(mixer, Attention):
+                if mixer.cross:
                     q_BER1K = mixer.queries(layer.normed(x_BLD))
                 maps = state.full.attend(rows_B, q_BER1K.squeeze(3), part.after)
                 mixed = mixer.finish(maps[:, :, :, :, None])

@@ -5,12 +5,12 @@ Shapes: B rows, L sequence, I channels, N states of a channel, T positions of a 
     h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t        y_t = C_t · h_t + D x_t
 
 with A, D learned per channel and Δ, B, C computed from the input (Gu and Dao 2023, arXiv
-2312.00752). The work goes through memory in chunks small enough for the cache: a chunk's decays and
-inputs are made by whole-chunk operations, one fused multiply-add per position turns the inputs into
-states where they lie, and one batched product reads all outputs. That is the least arithmetic there
-is; nothing is divided, so no step, however long, can overflow. Channels are the innermost dimension,
-because vector units want long rows. The backward pass makes each chunk's states again from the state
-at its start and walks them in reverse.
+2312.00752). The work goes through memory in chunks small enough for the cache: a chunk's decays
+and inputs are made by whole-chunk operations, one fused multiply-add per position turns the inputs
+into states where they lie, and one batched product reads all outputs. That is the least arithmetic
+there is; nothing is divided, so no step, however long, can overflow. Channels are the innermost
+dimension, because vector units want long rows. The backward pass makes each chunk's states again
+from the state at its start and walks them in reverse.
 
 Everything is computed in float32 (float64 for float64 inputs) whatever the inputs' precision.
 
@@ -105,14 +105,13 @@ def _side_by_side(
     if valid_BL is None and padding:
         valid_BL = torch.ones(b, length, dtype=torch.bool, device=state_BNI.device)
 
-    def cut(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
+    def cut(x: Tensor) -> Tensor:
         filled = F.pad(x, (0, 0) * (x.dim() - 2) + (0, padding)) if padding else x
         return filled.reshape(b * stretches, each, *x.shape[2:])
 
     x, delta, bb, cc = (cut(t) for t in inputs)
-    fresh, valid = cut(fresh_BL), cut(valid_BL)
+    fresh = None if fresh_BL is None else cut(fresh_BL)
+    valid = None if valid_BL is None else cut(valid_BL)
     nothing = state_BNI.new_zeros(b * stretches, *state_BNI.shape[1:])
     _, alone = _Scan.apply(x, delta, bb, cc, *small, nothing, fresh, valid)
     a_NI, _, bias_I = small
@@ -195,7 +194,7 @@ class _Scan(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *saved, starts, fresh_BL, valid_BL = ctx.saved_tensors
         inputs, small = tuple(saved[:4]), tuple(saved[4:])
-        a_NI, d_I, _ = small
+        a_NI = small[0]
         length = inputs[0].shape[1]
         totals = _Totals(inputs, small)
         carry = grads[1].clone()  # of the state at the end of the chunk, from what follows it

@@ -11,14 +11,14 @@ Two parts, of different kinds:
 - `SharedKV`: keys and values of all positions, once, for the layer of full attention and all
   cross-attention layers. This is the only part that grows: 5 KB a position.
 
-Rows in use lie at the front, 0 ... N - 1, and a step touches exactly them. `add` opens empty rows at
-the end, `fork` copies one into several, `keep` drops, moves and reorders.
+Rows in use lie at the front, 0 ... N - 1, and a step touches exactly them. `add` opens empty rows
+at the end, `fork` copies one into several, `keep` drops, moves and reorders.
 
 **For a paged engine.** The model touches the growing part through three methods only, `reserve`,
 `write` and `attend`. An engine that keeps blocks and shares prefixes passes its own object with
 these methods (`Growing`), made for the rows of one call, and holds `Slots` beside its tables of
-blocks: one slot per row. What a prefix cache must store besides blocks is a copy of one slot, taken
-where a prompt's shared part ends (`Slots.read` and `Slots.write`): a Mamba state cannot be cut back.
+blocks: one slot per row. What a prefix cache must store besides blocks is a copy of one slot,
+taken where a prompt's shared part ends (`Slots.read`, `Slots.write`): states cannot be cut back.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class FlashState:
         if not isinstance(self.full, SharedKV):
             raise PhikitError(
                 "this state's keys and values are kept elsewhere",
-                "move the slots with Slots.read and Slots.write, and the blocks where they are kept",
+                "move the slots with Slots.read and Slots.write, and the blocks where they lie",
             )
         index = torch.tensor(list(rows), dtype=torch.int64)
         self.slots = self.slots.read(index.to(self.device))
