@@ -39,7 +39,8 @@ def released_tensors() -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     mamba = {
         "A_log": (inner, 16), "D": (inner,),
-        "conv1d.weight": (inner, 1, 4), "conv1d.bias": (inner,), "in_proj.weight": (2 * inner, d), "x_proj.weight": (192, inner),
+        "conv1d.weight": (inner, 1, 4), "conv1d.bias": (inner,),
+        "in_proj.weight": (2 * inner, d), "x_proj.weight": (192, inner),
         "dt_proj.weight": (inner, 160), "dt_proj.bias": (inner,), "out_proj.weight": (d, inner),
     }  # fmt: skip
     memory = {"in_proj.weight": (inner, d), "out_proj.weight": (d, inner)}
