@@ -95,8 +95,9 @@ def cache_reads(rows: int, context: int) -> tuple[Callable[[], object], int]:
     """One layer's attention of a step to a full cache, and the bytes that it must read."""
     cache = SharedKV(CONFIG, torch.bfloat16, torch.device("cpu"))
     cache.reserve(rows, context)
-    cache.k.normal_()
-    cache.v.normal_()
+    for k, v in cache.pieces:
+        k.normal_()
+        v.normal_()
     e = CONFIG.kv_heads
     q = torch.randn(rows, e, CONFIG.heads // e, CONFIG.head_dim, dtype=torch.bfloat16)
     length = torch.full((rows,), context)

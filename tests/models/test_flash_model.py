@@ -9,6 +9,13 @@ from flash_fixtures import CONFIG, SIZES, made, random_ids
 
 from phikit.errors import PhikitError
 from phikit.models.flash.model import Flash
+from phikit.models.flash.state import SharedKV
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a short row already lies in several pieces of the growing cache."""
+    monkeypatch.setattr(SharedKV.__init__, "__defaults__", (8,))
 
 
 def reference(model: Flash, ids: list[int]) -> torch.Tensor:
@@ -45,7 +52,7 @@ def test_bfloat16_keeps_its_decays_wide_and_stays_close() -> None:
     for out, wanted in ((model(ids)[0], right), (torch.cat(steps), right[19:])):
         assert out.dtype == torch.bfloat16
         # a bfloat16 number is within 0.004 of what it stands for; there are 16 sublayers
-        assert (out.double() - wanted).norm() / wanted.norm() < 0.03
+        assert (out.double() - wanted).norm() / wanted.norm() < 0.05
 
 
 def test_gradients_are_those_of_the_equations() -> None:

@@ -11,6 +11,7 @@ Source: Ye et al. 2024 (arXiv 2410.05258), in the grouping of the released model
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 QUERY_BLOCK = 128
+
+#: the keys [N, E, T, K] and values [N, P, T, V] of some consecutive positions
+Piece = tuple[Tensor, Tensor]
 
 
 def split_queries(q_BLD: Tensor, kv_heads: int, head_dim: int) -> Tensor:
@@ -43,14 +47,15 @@ class Block:
     """Queries from `start` to `end`, which see keys from `low` to `high`.
 
     Attributes:
-        hidden: True [B, Q, T] where a query does not see a key; None when all see all.
+        hidden: True [B, Q, U] where a query does not see a key, for the last U of the T keys; all
+            queries see the others.
     """
 
     start: int
     end: int
     low: int
     high: int
-    hidden: Tensor | None
+    hidden: Tensor
 
 
 def blocks(first_BL: Tensor, last_BL: Tensor) -> list[Block]:
@@ -61,7 +66,8 @@ def blocks(first_BL: Tensor, last_BL: Tensor) -> list[Block]:
         end = min(start + QUERY_BLOCK, length)
         first, last = first_BL[:, start:end, None], last_BL[:, start:end, None]
         low, high = int(first.min()), int(last.max()) + 1
-        key = torch.arange(low, high, device=first.device)
+        clear = int(last.min()) + 1 if int(first.max()) == low else low
+        key = torch.arange(clear, high, device=first.device)
         found.append(Block(start, end, low, high, (key < first) | (key > last)))
     return found
 
@@ -86,31 +92,44 @@ def attend(q_BERLK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, cut: list[Block]) ->
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=4)
 
 
-def _attend(q_BERQK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, hidden_BQT: Tensor | None) -> Tensor:
+def _attend(q_BERQK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, hidden_BQU: Tensor) -> Tensor:
     b, e, r, q, k = q_BERQK.shape
     t, v = v_BPTV.shape[2:]
     query = (q_BERQK * k**-0.5).reshape(b * e, r * q, k)
     scores = torch.bmm(query, k_BETK.flatten(0, 1).mT).view(b, e, r, q, t)
-    if hidden_BQT is not None:
-        scores = scores.masked_fill(hidden_BQT[:, None, None], float("-inf"))
+    u = hidden_BQU.shape[2]
+    scores[..., t - u :].masked_fill_(hidden_BQU[:, None, None], float("-inf"))
     weights = scores.softmax(-1).to(v_BPTV.dtype).view(b * e // 2, 2 * r * q, t)
     return torch.bmm(weights, v_BPTV.flatten(0, 1)).view(b, e // 2, 2, r, q, v)
 
 
-def attend_step(q_NERK: Tensor, k_NETK: Tensor, v_NPTV: Tensor, length_N: Tensor | None) -> Tensor:
-    """One query per row, which sees all keys below its row's length: [N, P, 2, R, V].
+def attend_step(q_NERK: Tensor, pieces: Sequence[Piece], length_N: Tensor) -> Tensor:
+    """One query per row, which sees the keys below its row's length: [N, P, 2, R, V].
 
     Args:
-        k_NETK, v_NPTV: views into a cache; what lies in them past a row's length must be finite.
-            They are read where they are, once each.
-        length_N: None when all rows see all T.
+        pieces: the keys [N, E, T, K] and values [N, P, T, V] of the first T positions, of the next
+            T, and so on. Each piece should lie in memory without gaps: it is then read where it is,
+            once, while a part of a longer piece would be copied first, at ten times the cost.
+            What lies past a row's length must be finite.
+        length_N: on the CPU.
     """
     n, e, r, k = q_NERK.shape
-    t, v = v_NPTV.shape[2:]
+    size, shortest = pieces[0][0].shape[2], int(length_N.min())
+    wide = torch.promote_types(q_NERK.dtype, torch.float32)
     query = (q_NERK * k**-0.5).reshape(n * e, r, k)
-    scores = torch.bmm(query, k_NETK.flatten(0, 1).mT).view(n, e, r, t)
-    if length_N is not None:
-        past_NT = torch.arange(t, device=scores.device) >= length_N[:, None]
-        scores.masked_fill_(past_NT[:, None, None], float("-inf"))
-    weights = scores.softmax(-1).view(n * e // 2, 2 * r, t)
-    return torch.bmm(weights, v_NPTV.flatten(0, 1)).view(n, e // 2, 2, r, v)
+    scores = query.new_empty(len(pieces), n * e, r, size)
+    for index, (keys, _) in enumerate(pieces):
+        torch.bmm(query, keys.flatten(0, 1).mT, out=scores[index])
+        if (index + 1) * size > shortest:
+            position_T = torch.arange(index * size, (index + 1) * size)
+            hidden_NT = (position_T >= length_N[:, None]).to(q_NERK.device)
+            lines = scores[index].view(n, e, r, size)
+            lines.masked_fill_(hidden_NT[:, None, None], float("-inf"))
+    weights = scores.to(wide)
+    weights = weights.sub_(weights.amax(3, keepdim=True).amax(0, keepdim=True)).exp_()
+    total = weights.sum(3).sum(0).view(n, e // 2, 2, r, 1)
+    weights = weights.to(q_NERK.dtype).view(len(pieces), n * e // 2, 2 * r, size)
+    out = torch.zeros(n * e // 2, 2 * r, 2 * k, dtype=wide, device=q_NERK.device)
+    for part, (_, values) in zip(weights, pieces, strict=True):
+        out += torch.bmm(part, values.flatten(0, 1))
+    return (out.view(n, e // 2, 2, r, 2 * k) / total).to(q_NERK.dtype)

@@ -195,8 +195,6 @@ class Flash(nn.Module):
     def _lower_step(self, ids_N: Tensor, state: FlashState, part: _Part) -> tuple[Tensor, Tensor]:
         slots, n, window = state.slots, len(ids_N), self.config.sliding_window
         slot_N, held_N = part.before % window, part.after.clamp(max=window)
-        longest = int(held_N.max())
-        ragged = held_N.to(ids_N.device) if int(held_N.min()) < longest else None
         x_N1D = self.model.embed_tokens(ids_N[:, None])
         memory_N1I = x_N1D
         for index, layer in enumerate(self.layers()[: self.config.full_layer]):
@@ -208,10 +206,8 @@ class Flash(nn.Module):
                 k_NEWK, v_NPWV = slots.k[at, :n], slots.v[at, :n]
                 k_NEWK[part.rows, :, slot_N] = k_NE1K.squeeze(2)
                 v_NPWV[part.rows, :, slot_N] = v_NP1V.squeeze(2)
-                maps = attend_step(
-                    mixer.split(q_N1D).squeeze(3), k_NEWK[:, :, :longest], v_NPWV[:, :, :longest],
-                    ragged,
-                )  # fmt: skip
+                q_NERK = mixer.split(q_N1D).squeeze(3)
+                maps = attend_step(q_NERK, [(k_NEWK, v_NPWV)], held_N)
                 mixed = mixer.finish(maps[:, :, :, :, None])
             x_N1D = layer.rest(x_N1D, mixed)
         return x_N1D, memory_N1I

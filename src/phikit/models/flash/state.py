@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from phikit.errors import PhikitError
-from phikit.models.flash.attention import attend_step
+from phikit.models.flash.attention import Piece, attend_step
 from phikit.models.flash.config import FlashConfig, Kind
 
-_ALIGN = 64  # positions by which the growing part's length steps
+#: positions of a piece of the growing part: products with pieces from here on run at full speed
+PIECE = 1024
 
 
 class Growing(Protocol):
@@ -48,58 +49,65 @@ class Growing(Protocol):
         """Stores new positions of these rows; those that are not valid are padding."""
 
     def attend(self, rows_N: Tensor | None, q_NERK: Tensor, length_N: Tensor) -> Tensor:
-        """As `attention.attend_step`; rows None for all at the front."""
+        """As `attention.attend_step`; rows None for the first ones. Lengths are on the CPU."""
 
 
 class SharedKV:
-    """Contiguous keys [N, E, T, K] and values [N, P, T, V] that grow as rows do.
+    """Keys [N, E, T, K] and values [N, P, T, V] in pieces of T positions, as many as are needed.
 
-    A step reads up to the longest row's length of every row.
+    A step reads as many pieces, of every row, as the longest row needs. Growing copies nothing.
     """
 
-    def __init__(self, config: FlashConfig, dtype: torch.dtype, device: torch.device) -> None:
-        e, k = config.kv_heads, config.head_dim
-        self.k = torch.zeros(0, e, 0, k, dtype=dtype, device=device)
-        self.v = torch.zeros(0, e // 2, 0, 2 * k, dtype=dtype, device=device)
+    def __init__(
+        self, config: FlashConfig, dtype: torch.dtype, device: torch.device, size: int = PIECE
+    ) -> None:
+        self.config, self.dtype, self.device, self.size = config, dtype, device, size
+        self.capacity = 0  # rows
+        self.pieces: list[Piece] = []
 
     def reserve(self, rows: int, positions: int) -> None:
-        """Room doubles when it is short, so that growing costs one copy per doubling."""
-        have_rows, _, have, _ = self.k.shape
-        if rows > have_rows:
-            have_rows = max(rows, have_rows * 3 // 2)
-        if positions > have:
-            have = -(-max(positions, have * 3 // 2) // _ALIGN) * _ALIGN
-        self.k, self.v = _fitted(self.k, have_rows, have), _fitted(self.v, have_rows, have)
+        if rows > self.capacity:
+            self.capacity = max(rows, self.capacity * 3 // 2)
+            self.pieces = [self._widened(piece) for piece in self.pieces]
+        while len(self.pieces) * self.size < positions:
+            self.pieces.append(self._piece())
+
+    def _piece(self) -> Piece:
+        # zeros, because what lies past a row's length is multiplied by weight 0 and must be finite
+        n, e, k = self.capacity, self.config.kv_heads, self.config.head_dim
+        return (
+            torch.zeros(n, e, self.size, k, dtype=self.dtype, device=self.device),
+            torch.zeros(n, e // 2, self.size, 2 * k, dtype=self.dtype, device=self.device),
+        )
+
+    def _widened(self, piece: Piece) -> Piece:
+        new = self._piece()
+        for mine, old in zip(new, piece, strict=True):
+            mine[: len(old)] = old
+        return new
 
     def write(self, rows_N: Tensor, positions_NL: Tensor, valid_NL: Tensor | None, k_NELK: Tensor,
               v_NPLV: Tensor) -> None:  # fmt: skip
         rows_NL = rows_N[:, None].expand_as(positions_NL)
-        for store, new in ((self.k, k_NELK), (self.v, v_NPLV)):
-            new = new.transpose(1, 2)  # positions before heads, as indexing twice wants it
-            if valid_NL is None:
-                store[rows_NL, :, positions_NL] = new
-            else:
-                store[rows_NL[valid_NL], :, positions_NL[valid_NL]] = new[valid_NL]
+        new = (k_NELK.transpose(1, 2), v_NPLV.transpose(1, 2))  # as indexing twice wants it
+        low, high = int(positions_NL.min()) // self.size, int(positions_NL.max()) // self.size
+        for index in range(low, min(high + 1, len(self.pieces))):
+            chosen_NL = positions_NL // self.size == index
+            if valid_NL is not None:
+                chosen_NL = chosen_NL & valid_NL
+            at = rows_NL[chosen_NL], positions_NL[chosen_NL] - index * self.size
+            for store, values in zip(self.pieces[index], new, strict=True):
+                store[at[0], :, at[1]] = values[chosen_NL]
 
     def attend(self, rows_N: Tensor | None, q_NERK: Tensor, length_N: Tensor) -> Tensor:
-        n, longest = len(length_N), int(length_N.max())
-        k, v = (self.k[:n], self.v[:n]) if rows_N is None else (self.k[rows_N], self.v[rows_N])
-        ragged = length_N if int(length_N.min()) < longest else None
-        return attend_step(q_NERK, k[:, :, :longest], v[:, :, :longest], ragged)
+        needed = self.pieces[: -(-int(length_N.max()) // self.size)]
+        chosen = slice(len(length_N)) if rows_N is None else rows_N
+        return attend_step(q_NERK, [(k[chosen], v[chosen]) for k, v in needed], length_N)
 
-    def take(self, rows: Tensor) -> None:
-        """The rows become these, copies where one is named twice."""
-        self.k, self.v = self.k[rows], self.v[rows]
-
-
-def _fitted(store: Tensor, rows: int, positions: int) -> Tensor:
-    if store.shape[0] == rows and store.shape[2] == positions:
-        return store
-    # zeros, because what lies past a row's length is multiplied by weight 0 and must be finite
-    fitted = store.new_zeros(rows, store.shape[1], positions, store.shape[3])
-    kept = min(rows, store.shape[0])
-    fitted[:kept, :, : store.shape[2]] = store[:kept]
-    return fitted
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies whole rows, all at once."""
+        for store in (store for piece in self.pieces for store in piece):
+            store[target] = store[source]
 
 
 @dataclass
@@ -179,17 +187,15 @@ class FlashState:
     def add(self, count: int = 1) -> None:
         """Opens empty rows at the end."""
         n = self.rows + count
-        if n > self.slots.rows:
-            grown = Slots.empty(self.config, max(n, self.rows * 3 // 2), self.dtype, self.device)
-            grown.write(torch.arange(self.rows), self.slots.read(torch.arange(self.rows)))
-            self.slots = grown
-        else:
-            empty = Slots.empty(self.config, count, self.dtype, self.device)
-            self.slots.write(torch.arange(self.rows, n), empty)
+        self._fit(n)
+        self.slots.conv[:, self.rows : n] = 0
+        self.slots.ssm[:, self.rows : n] = 0
         self.lengths = torch.cat((self.lengths, torch.zeros(count, dtype=torch.int64)))
 
     def keep(self, rows: Sequence[int]) -> None:
         """The rows in use become these, in this order; a row named twice is forked.
+
+        Only what changes its place is copied: close a gap by putting the last row into it.
 
         Raises:
             PhikitError: one of them is not in use, or the growing part is an engine's own.
@@ -203,10 +209,21 @@ class FlashState:
                 "move the slots with Slots.read and Slots.write, and the blocks where they lie",
             )
         index = torch.tensor(list(rows), dtype=torch.int64)
-        self.slots = self.slots.read(index.to(self.device))
-        if self.full.k.shape[0] >= self.rows:
-            self.full.take(index.to(self.device))
+        self._fit(len(rows))
+        self.full.reserve(len(rows), 0)
+        target = (index != torch.arange(len(rows))).nonzero().squeeze(1)
+        if len(target):
+            source, to = index[target].to(self.device), target.to(self.device)
+            self.slots.write(to, self.slots.read(source))
+            self.full.move(source, to)
         self.lengths = self.lengths[index]
+
+    def _fit(self, rows: int) -> None:
+        have = self.slots.rows
+        if rows > have:
+            grown = Slots.empty(self.config, max(rows, have * 3 // 2), self.dtype, self.device)
+            grown.write(torch.arange(have), self.slots)
+            self.slots = grown
 
     def fork(self, row: int, count: int) -> None:
         """Adds `count` copies of a row at the end."""
