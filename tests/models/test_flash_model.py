@@ -8,14 +8,16 @@ import torch
 from flash_fixtures import CONFIG, SIZES, made, random_ids
 
 from phikit.errors import PhikitError
+from phikit.models.flash import attention
 from phikit.models.flash.model import Flash
 from phikit.models.flash.state import SharedKV
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a short row already lies in several pieces of the growing cache."""
+    """So that a short row already takes several blocks of queries and pieces of the cache."""
     monkeypatch.setattr(SharedKV.__init__, "__defaults__", (8,))
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 7)
 
 
 def reference(model: Flash, ids: list[int]) -> torch.Tensor:
@@ -69,6 +71,21 @@ def test_gradients_are_those_of_the_equations() -> None:
         assert wanted is not None and parameter.grad is not None, name
         assert wanted.abs().max() > 0, name
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_the_mamba_layer_is_that_of_transformers() -> None:
+    """A reference that others wrote, for the layer whose equations are the longest."""
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    theirs = MambaMixer(
+        MambaConfig(hidden_size=32, state_size=3, expand=2, conv_kernel=4, time_step_rank=5),
+        layer_idx=0,
+    )
+    ours = made(torch.float32).model.layers[0].attn
+    theirs.load_state_dict(ours.state_dict())
+    x_BLD = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours(x_BLD)[0], theirs(x_BLD), rtol=1e-4, atol=1e-5)
 
 
 def test_a_packed_row_is_its_documents_side_by_side() -> None:
