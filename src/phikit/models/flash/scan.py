@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 CHUNK = 16  # positions; measured on wide layers: 8 to 64 are within a third of each other
-_WIDE = {"cpu": 32_768, "cuda": 2_097_152}  # states that one multiply-add should work on
+_WIDE = {"cpu": 8192, "cuda": 2_097_152}  # states that one multiply-add should work on
 _SHORTEST = 16  # positions of a stretch
 
 
