@@ -27,6 +27,7 @@ def as_data(members: Sequence[Member] = MEMBERS) -> list[dict[str, Any]]:
                 "context": size.context,
                 "weight_bytes": {p: size.weight_bytes(p) for p in PRECISIONS},
                 "cache_bytes_per_token": size.cache_bytes_per_token,
+                "full_cache_bytes": size.full_cache_bytes,
             }
         )
     return rows
@@ -45,7 +46,7 @@ def table(members: Sequence[Member] = MEMBERS) -> str:
                 f"{size.context:,}",
                 *(gigabytes(size.weight_bytes(p)) for p in PRECISIONS),
                 f"{size.cache_bytes_per_token / 1000:.1f} kB",
-                gigabytes(size.cache_bytes_per_token * size.context),
+                gigabytes(size.full_cache_bytes),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -76,7 +77,7 @@ def explain(member: Member) -> str:
             f"context     {config.max_positions:,} positions",
             "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
             f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
-            f"{gigabytes(size.cache_bytes_per_token * size.context)} GB when the context is full",
+            f"{gigabytes(size.full_cache_bytes)} GB when the context is full",
             "",
             *_drawing(config),
         ]
