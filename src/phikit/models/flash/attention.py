@@ -114,22 +114,28 @@ def attend_step(q_NERK: Tensor, pieces: Sequence[Piece], length_N: Tensor) -> Te
         length_N: on the CPU.
     """
     n, e, r, k = q_NERK.shape
-    size, shortest = pieces[0][0].shape[2], int(length_N.min())
+    shortest, start = int(length_N.min()), 0
     wide = torch.promote_types(q_NERK.dtype, torch.float32)
     query = (q_NERK * k**-0.5).reshape(n * e, r, k)
-    scores = query.new_empty(len(pieces), n * e, r, size)
-    for index, (keys, _) in enumerate(pieces):
-        torch.bmm(query, keys.flatten(0, 1).mT, out=scores[index])
-        if (index + 1) * size > shortest:
-            position_T = torch.arange(index * size, (index + 1) * size)
-            hidden_NT = (position_T >= length_N[:, None]).to(q_NERK.device)
-            lines = scores[index].view(n, e, r, size)
-            lines.masked_fill_(hidden_NT[:, None, None], float("-inf"))
-    weights = scores.to(wide)
-    weights = weights.sub_(weights.amax(3, keepdim=True).amax(0, keepdim=True)).exp_()
-    total = weights.sum(3).sum(0).view(n, e // 2, 2, r, 1)
-    weights = weights.to(q_NERK.dtype).view(len(pieces), n * e // 2, 2 * r, size)
-    out = torch.zeros(n * e // 2, 2 * r, 2 * k, dtype=wide, device=q_NERK.device)
-    for part, (_, values) in zip(weights, pieces, strict=True):
-        out += torch.bmm(part, values.flatten(0, 1))
-    return (out.view(n, e // 2, 2, r, 2 * k) / total).to(q_NERK.dtype)
+    # each piece has a softmax of its own, small enough to stay in the caches; then they are weighed
+    outs, masses = [], []
+    for keys, values in pieces:
+        size = keys.shape[2]
+        scores = torch.bmm(query, keys.flatten(0, 1).mT)
+        if start + size > shortest:
+            hidden_NT = torch.arange(start, start + size) >= length_N[:, None]
+            lines = scores.view(n, e, r, size)
+            # finite: a row that has nothing in this piece gets a weight of 0 for it below
+            lowest = torch.finfo(scores.dtype).min / 2
+            lines.masked_fill_(hidden_NT.to(q_NERK.device)[:, None, None], lowest)
+        start += size
+        weights = torch.softmax(scores, -1, dtype=wide)
+        # at the highest score, weight = exp(score) / mass
+        masses.append(scores.amax(-1).to(wide) - weights.amax(-1).log())
+        weights = weights.to(q_NERK.dtype).view(n * e // 2, 2 * r, size)
+        outs.append(torch.bmm(weights, values.flatten(0, 1)))
+    if len(outs) == 1:
+        return outs[0].view(n, e // 2, 2, r, 2 * k)
+    share = torch.stack(masses).softmax(0).view(len(outs), n, e // 2, 2, r, 1)
+    out = (torch.stack(outs).view(len(outs), n, e // 2, 2, r, 2 * k) * share).sum(0)
+    return out.to(q_NERK.dtype)
