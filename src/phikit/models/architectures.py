@@ -85,6 +85,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         build="phikit.models.decoder:Decoder",
         tensors="phikit.models.checkpoint:llama_tensors",
     ),
+    "Phi4FlashForCausalLM": Architecture(
+        read="phikit.models.flash.config:from_hf",
+        write="phikit.models.flash.config:to_hf",
+        build="phikit.models.flash.model:Flash",
+    ),
 }
 
 

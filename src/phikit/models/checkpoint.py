@@ -164,6 +164,19 @@ def empty(config: Config, dtype: torch.dtype, device: str | torch.device) -> tor
     return model
 
 
+def main_precision(directory: Path) -> torch.dtype:
+    """The precision that most numbers of a model directory are in.
+
+    A few may be in another: what exponentials are taken of is kept in float32 in some models.
+    """
+    counts: dict[torch.dtype, int] = {}
+    for _, tensor in read_tensors(directory):  # memory-mapped: nothing is read
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    if not counts:
+        raise PhikitError(f"{directory}: there are no tensors in its files")
+    return max(counts, key=counts.__getitem__)
+
+
 def load_any(
     directory: str | Path,
     dtype: torch.dtype | None = None,
@@ -182,7 +195,7 @@ def load_any(
     directory = Path(directory)
     config = read_config(directory)
     if dtype is None:
-        dtype = next(t.dtype for _, t in read_tensors(directory))
+        dtype = main_precision(directory)
     model = empty(config, dtype, device)
     fill(model, tensors_for(config, read_tensors(directory)), str(directory))
     make_buffers(model)

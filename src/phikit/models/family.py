@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.models.decoder_config import DecoderConfig, LongRope
+from phikit.models.flash.config import PHI_4_MINI_FLASH, FlashConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Member:
     name: str
     repository: str
     about: str
-    config: DecoderConfig
+    config: DecoderConfig | FlashConfig
     aliases: tuple[str, ...] = ()
 
 
@@ -136,6 +137,13 @@ MEMBERS = (
         PHI_4_MINI,
     ),
     Member(
+        "phi-4-mini-flash-reasoning",
+        "microsoft/Phi-4-mini-flash-reasoning",
+        "thinks long and cheaply: most of its memory does not grow; mathematics",
+        PHI_4_MINI_FLASH,
+        aliases=("phi-4-mini-flash",),
+    ),
+    Member(
         "smollm2",
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "not a Phi: a small Llama-shaped model that runs anywhere",
@@ -174,7 +182,7 @@ def member(name: str) -> Member:
     return found
 
 
-def config(name: str) -> DecoderConfig:
+def config(name: str) -> DecoderConfig | FlashConfig:
     """The shape of a member's decoder: `config("phi-4-mini")`.
 
     Raises:
