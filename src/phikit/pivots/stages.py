@@ -1,4 +1,4 @@
-"""The stage `pivots.search`: problems and a model in, pivots and preference pairs out."""
+"""The stages of this package: the search itself, and what its pairs are held against."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phikit.pivots.config import PivotsConfig
+from phikit.pivots.controls import STAGES as CONTROLS
 from phikit.stage import Context, Estimate, Stage
 from phikit.verify.base import read_problems
 
@@ -39,5 +40,6 @@ STAGES: list[Stage[Any]] = [
         resumable=True,
         estimate=_estimate,
         help="Pivotal Token Search: the tokens that decide, and preference pairs from them",
-    )
+    ),
+    *CONTROLS,
 ]
