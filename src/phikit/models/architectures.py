@@ -90,6 +90,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         write="phikit.models.flash.config:to_hf",
         build="phikit.models.flash.model:Flash",
     ),
+    "Phi4ForCausalLMV": Architecture(
+        read="phikit.models.vision.reasoning_config:from_hf",
+        write="phikit.models.vision.reasoning_config:to_hf",
+        build="phikit.models.vision.reasoning:ReasoningVision",
+    ),
 }
 
 

@@ -198,6 +198,7 @@ class Decoder(nn.Module):
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
         rope_length: int | None = None,
+        inputs_embeds_BLD: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D], after the last norm.
 
@@ -206,12 +207,16 @@ class Decoder(nn.Module):
             positions_BL: their positions; 0, 1, 2, ... when left out.
             attend: what each position attends to; causal within the row when left out.
             rope_length: see `rope_tables`.
+            inputs_embeds_BLD: what goes into the first layer, where it is not the embeddings of
+                the ids alone: a prompt with pictures. Of the ids only the shape counts then.
         """
         if positions_BL is None:
             positions_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
         rope = rope_tables(self.config, positions_BL, rope_length)
         attend = attend or self.attend
-        x_BLD = self.model.embed_tokens(ids_BL)
+        x_BLD = inputs_embeds_BLD
+        if x_BLD is None:
+            x_BLD = self.model.embed_tokens(ids_BL)
         for layer in self.model.layers:
             x_BLD = layer(x_BLD, rope, attend)
         return self.model.norm(x_BLD)

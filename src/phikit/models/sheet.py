@@ -9,6 +9,7 @@ from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import MEMBERS, Member
 from phikit.models.flash.config import FlashConfig
 from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
+from phikit.models.vision.reasoning_config import ReasoningVisionConfig
 
 _NAME, _SHAPE, _COUNT = 24, 32, 8  # widths of the drawing's columns
 
@@ -79,10 +80,24 @@ def explain(member: Member) -> str:
             "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
             f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
             f"{gigabytes(size.full_cache_bytes)} GB when the context is full",
+            *_beside(config),
             "",
             *(_drawing(config) if isinstance(config, DecoderConfig) else _flash(config)),
         ]
     )
+
+
+def _beside(config: DecoderConfig) -> list[str]:
+    """What a model has that is not its decoder."""
+    if not isinstance(config, ReasoningVisionConfig):
+        return []
+    vision = config.vision
+    seeing = config.parameters - config.decoder.parameters
+    return [
+        f"sees        SigLIP 2, {vision.layers} layers of {vision.hidden_size:,}, a picture as "
+        f"{config.least_patches:,} to {config.most_patches:,} patches of {vision.patch_size} × "
+        f"{vision.patch_size} pixels, each a token; {count(seeing)} with its projector",
+    ]
 
 
 def count(number: float) -> str:
