@@ -87,7 +87,7 @@ def explain(member: Member) -> str:
     )
 
 
-def _beside(config: DecoderConfig) -> list[str]:
+def _beside(config: DecoderConfig | FlashConfig) -> list[str]:
     """What a model has that is not its decoder."""
     if not isinstance(config, ReasoningVisionConfig):
         return []
