@@ -8,7 +8,7 @@ same again. Admission is in order, hence a sample only ever waits for earlier on
 from __future__ import annotations
 
 from phikit.engine.blocks import Blocks
-from phikit.engine.radix import Node, PrefixCache, closest
+from phikit.engine.radix import Match, Node, PrefixCache, closest
 from phikit.engine.runner import Piece, Runner
 from phikit.engine.samples import Sample
 
@@ -40,10 +40,12 @@ class Entrance:
         if match.tail is not None:
             blocks.share(match.tail.block)
         wanted = goal // size + 1 - len(shared)  # the last one is for the first token to be fed
+        if not self.secure(wanted + reserve) and match.tail is not None:
+            # do without the part-filled block: it needs room beside its copy
+            blocks.release([match.tail.block])
+            match = Match(match.nodes, None, 0, match.at)
         if not self.secure(wanted + reserve):
             blocks.release(shared)
-            if match.tail is not None:
-                blocks.release([match.tail.block])
             return False
         sample.table = shared + [blocks.take() for _ in range(wanted)]
         sample.path = list(match.nodes)
@@ -145,20 +147,25 @@ class Entrance:
 
     def keep(self, sample: Sample, tokens: tuple[int, ...]) -> None:
         """Enters all that a sample has computed, of these tokens, into the prefix tree."""
-        size, prefixes = self.blocks.size, self.prefixes
-        path = sample.path
-        if path and len(path[-1].tokens) < size:  # its own, and it has written on in it
-            node, start = path[-1], (len(path) - 1) * size
-            prefixes.extend(node, tokens[start + len(node.tokens) : start + size])
-            if len(node.tokens) < size:
-                return
+        size, prefixes, path = self.blocks.size, self.prefixes, sample.path
         at = path[-1] if path else prefixes.root(sample.long)
+        if path and len(at.tokens) < size:  # its own, and it has written on in it
+            assert at.parent is not None
+            start = (len(path) - 1) * size
+            mine = tokens[start : start + size]
+            same, length = closest(at.parent.children[mine[0]], mine)
+            if same is not None and same is not at and length == len(mine):
+                at = same  # others have been here
+            else:
+                prefixes.extend(at, mine[len(at.tokens) :])
+            if len(at.tokens) < size:
+                return
         for index in range(len(path), -(-len(tokens) // size)):
             mine = tokens[index * size : (index + 1) * size]
             same, length = closest(at.children.get(mine[0], ()), mine)
             if same is None or length < len(mine):
                 at = prefixes.insert(at, mine, sample.table[index], ready=True)
             elif length < size:
-                break
+                return
             else:
                 at = same

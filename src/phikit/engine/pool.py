@@ -38,7 +38,12 @@ class Pool:
     """Attributes: k, v: per layer, [P, G, S, K]."""
 
     def __init__(
-        self, config: DecoderConfig, blocks: int, size: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: DecoderConfig,
+        blocks: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (blocks, config.kv_heads, size, config.head_dim)
         self.size, self.kv_heads, self.head_dim = size, config.kv_heads, config.head_dim

@@ -58,7 +58,9 @@ class Scheduler:
     ) -> None:
         self.runner, self.prefill_tokens, self.refill = runner, prefill_tokens, refill
         self.keep, self.most_cached = keep, most_cached
-        self.blocks = Blocks(_block_count(runner, max_rows, cache_bytes, cache_share), runner.block_size)
+        self.blocks = Blocks(
+            _block_count(runner, max_rows, cache_bytes, cache_share), runner.block_size
+        )
         runner.allocate(self.blocks.count)
         self.prefixes = PrefixCache(self.blocks)
         self.entrance = Entrance(runner, self.blocks, self.prefixes)
