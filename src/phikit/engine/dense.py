@@ -20,7 +20,7 @@ from torch import Tensor
 from phikit.engine.attention import Plan, RowAttention, plan
 from phikit.engine.pool import Pool, block_bytes
 from phikit.engine.runner import Piece, Rows
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.decoder import Decoder, Layer, rope_tables
 
 _TOGETHER = 8192  # padded positions computed at once

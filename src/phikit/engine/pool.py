@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 
 
 def block_bytes(config: DecoderConfig, dtype: torch.dtype, size: int) -> int:
