@@ -22,10 +22,10 @@ typedef struct {
 } Model;
 
 /* Where keys and values are: position p of token m's sequence is in block
-   table[m][p / block_size]; strides count elements. */
+   table[m][p / block_size] of each layer's store; strides count elements. */
 typedef struct {
-  uint16_t *keys, *values;
-  int64_t layer_stride, block_stride, head_stride, position_stride;
+  uint16_t *const *keys, *const *values; /* [layers] */
+  int64_t block_stride, head_stride, position_stride;
   int32_t block_size, table_width;
   const int32_t *table; /* [M, table_width] */
 } Cache;
@@ -103,9 +103,8 @@ static inline float dot_bf16(const uint16_t *a, const uint16_t *b, int n) {
 #endif
 }
 
-static inline size_t place(const Cache *c, const int32_t *table, int layer, int head, int at) {
-  return layer * c->layer_stride + table[at / c->block_size] * c->block_stride +
-         head * c->head_stride + (at % c->block_size) * c->position_stride;
+static inline size_t place(const Cache *c, const int32_t *table, int head, int at) {
+  return table[at / c->block_size] * c->block_stride + head * c->head_stride + (at % c->block_size) * c->position_stride;
 }
 
 static void store(const Step *s, int layer, int token, int group) {
@@ -115,10 +114,10 @@ static void store(const Step *s, int layer, int token, int group) {
   const float *value = key + net->kv_heads * k;
   rotate(key, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
   const int32_t *table = s->cache->table + (size_t)token * s->cache->table_width;
-  size_t at = place(s->cache, table, layer, group, s->positions[token]);
+  size_t at = place(s->cache, table, group, s->positions[token]);
   for (int i = 0; i < k; i++) {
-    s->cache->keys[at + i] = to_bf16(key[i]);
-    s->cache->values[at + i] = to_bf16(value[i]);
+    s->cache->keys[layer][at + i] = to_bf16(key[i]);
+    s->cache->values[layer][at + i] = to_bf16(value[i]);
   }
 }
 
@@ -126,6 +125,7 @@ static void store(const Step *s, int layer, int token, int group) {
 static void attend(const Step *s, int layer, int token, int head, float *score) {
   const Model *net = s->model;
   const Cache *cache = s->cache;
+  const uint16_t *keys = cache->keys[layer], *values = cache->values[layer];
   const int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
   const int group = head / (net->heads / net->kv_heads), last = s->positions[token];
   const int first = net->window && last + 1 > net->window ? last + 1 - net->window : 0;
@@ -138,7 +138,7 @@ static void attend(const Step *s, int layer, int token, int head, float *score) 
   const float scale = 1.0f / sqrtf((float)k);
   float largest = -INFINITY;
   for (int at = first; at <= last; at++) {
-    float value = scale * dot_bf16(q, cache->keys + place(cache, table, layer, group, at), k);
+    float value = scale * dot_bf16(q, keys + place(cache, table, group, at), k);
     score[at - first] = value;
     largest = value > largest ? value : largest;
   }
@@ -151,7 +151,7 @@ static void attend(const Step *s, int layer, int token, int head, float *score) 
   }
   float total[512] = {0};
   for (int at = first; at <= last; at++) {
-    const uint16_t *value = cache->values + place(cache, table, layer, group, at);
+    const uint16_t *value = values + place(cache, table, group, at);
     float weight = score[at - first];
     for (int i = 0; i < k; i++) total[i] += weight * from_bf16(value[i]);
   }

@@ -7,6 +7,7 @@ head, L positions, T blocks of a sequence, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,8 +49,8 @@ class _Model(ctypes.Structure):
 
 class _Cache(ctypes.Structure):
     _fields_ = (
-        ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("layer", "block", "head", "position")),
+        ("keys", ctypes.POINTER(ctypes.c_void_p)), ("values", ctypes.POINTER(ctypes.c_void_p)),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("block", "head", "position")),
         ("block_size", ctypes.c_int32), ("table_width", ctypes.c_int32),
         ("table", ctypes.c_void_p),
     )  # fmt: skip
@@ -60,13 +61,13 @@ class Pages:
     """Where the keys and values of the tokens' sequences are, bfloat16.
 
     Attributes:
-        keys, values: one tensor each with the dimensions (layer, block, head, position in the
-            block, K) in any order of memory but K innermost and contiguous.
+        keys, values: for each layer [block, G, position in the block, K], all laid out alike, K
+            innermost.
         table_MT: int32, the blocks of each token's sequence in order.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
     table_MT: Tensor
 
 
@@ -145,13 +146,16 @@ class DecodeStep:
         m = len(ids_M)
         if m > products.MOST_ROWS:
             raise PhikitError(f"{m} tokens in one step; at most {products.MOST_ROWS} fit")
-        keys, table = pages.keys, pages.table_MT.contiguous()
-        layer, block, head, position, inner = keys.stride()
-        if inner != 1 or keys.stride() != pages.values.stride() or table.dtype != torch.int32:
-            raise PhikitError("keys and values differ in layout, or the table is not int32")
+        table, first = pages.table_MT.contiguous(), pages.keys[0]
+        if any(t.stride() != first.stride() for t in (*pages.keys, *pages.values)):
+            raise PhikitError("the layers' keys and values are not laid out alike")
+        if first.stride(3) != 1 or first.dtype != torch.bfloat16 or table.dtype != torch.int32:
+            raise PhikitError("keys and values must be bfloat16, heads contiguous; tables int32")
+        pointers = ctypes.c_void_p * len(pages.keys)
         cache = _Cache(
-            keys.data_ptr(), pages.values.data_ptr(), layer, block, head, position,
-            keys.shape[3], table.shape[1], table.data_ptr(),
+            pointers(*(t.data_ptr() for t in pages.keys)),
+            pointers(*(t.data_ptr() for t in pages.values)),
+            *first.stride()[:3], first.shape[2], table.shape[1], table.data_ptr(),
         )  # fmt: skip
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
         cosine, sine = (t.to(torch.bfloat16).float().contiguous() for t in rope)

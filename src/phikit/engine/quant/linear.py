@@ -69,6 +69,26 @@ class QuantLinear(nn.Module):
         layer.take(*pack(q_NK, scale_NS, scheme.kind))
         return layer
 
+    @classmethod
+    def like(cls, model: nn.Module, name: str, scheme: Scheme, where: str) -> QuantLinear:
+        """Puts a layer without memory in the place of a model's linear layer, and returns it.
+
+        Raises:
+            PhikitError: there is no linear layer of that name.
+        """
+        owner, _, leaf = name.rpartition(".")
+        try:
+            parent = model.get_submodule(owner)
+            old = getattr(parent, leaf)
+        except AttributeError as e:
+            raise PhikitError(f"{where}: the model has no layer {name}") from e
+        if not isinstance(old, nn.Linear):
+            raise PhikitError(f"{where}: {name} is a {type(old).__name__}, not linear")
+        with torch.device("meta"):
+            layer = cls(old.in_features, old.out_features, scheme)
+        setattr(parent, leaf, layer)
+        return layer
+
     def take(self, data: Tensor, scales: Tensor) -> None:
         """Uses these packed weights, without copying them.
 

@@ -101,10 +101,13 @@ def dequantise(q_NK: Tensor, scale_NS: Tensor) -> Tensor:
 _SHRINK = (1.0, 0.92, 0.84)  # of the range: a finer step for many weights, for a clipped extreme
 
 
-def choose_scales(w_NSE: Tensor, kind: str) -> Tensor:
+def choose_scales(w_NSE: Tensor, kind: str, importance_SE: Tensor | None = None) -> Tensor:
     """A bfloat16 scale per group of float32 weights [N, S, E]: the one of least squared error.
 
     Four bits hold -8..7, so the scale is signed: the extreme weight may take the -8.
+
+    Args:
+        importance_SE: how much the error of each column counts; equal when left out.
     """
     extreme = w_NSE.gather(-1, w_NSE.abs().argmax(-1, keepdim=True))[..., 0]
     if kind == "int8":
@@ -113,17 +116,20 @@ def choose_scales(w_NSE: Tensor, kind: str) -> Tensor:
     candidates = [(extreme * shrink / -8).to(torch.bfloat16) for shrink in _SHRINK]
     candidates += [(extreme.abs() / 7).to(torch.bfloat16)]
     best = candidates[0]
-    least = _squared_error(w_NSE, best)
+    least = _squared_error(w_NSE, best, importance_SE)
     for scale in candidates[1:]:
-        error = _squared_error(w_NSE, scale)
+        error = _squared_error(w_NSE, scale, importance_SE)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
 
 
-def _squared_error(w_NSE: Tensor, scale_NS: Tensor) -> Tensor:
+def _squared_error(w_NSE: Tensor, scale_NS: Tensor, importance_SE: Tensor | None) -> Tensor:
     scale = scale_NS[..., None].float()
-    return (round_to(w_NSE, scale, "int4").mul_(scale) - w_NSE).square_().sum(-1)
+    error_NSE = (round_to(w_NSE, scale, "int4").mul_(scale) - w_NSE).square_()
+    if importance_SE is not None:
+        error_NSE.mul_(importance_SE)
+    return error_NSE.sum(-1)
 
 
 def _up(x: Tensor) -> Tensor:
