@@ -71,18 +71,16 @@ def _factor(moment_KK: Tensor) -> Tensor:
 
 
 def _round_columns(w_NK: Tensor, scale_NK: Tensor, factor_KK: Tensor, kind: str) -> Tensor:
-    w_NK = w_NK.clone()
-    q_NK = torch.empty_like(w_NK)
-    k = w_NK.shape[1]
+    # columns become rows: what is worked on is contiguous
+    w_KN, scale_KN = w_NK.T.contiguous(), scale_NK.T.contiguous()
+    q_KN = torch.empty_like(w_KN)
+    k = w_KN.shape[0]
     for first in range(0, k, _BLOCK):
         last = min(first + _BLOCK, k)
-        part_NB, error_NB = w_NK[:, first:last], torch.empty_like(w_NK[:, first:last])
-        factor_BB = factor_KK[first:last, first:last]
-        for i in range(last - first):
-            scale = scale_NK[:, first + i]
-            rounded = round_to(part_NB[:, i], scale, kind)
-            q_NK[:, first + i] = rounded
-            error_NB[:, i] = (part_NB[:, i] - rounded * scale) / factor_BB[i, i]
-            part_NB[:, i + 1 :].addr_(error_NB[:, i], factor_BB[i, i + 1 :], alpha=-1)
-        w_NK[:, last:].addmm_(error_NB, factor_KK[first:last, last:], alpha=-1)
-    return q_NK.to(torch.int8)
+        error_BN = torch.empty_like(w_KN[first:last])
+        for i in range(first, last):
+            q_KN[i] = round_to(w_KN[i], scale_KN[i], kind)
+            error_BN[i - first] = (w_KN[i] - q_KN[i] * scale_KN[i]) / factor_KK[i, i]
+            w_KN[i + 1 : last].addr_(factor_KK[i, i + 1 : last], error_BN[i - first], alpha=-1)
+        w_KN[last:].addmm_(factor_KK[first:last, last:].T, error_BN, alpha=-1)
+    return q_KN.T.to(torch.int8)
