@@ -35,7 +35,7 @@ typedef struct {
   const Cache *cache;
   const int64_t *tokens;    /* [M] */
   const int32_t *positions; /* [M] */
-  const float *cosine, *sine; /* [M, R], of the halves-repeated layout */
+  const float *cosine, *sine; /* [M, R], halves repeated */
   int m;
   float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
   float *logits;                   /* [M, V] */
@@ -72,12 +72,13 @@ static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, 
   }
 }
 
-/* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them. */
+/* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them.
+   The sines of the first half carry the minus sign of the rotation.  */
 static void rotate(float *head, const float *cosine, const float *sine, int rotary) {
   int half = rotary / 2;
   for (int i = 0; i < half; i++) {
     float a = head[i], b = head[i + half];
-    head[i] = rounded(rounded(a * cosine[i]) + rounded(-b * sine[i]));
+    head[i] = rounded(rounded(a * cosine[i]) + rounded(b * sine[i]));
     head[i + half] = rounded(rounded(b * cosine[i + half]) + rounded(a * sine[i + half]));
   }
 }

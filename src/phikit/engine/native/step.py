@@ -137,7 +137,8 @@ class DecodeStep:
 
         Args:
             ids_M, positions_M: tokens and their positions.
-            rope: cosines and sines [M, R] with the halves repeated (`models.decoder.rope_tables`).
+            rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
+                negative.
             pages: has room for every token's position.
 
         Raises:
@@ -158,7 +159,7 @@ class DecodeStep:
             *first.stride()[:3], first.shape[2], table.shape[1], table.data_ptr(),
         )  # fmt: skip
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
-        cosine, sine = (t.to(torch.bfloat16).float().contiguous() for t in rope)
+        cosine, sine = (t.float().contiguous() for t in rope)
         logits_MV = torch.empty(m, self.model.config.vocab_size)
         failed = self._library.phikit_step(
             ctypes.addressof(self._model), ctypes.addressof(cache), ids.data_ptr(), at.data_ptr(),
