@@ -25,7 +25,7 @@ _SOURCES = ("products.c", "step.c")
 _HEADERS = ("common.h",)
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
-    "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno",
+    "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno",
     "-fno-trapping-math", "-Wall", "-Wextra",
 )  # fmt: skip
 _log = logging.getLogger("phikit")
@@ -95,7 +95,7 @@ def compiled(compiler: Compiler) -> Path:
             made = Path(folder) / target.name
             done = subprocess.run(
                 [program, *compiler.flags, *(str(_FOLDER / s) for s in _SOURCES),
-                 "-o", str(made), "-lpthread", "-lm"],
+                 "-o", str(made), "-lm"],
                 capture_output=True, text=True, timeout=300,
             )  # fmt: skip
             if done.returncode:

@@ -5,7 +5,7 @@
 #define PHIKIT_COMMON_H
 
 #include <math.h>
-#include <pthread.h>
+#include <omp.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>

@@ -191,7 +191,8 @@ static inline void integer_tile(const Matrix *w, int unit, const Ready *x, int f
         const int8_t *low = x->low + (size_t)(first + r) * w->k + (size_t)g * group;
         int32_t sum = 0;
         for (int c = 0; c < group; c++) sum += weights[c] * (high[c] * 256 + low[c]);
-        out[r] += (float)sum * (weight_scale * x->scale[(first + r) * groups + g]);
+        float both = weight_scale * x->scale[(first + r) * groups + g];
+        out[r] = fmaf((float)sum, both, out[r]); /* the same bits for any number of rows */
       }
     }
     for (int r = 0; r < m; r++) y[(size_t)(first + r) * stride + lane] = out[r];
@@ -344,30 +345,17 @@ void phikit_unpack(const Matrix *w, uint16_t *out, int64_t stride, int threads) 
 
 /* --- threads ----------------------------------------------------------------------------------*/
 
-typedef struct {
-  Team team;
-  void (*work)(Team *, void *);
-  void *argument;
-  atomic_int go;
-} Start;
-
-static void *begin(void *argument) {
-  Start *start = argument;
-  while (!atomic_load_explicit(&start->go, memory_order_acquire)) sched_yield();
-  start->work(&start->team, start->argument);
-  return NULL;
-}
-
+/* torch's own OpenMP threads: they are awake, and two sets of threads would fight for the cores. */
 void phikit_run_team(int threads, void (*work)(Team *, void *), void *argument) {
-  enum { MOST = 64 };
-  pthread_t helpers[MOST];
-  Start start = {.work = work, .argument = argument};
-  int started = 0;
-  while (started < threads - 1 && started < MOST)
-    if (pthread_create(&helpers[started], NULL, begin, &start)) break;
-    else started++;
-  start.team.threads = started + 1;
-  atomic_store_explicit(&start.go, 1, memory_order_release);
-  work(&start.team, argument);
-  for (int i = 0; i < started; i++) pthread_join(helpers[i], NULL);
+  Team team = {.threads = 1};
+  if (threads <= 1) {
+    work(&team, argument);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    team.threads = omp_get_num_threads();
+    work(&team, argument);
+  }
 }
