@@ -116,6 +116,19 @@ void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m);
 /* y[16] for each of m rows: y_MP[row * stride + 0..15] of the 16 weight rows of unit `unit`. */
 void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, int stride);
 
+/* Two units at once, each into its own y[m][16]: the faster way at one row. */
+void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m, float *y_a,
+                 float *y_b);
+
 static inline int units(const Matrix *w) { return (w->n + LANES - 1) / LANES; }
+
+/* Units 2 × pair and 2 × pair + 1, the second of which may be past the end. */
+static inline void phikit_two(const Matrix *w, int pair, const Ready *x, int m,
+                              float y[2][MAX_ROWS * LANES]) {
+  if (2 * pair + 1 < units(w))
+    phikit_pair(w, 2 * pair, 2 * pair + 1, x, m, y[0], y[1]);
+  else
+    phikit_unit(w, 2 * pair, x, m, y[0], LANES);
+}
 
 #endif

@@ -135,6 +135,50 @@ static inline __attribute__((always_inline)) void integer_tile(
   for (int r = 0; r < m; r++) _mm512_storeu_ps(y + (size_t)(first + r) * stride, out[r]);
 }
 
+/* Two units for one activation row: what is read of the activations serves both, and twice as many
+   sums are under way at once.  */
+static void integer_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, float *y_a,
+                         float *y_b) {
+  const int four = w->kind == INT4, k = w->k, group = w->group, groups = k / group;
+  const size_t unit_bytes = (size_t)LANES * k / (four ? 2 : 1);
+  const size_t unit_scales = (size_t)LANES * w->scale_groups;
+  const uint8_t *data[2] = {(const uint8_t *)w->data + unit_a * unit_bytes,
+                            (const uint8_t *)w->data + unit_b * unit_bytes};
+  const uint16_t *scales[2] = {w->scales + unit_a * unit_scales, w->scales + unit_b * unit_scales};
+  const int scale_step = w->scale_groups > 1 ? LANES : 0, offset = four ? 8 : 128;
+  const int step = four ? 64 : 128;
+  const __m512i mask = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+  __m512 out[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int g = 0; g < groups; g++) {
+    __m512i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
+    for (int c = g * group; c < (g + 1) * group; c += 8) {
+      const __m512i h = four_bytes(x->high + c), h_2 = four_bytes(x->high + c + 4);
+      const __m512i l = four_bytes(x->low + c), l_2 = four_bytes(x->low + c + 4);
+      for (int u = 0; u < 2; u++) {
+        __m512i first_4 = _mm512_loadu_si512(data[u]), second_4;
+        if (four) {
+          second_4 = _mm512_and_si512(_mm512_srli_epi16(first_4, 4), mask);
+          first_4 = _mm512_and_si512(first_4, mask);
+        } else {
+          second_4 = _mm512_loadu_si512(data[u] + 64);
+        }
+        _mm_prefetch((const char *)data[u] + 2048, _MM_HINT_T0);
+        data[u] += step;
+        high[u] = _mm512_dpbusd_epi32(high[u], first_4, h);
+        low[u] = _mm512_dpbusd_epi32(low[u], first_4, l);
+        high[u + 2] = _mm512_dpbusd_epi32(high[u + 2], second_4, h_2);
+        low[u + 2] = _mm512_dpbusd_epi32(low[u + 2], second_4, l_2);
+      }
+    }
+    for (int u = 0; u < 2; u++)
+      out[u] = close_group(out[u], _mm512_add_epi32(high[u], high[u + 2]),
+                           _mm512_add_epi32(low[u], low[u + 2]), offset * x->sum[g],
+                           scales_at(scales[u] + (size_t)g * scale_step), x->scale[g]);
+  }
+  _mm512_storeu_ps(y_a, out[0]);
+  _mm512_storeu_ps(y_b, out[1]);
+}
+
 static inline __attribute__((always_inline)) void bf16_tile(const Matrix *w, int unit,
                                                             const Ready *x, int first, const int m,
                                                             float *y, int stride) {
@@ -156,7 +200,7 @@ static inline __attribute__((always_inline)) void bf16_tile(const Matrix *w, int
         a[r] = (__m512bh)_mm512_maskz_loadu_epi16(use, x->bf16 + (size_t)(first + r) * k + c);
       for (int i = 0; i < 4; i++) {
         __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(use, row[i] + c);
-        _mm_prefetch((const char *)(row[i] + c) + 1024, _MM_HINT_T0);
+        _mm_prefetch((const char *)(row[i] + c + 4 * (size_t)k), _MM_HINT_T1); /* the rows after */
         for (int r = 0; r < m; r++) sum[i][r] = _mm512_dpbf16_ps(sum[i][r], a[r], b);
       }
     }
@@ -230,6 +274,18 @@ void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y, int
   }
 }
 
+void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m, float *y_a,
+                 float *y_b) {
+#if PHIKIT_AVX512
+  if (m == 1 && w->kind != BF16) {
+    integer_pair(w, unit_a, unit_b, x, y_a, y_b);
+    return;
+  }
+#endif
+  phikit_unit(w, unit_a, x, m, y_a, LANES);
+  phikit_unit(w, unit_b, x, m, y_b, LANES);
+}
+
 /* --- a whole product --------------------------------------------------------------------------*/
 
 typedef struct {
@@ -258,20 +314,23 @@ static void multiply(Team *team, void *argument) {
     x = copy;
   }
   phikit_make_ready(&ready, w, x, p->m);
-  int total = units(w), size = piece(team, total);
+  int total = (units(w) + 1) / 2, size = piece(team, total);
   for (int first; (first = claim(team, total, size)) >= 0;)
-    for (int unit = first; unit < first + size && unit < total; unit++) {
-      float y[MAX_ROWS * LANES];
-      phikit_unit(w, unit, &ready, p->m, y, LANES);
-      int rows = w->n - unit * LANES < LANES ? w->n - unit * LANES : LANES;
-      for (int m = 0; m < p->m; m++)
-        for (int n = 0; n < rows; n++) {
-          size_t at = (size_t)m * w->n + unit * LANES + n;
-          if (p->wide)
-            ((float *)p->y)[at] = y[m * LANES + n];
-          else
-            ((uint16_t *)p->y)[at] = to_bf16(y[m * LANES + n]);
-        }
+    for (int pair = first; pair < first + size && pair < total; pair++) {
+      float y[2][MAX_ROWS * LANES];
+      phikit_two(w, pair, &ready, p->m, y);
+      for (int unit = 2 * pair; unit < 2 * pair + 2; unit++) {
+        int rows = w->n - unit * LANES < LANES ? w->n - unit * LANES : LANES;
+        for (int m = 0; m < p->m; m++)
+          for (int n = 0; n < rows; n++) {
+            size_t at = (size_t)m * w->n + unit * LANES + n;
+            float value = y[unit & 1][m * LANES + n];
+            if (p->wide)
+              ((float *)p->y)[at] = value;
+            else
+              ((uint16_t *)p->y)[at] = to_bf16(value);
+          }
+      }
     }
   free(memory);
 }

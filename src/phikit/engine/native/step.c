@@ -159,32 +159,19 @@ static void attend(const Step *s, int layer, int token, int head, float *score) 
   for (int i = 0; i < k; i++) out[i] = rounded(total[i] / sum);
 }
 
-/* Adds a product's rows to the residual stream. */
-static void add_product(Team *team, Step *s, const Matrix *w, const Ready *ready) {
-  int total = units(w), size = piece(team, total), width = s->model->width;
+/* The product of `ready` with a matrix: into `out`, or added to what is there. */
+static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, float *out, int add) {
+  int total = (units(w) + 1) / 2, size = piece(team, total);
   for (int first; (first = claim(team, total, size)) >= 0;)
-    for (int unit = first; unit < first + size && unit < total; unit++) {
-      float y[MAX_ROWS * LANES];
-      phikit_unit(w, unit, ready, s->m, y, LANES);
+    for (int pair = first; pair < first + size && pair < total; pair++) {
+      float y[2][MAX_ROWS * LANES];
+      phikit_two(w, pair, ready, s->m, y);
       for (int m = 0; m < s->m; m++)
-        for (int n = 0; n < LANES && unit * LANES + n < width; n++) {
-          float *x = s->x + (size_t)m * width + unit * LANES + n;
-          *x = rounded(*x + rounded(y[m * LANES + n]));
+        for (int n = 0; n < 2 * LANES && 2 * pair * LANES + n < w->n; n++) {
+          float *to = out + (size_t)m * w->n + 2 * pair * LANES + n;
+          float value = rounded(y[n / LANES][m * LANES + n % LANES]);
+          *to = add ? rounded(*to + value) : value;
         }
-    }
-  meet(team);
-}
-
-static void plain_product(Team *team, Step *s, const Matrix *w, const Ready *ready, float *out,
-                          int stride) {
-  int total = units(w), size = piece(team, total);
-  for (int first; (first = claim(team, total, size)) >= 0;)
-    for (int unit = first; unit < first + size && unit < total; unit++) {
-      float y[MAX_ROWS * LANES];
-      phikit_unit(w, unit, ready, s->m, y, LANES);
-      for (int m = 0; m < s->m; m++)
-        for (int n = 0; n < LANES && unit * LANES + n < w->n; n++)
-          out[(size_t)m * stride + unit * LANES + n] = rounded(y[m * LANES + n]);
     }
   meet(team);
 }
@@ -195,8 +182,7 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
   for (int first; (first = claim(team, total, size)) >= 0;)
     for (int unit = first; unit < first + size && unit < total; unit++) {
       float gate[MAX_ROWS * LANES], up[MAX_ROWS * LANES];
-      phikit_unit(w, unit, ready, s->m, gate, LANES);
-      phikit_unit(w, unit + total, ready, s->m, up, LANES);
+      phikit_pair(w, unit, unit + total, ready, s->m, gate, up);
       for (int m = 0; m < s->m; m++)
         for (int n = 0; n < LANES; n++) {
           float g = rounded(gate[m * LANES + n]), u = rounded(up[m * LANES + n]);
@@ -210,11 +196,11 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
 static void run_layer(Team *team, Step *s, int index, Ready *ready, float *normed, float *score) {
   const Model *net = s->model;
   const Layer *layer = &net->layer[index];
-  int m = s->m, row = (net->heads + 2 * net->kv_heads) * net->head_dim, first;
+  int m = s->m, first;
   /* what is short is computed by every thread for itself: cheaper than to meet */
   rms_norm(s->x, layer->input_norm, normed, m, net->width, net->eps);
   phikit_make_ready(ready, &layer->qkv, normed, m);
-  plain_product(team, s, &layer->qkv, ready, s->qkv, row);
+  product(team, s, &layer->qkv, ready, s->qkv, 0);
   while ((first = claim(team, m * net->kv_heads, 1)) >= 0)
     store(s, index, first / net->kv_heads, first % net->kv_heads);
   meet(team);
@@ -222,12 +208,12 @@ static void run_layer(Team *team, Step *s, int index, Ready *ready, float *norme
     attend(s, index, first / net->heads, first % net->heads, score);
   meet(team);
   phikit_make_ready(ready, &layer->o, s->attended, m);
-  add_product(team, s, &layer->o, ready);
+  product(team, s, &layer->o, ready, s->x, 1);
   rms_norm(s->x, layer->post_norm, normed, m, net->width, net->eps);
   phikit_make_ready(ready, &layer->gate_up, normed, m);
   gated_product(team, s, &layer->gate_up, ready);
   phikit_make_ready(ready, &layer->down, s->act, m);
-  add_product(team, s, &layer->down, ready);
+  product(team, s, &layer->down, ready, s->x, 1);
 }
 
 static void run(Team *team, void *argument) {
@@ -246,7 +232,7 @@ static void run(Team *team, void *argument) {
     for (int i = 0; i < net->layers; i++) run_layer(team, s, i, &ready, normed, score);
     rms_norm(s->x, net->norm, normed, s->m, net->width, net->eps);
     phikit_make_ready(&ready, &net->head, normed, s->m);
-    plain_product(team, s, &net->head, &ready, s->logits, net->vocab);
+    product(team, s, &net->head, &ready, s->logits, 0);
   }
   free(memory);
 }
