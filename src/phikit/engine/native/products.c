@@ -67,6 +67,9 @@ void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m) 
 /* --- 16 weight rows × up to 4 activation rows -------------------------------------------------*/
 
 #define TILE 4
+/* Bytes fetched ahead of their use, with 4 bits; 8 bits are read faster without (measured: 92 % and
+   105 % of the rate of a plain sum over the same memory, and 85 % and 78 % the other way round). */
+enum { AHEAD = 4096, SCALES_AHEAD = 1024 };
 
 #if PHIKIT_AVX512
 
@@ -106,6 +109,7 @@ static inline __attribute__((always_inline)) void integer_tile(
       __m512i first_4, second_4;
       if (four) {
         __m512i both = _mm512_loadu_si512(data);
+        _mm_prefetch((const char *)data + AHEAD, _MM_HINT_T0);
         first_4 = _mm512_and_si512(both, mask);
         second_4 = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
         data += 64;
@@ -114,7 +118,6 @@ static inline __attribute__((always_inline)) void integer_tile(
         second_4 = _mm512_loadu_si512(data + 64);
         data += 128;
       }
-      _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
       for (int r = 0; r < m; r++) {
         const int8_t *h = x->high + (size_t)(first + r) * k + c;
         const int8_t *l = x->low + (size_t)(first + r) * k + c;
@@ -157,12 +160,12 @@ static void integer_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x
       for (int u = 0; u < 2; u++) {
         __m512i first_4 = _mm512_loadu_si512(data[u]), second_4;
         if (four) {
+          _mm_prefetch((const char *)data[u] + AHEAD, _MM_HINT_T0);
           second_4 = _mm512_and_si512(_mm512_srli_epi16(first_4, 4), mask);
           first_4 = _mm512_and_si512(first_4, mask);
         } else {
           second_4 = _mm512_loadu_si512(data[u] + 64);
         }
-        _mm_prefetch((const char *)data[u] + 2048, _MM_HINT_T0);
         data[u] += step;
         high[u] = _mm512_dpbusd_epi32(high[u], first_4, h);
         low[u] = _mm512_dpbusd_epi32(low[u], first_4, l);
@@ -170,10 +173,12 @@ static void integer_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x
         low[u + 2] = _mm512_dpbusd_epi32(low[u + 2], second_4, l_2);
       }
     }
-    for (int u = 0; u < 2; u++)
+    for (int u = 0; u < 2; u++) {
+      if (four) _mm_prefetch((const char *)(scales[u] + g * scale_step) + SCALES_AHEAD, _MM_HINT_T0);
       out[u] = close_group(out[u], _mm512_add_epi32(high[u], high[u + 2]),
                            _mm512_add_epi32(low[u], low[u + 2]), offset * x->sum[g],
                            scales_at(scales[u] + (size_t)g * scale_step), x->scale[g]);
+    }
   }
   _mm512_storeu_ps(y_a, out[0]);
   _mm512_storeu_ps(y_b, out[1]);
