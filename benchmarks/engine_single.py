@@ -3,10 +3,11 @@
     python benchmarks/engine_single.py --peers DIR [CASE ...]     cases: see CASES below
 
 Weights are random, of the published shapes; llama.cpp gets the same shape as a llama-architecture
-GGUF file (its matrices q, k, v, gate and up are separate; everything is in the one format). DIR has
-node-llama-cpp installed; files are written there and deleted. Without --peers only ours is measured.
-Ours is what a user gets: `LocalEngine.stream`, greedy, with drawing and Python in the time. All of a
-case alternates within one run: reading memory, ours, llama.cpp; the table has medians.
+GGUF file (its matrices q, k, v, gate and up are separate; everything is in the one format). DIR
+has node-llama-cpp installed; files are written there and deleted. Without --peers only ours is
+measured. Ours is what a user gets: `LocalEngine.stream`, greedy, with drawing and Python in the
+time. All of a case alternates within one run: reading memory, ours, llama.cpp; the table has
+medians.
 """
 
 from __future__ import annotations

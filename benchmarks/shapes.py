@@ -1,4 +1,4 @@
-"""Random weights of real shapes, for this package and for llama.cpp: speed needs no learned ones."""
+"""Random weights of real shapes, for this package and llama.cpp: speed needs no learned ones."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _data(file: BinaryIO, count: int, kind: str, rng: np.random.Generator) -> No
     if kind == "F32":
         file.write(np.ones(count, "<f4").tobytes())
         return
-    _, weights, size = FORMATS[kind]
+    _, _, size = FORMATS[kind]
     if kind == "BF16":
         values = (rng.standard_normal(2**20, np.float32) * 0.02).view(np.uint32) >> 16
         block = values.astype("<u2").tobytes()
@@ -169,7 +169,5 @@ def _value(value: Any) -> bytes:
         return struct.pack("<II", 4, value)
     kind, code = (8, "") if isinstance(value[0], str) else (6, "f")
     kind, code = (5, "i") if isinstance(value[0], int) else (kind, code)
-    body = (
-        b"".join(map(_text, value)) if kind == 8 else struct.pack(f"<{len(value)}{code}", *value)
-    )
+    body = b"".join(map(_text, value)) if kind == 8 else struct.pack(f"<{len(value)}{code}", *value)
     return struct.pack("<IIQ", 9, kind, len(value)) + body

@@ -72,9 +72,7 @@ def test_weights_are_the_mapped_file(dense: Path, tmp_path: Path) -> None:
         pytest.skip("this system does not show its mappings")
     spans = [line.split() for line in mapped.splitlines() if "small/model-0" in line]
     address = layer.data.data_ptr()
-    assert any(
-        int(a, 16) <= address < int(b, 16) for a, b in (s[0].split("-") for s in spans)
-    )
+    assert any(int(a, 16) <= address < int(b, 16) for a, b in (s[0].split("-") for s in spans))
 
 
 def test_wrong_directories_are_named(dense: Path, tmp_path: Path) -> None:

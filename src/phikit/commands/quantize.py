@@ -26,9 +26,7 @@ def quantize(
     method: Annotated[
         str, typer.Option(help="rtn rounds to nearest; gptq is calibrated on text.")
     ] = "rtn",
-    head: Annotated[
-        str, typer.Option(help="The output layer: same, bf16, int8 or int4.")
-    ] = "same",
+    head: Annotated[str, typer.Option(help="The output layer: same, bf16, int8 or int4.")] = "same",
     text: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text to calibrate on [Python's documentation]."),
@@ -58,7 +56,9 @@ def quantize(
 
     if out is None:
         raise PhikitError("--out is missing", "say where the quantised model goes: --out DIR")
-    how = Settings(Scheme(to, (0 if to == "int8" else 32) if group is None else group), head, method)
+    how = Settings(
+        Scheme(to, (0 if to == "int8" else 32) if group is None else group), head, method
+    )
     source = fetch.resolve(model, say=say)
     texts = None
     if text is not None:

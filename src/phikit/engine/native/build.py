@@ -126,7 +126,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
 
 
 @functools.cache
-def library(compiler: Compiler = Compiler()) -> ctypes.CDLL | None:  # noqa: B008 (frozen)
+def library(compiler: Compiler = Compiler()) -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be had; the reason is logged once."""
     try:
         return open_library(compiler)

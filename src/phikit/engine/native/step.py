@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from phikit.engine.native import products
 from phikit.engine.native.build import Matrix
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder
+from phikit.models.decoder import Decoder, Layer
 
 _WIDEST_HEAD = 512  # of step.c
 
@@ -109,9 +109,9 @@ class DecodeStep:
         self.model, self._library, config = model, library, model.config
         layers = (_Layer * config.layers)()
         for target, module in zip(layers, model.model.layers, strict=True):
-            attention, mlp = module.self_attn, module.mlp
-            target.input_norm = module.input_layernorm.weight.data_ptr()
-            target.post_norm = module.post_attention_layernorm.weight.data_ptr()
+            attention, mlp = cast(Layer, module).self_attn, cast(Layer, module).mlp
+            target.input_norm = cast(Layer, module).input_layernorm.weight.data_ptr()
+            target.post_norm = cast(Layer, module).post_attention_layernorm.weight.data_ptr()
             target.qkv, target.o = _matrix(attention.qkv_proj), _matrix(attention.o_proj)
             target.gate_up, target.down = _matrix(mlp.gate_up_proj), _matrix(mlp.down_proj)
         window = config.sliding_window or 0

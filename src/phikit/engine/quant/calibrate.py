@@ -133,9 +133,7 @@ class Calibration:
             watch(name, module)
         return inputs
 
-    def _through(
-        self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _through(self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         step = max(1, _TOGETHER // x_BLD.shape[1])
         return torch.cat([layer(x, rope, self.model.attend) for x in x_BLD.split(step)])
 
@@ -148,7 +146,6 @@ class Calibration:
         self, layer: nn.Module, inner: str, name: str, packed: tuple[Tensor, Tensor]
     ) -> None:
         QuantLinear.like(layer, inner, self.layers[name], name).take(*packed)
-
 
 
 def quantise(

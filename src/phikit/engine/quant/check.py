@@ -35,9 +35,7 @@ class Distance:
 
 
 @torch.no_grad()
-def distances(
-    reference: nn.Module, others: Sequence[nn.Module], ids_BL: Tensor
-) -> list[Distance]:
+def distances(reference: nn.Module, others: Sequence[nn.Module], ids_BL: Tensor) -> list[Distance]:
     """How far other models are from a reference on given text, a sequence at a time."""
     sums = torch.zeros(len(others), 4, dtype=torch.float64)
     for row_L in ids_BL:

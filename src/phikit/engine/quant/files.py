@@ -187,10 +187,10 @@ def load(
             _place(model, each, tensor.to(device, dtype or tensor.dtype), str(directory))
             expected.discard(each)
     for name, parts in packed.items():
-        layer = QuantLinear.like(model, name, others.get(name, default), str(directory))
+        made = QuantLinear.like(model, name, others.get(name, default), str(directory))
         if parts.keys() != {"data", "scales"}:
             raise PhikitError(f"{directory}: of {name} there is only {', '.join(parts)}")
-        layer.take(parts["data"], parts["scales"])
+        made.take(parts["data"], parts["scales"])
         expected.discard(f"{name}.weight")
     if expected:
         shown = ", ".join(sorted(expected)[:10])

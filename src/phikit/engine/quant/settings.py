@@ -111,5 +111,3 @@ def from_json(raw: Mapping[str, Any], where: str) -> tuple[Scheme, dict[str, Sch
         return Scheme(**raw["layers"]), {n: Scheme(**s) for n, s in raw["others"].items()}
     except (KeyError, TypeError) as e:
         raise PhikitError(f"{where}: quantization_config is not whole ({e})") from e
-
-
