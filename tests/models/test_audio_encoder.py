@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from multimodal_reference import their_name, their_names
+from phi4mm_reference import their_name, their_names
 
 from phikit.errors import PhikitError
 from phikit.models.audio.config import AudioConfig, audio_from_hf, audio_to_hf
@@ -117,7 +117,7 @@ def test_gradients() -> None:
     compared = 0
     for name, parameter in encoder.named_parameters():
         other = expected[their_name(name)]
-        # a bias on all keys shifts every score of a row alike: its gradient is zero but for rounding
+        # a bias on all keys shifts a row's scores alike: its gradient is zero but for rounding
         scale = other.norm() if not name.endswith("linear_k.bias") else 1.0
         assert (parameter.grad - other).norm() <= 1e-4 * scale, name
         compared += 1
