@@ -205,8 +205,10 @@ class Decoder(nn.Module):
         if positions_BL is None:
             positions_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
         rope = rope_tables(self.config, positions_BL, rope_length)
-        attend = attend or self.attend
-        x_BLD = self.model.embed_tokens(ids_BL)
+        return self.through_layers(self.model.embed_tokens(ids_BL), rope, attend or self.attend)
+
+    def through_layers(self, x_BLD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Final hidden states [B, L, D] of what stands where token embeddings do."""
         for layer in self.model.layers:
             x_BLD = layer(x_BLD, rope, attend)
         return self.model.norm(x_BLD)

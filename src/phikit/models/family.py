@@ -7,10 +7,11 @@ counts, memory) is computed in `sizes.py`, never typed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.models.config import DecoderConfig, LongRope
+from phikit.models.multimodal.config import Phi4MMConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Member:
         name: how phikit calls it.
         repository: where its weights are published, as owner/name.
         about: what it is for, in a few words.
-        config: its decoder's shape. For a model that also sees or hears: of the decoder alone.
+        config: its shape.
         aliases: other names that are understood.
     """
 
@@ -89,6 +90,12 @@ PHI_4_MINI = DecoderConfig(
     pad_id=199_999,
 )
 
+# Phi-4-Mini report (arXiv 2503.01743) and the published config.json: phi-4-mini, and beside its
+# matrices two adapters. What sees and hears has the published sizes as its defaults.
+PHI_4_MULTIMODAL = Phi4MMConfig(
+    **{f.name: getattr(PHI_4_MINI, f.name) for f in fields(PHI_4_MINI) if f.name != "architecture"}
+)
+
 # SmolLM2-135M-Instruct (Apache-2.0): no Phi, but shaped so much like one that the same decoder
 # runs it. A real pretrained model for a laptop.
 SMOLLM2 = DecoderConfig(
@@ -134,6 +141,13 @@ MEMBERS = (
         "microsoft/Phi-4-mini-reasoning",
         "phi-4-mini that thinks: mathematics",
         PHI_4_MINI,
+    ),
+    Member(
+        "phi-4-multimodal",
+        "microsoft/Phi-4-multimodal-instruct",
+        "phi-4-mini that also sees pictures and hears speech",
+        PHI_4_MULTIMODAL,
+        aliases=("phi-4-multimodal-instruct",),
     ),
     Member(
         "smollm2",

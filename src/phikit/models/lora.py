@@ -21,42 +21,18 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phikit.errors import PhikitError, did_you_mean
+from phikit.models.lora_spec import LoraSpec
 
 #: The adapter of every row, or None for a row without one. Of a thread, so that threads which
 #: share a model may route their own rows.
 Route = Sequence[str | None]
 _route: ContextVar[tuple[str | None, ...] | None] = ContextVar("route", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSpec:
-    """The shape of one adapter.
-
-    Attributes:
-        layers: a regular expression that the whole name of a linear layer must match, counted
-            from the module that is adapted: `layers.*mlp\\.(gate_up|down)_proj`.
-        dropout: of an adapter's input, while training.
-    """
-
-    rank: int
-    alpha: float
-    layers: str
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise PhikitError(f"the rank of an adapter is {self.rank}; it must be at least 1")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
 
 class LoraLinear(nn.Module):
@@ -104,6 +80,11 @@ class LoraLinear(nn.Module):
                 index = torch.tensor(rows, device=x.device)
                 y = y.index_add(0, index, self.change(name, x[index]))
         return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in force outside a `route`: that of a plain layer, for code that takes it."""
+        return self.base_layer.weight if self.active is None else self.merged(self.active)
 
     def change(self, name: str, x: Tensor) -> Tensor:
         """What an adapter adds to the layer's output."""
