@@ -13,7 +13,7 @@ from torch import Tensor
 from phikit.models import lora
 from phikit.models.audio.config import AudioConfig
 from phikit.models.audio.encoder import rows_of
-from phikit.models.config import LongRope
+from phikit.models.decoder_config import LongRope
 from phikit.models.lora_spec import LoraSpec
 from phikit.models.multimodal.config import SPEECH_LORA, VISION_LORA, Phi4MMConfig
 from phikit.models.multimodal.media import Media

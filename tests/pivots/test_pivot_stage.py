@@ -13,8 +13,8 @@ from phikit.chat.tokenizer import train_bpe
 from phikit.engine.local import LocalEngine
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.pivots.stages import STAGES, PivotsConfig, run_search
 from phikit.records import Pair, Sample, Verdict, read_records, write_records
 from phikit.stage import Context

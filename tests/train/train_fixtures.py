@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from phikit.data.pack import Rows, pack
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.train.models import new_model
 
 TINY = DecoderConfig(

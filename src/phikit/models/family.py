@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.models.config import DecoderConfig, LongRope
+from phikit.models.decoder_config import DecoderConfig, LongRope
 from phikit.models.multimodal.config import Phi4MMConfig
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from phikit.errors import PhikitError
-from phikit.models import config as decoder_config
+from phikit.models import decoder_config
 from phikit.models.audio.config import AudioConfig, audio_from_hf, audio_to_hf
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.lora_spec import LoraSpec
 from phikit.models.vision.config import SIGLIP_448, VisionConfig
 
