@@ -16,7 +16,6 @@ from phi4mm_reference import (
 from phikit.errors import PhikitError
 from phikit.models import lora
 from phikit.models.audio.encoder import rows_of
-from phikit.models.multimodal.generate import generate
 from phikit.models.multimodal.media import Media
 from phikit.models.multimodal.model import Phi4MM
 from phikit.models.multimodal.modes import InputMode
@@ -111,7 +110,7 @@ def test_greedy_answers_across_the_switch_of_factors(name: str) -> None:
     ids = ids + prompt(Media(), seed=9) * ((194 - len(ids)) // 9)
     count = 200 - len(ids) + 8
     assert 200 - len(ids) >= 6
-    ours = list(generate(model, ids, media, max_tokens=count))
+    ours = list(model.answer(ids, media, max_tokens=count))
     theirs = reference_model(model, mode.adapter)
 
     def reference(tokens: int, cached: bool) -> list[int]:
@@ -130,9 +129,9 @@ def test_greedy_answers_across_the_switch_of_factors(name: str) -> None:
 def test_an_answer_ends_at_its_stop_token() -> None:
     model = small_model()
     media, _ = CASES["one clip"]
-    free = list(generate(model, prompt(media), media, max_tokens=9))
+    free = list(model.answer(prompt(media), media, max_tokens=9))
     stop = next(token for token in free if free.index(token) > 2)
-    ended = list(generate(model, prompt(media), media, max_tokens=9, stop_ids=(stop,)))
+    ended = list(model.answer(prompt(media), media, max_tokens=9, stop_ids=(stop,)))
     assert ended == free[: free.index(stop) + 1]
 
 
@@ -167,7 +166,7 @@ def test_each_row_of_a_batch_is_as_it_is_alone() -> None:
         tuple(grid for m in cases for grid in m.grids),
         tuple(clip for m in cases for clip in m.clips),
     )
-    together = model(ids, media=media, lengths=lengths)
+    together = model(ids, media=media, rope_length=lengths)
     for row, (one, own) in enumerate(zip(prompts, cases, strict=True)):
         alone = model(torch.tensor([one]), media=own)
         assert close(together[row : row + 1, : len(one)], alone)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from vision_weights import close, randomise
 
 from phikit.errors import PhikitError
 from phikit.models.vision.config import SIGLIP_448, VisionConfig
@@ -14,23 +14,6 @@ SMALL = VisionConfig(
     hidden_size=48, intermediate_size=80, layers=4, heads=4, patch_size=14, table_side=8
 )
 WIDTH = 40
-
-
-def close(a, b):
-    return float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Weights large enough that every part of the tower makes itself felt."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                p.copy_(1 + 0.3 * torch.randn(p.shape, generator=generator))
-            elif p.dim() > 1:
-                p.copy_(torch.randn(p.shape, generator=generator) * 1.5 / p[0].numel() ** 0.5)
-            else:
-                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
 
 
 def their_name(name: str) -> str:

@@ -85,6 +85,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         build="phikit.models.decoder:Decoder",
         tensors="phikit.models.checkpoint:llama_tensors",
     ),
+    "Phi4MMForCausalLM": Architecture(
+        read="phikit.models.multimodal.config:from_hf",
+        write="phikit.models.multimodal.config:to_hf",
+        build="phikit.models.multimodal.model:Phi4MM",
+    ),
+    "Phi4ForCausalLMV": Architecture(
+        read="phikit.models.vision.reasoning_config:from_hf",
+        write="phikit.models.vision.reasoning_config:to_hf",
+        build="phikit.models.vision.reasoning:ReasoningVision",
+    ),
 }
 
 

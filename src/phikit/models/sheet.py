@@ -7,6 +7,7 @@ from typing import Any
 
 from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import MEMBERS, Member
+from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
 
 _NAME, _SHAPE, _COUNT = 24, 32, 8  # widths of the drawing's columns
@@ -77,10 +78,27 @@ def explain(member: Member) -> str:
             "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
             f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
             f"{gigabytes(size.cache_bytes_per_token * size.context)} GB when the context is full",
+            *_beside(config),
             "",
             *_drawing(config),
         ]
     )
+
+
+def _beside(config: DecoderConfig) -> list[str]:
+    """What a model has that is not its decoder."""
+    if not isinstance(config, Phi4MMConfig):
+        return []
+    vision, audio, adapters = config.vision, config.audio, config.adapter_parameters
+    return [
+        f"sees        SigLIP, {vision.layers} layers of {vision.hidden_size:,}, crops of "
+        f"{config.crop} × {config.crop}; {count(config.image_parameters)} with its projector",
+        f"hears       conformer, {audio.layers} blocks of {audio.hidden_size:,}, 80 ms to a token; "
+        f"{count(audio.parameters)} with its two projectors",
+        f"adapters    vision of rank {config.vision_lora.rank} ({count(adapters['vision'])}), "
+        f"speech of rank {config.speech_lora.rank} ({count(adapters['speech'])}), beside every "
+        "matrix of the layers",
+    ]
 
 
 def count(number: float) -> str:

@@ -14,6 +14,7 @@ from phikit.models.lora_spec import LoraSpec
 from phikit.models.vision.config import SIGLIP_448, VisionConfig
 
 ARCHITECTURE = "Phi4MMForCausalLM"
+_PUBLISHED_IDS = {"image_token_id": 200_010, "audio_token_id": 200_011}
 _END_OF_TEXT, _END = 199_999, 200_020  # <|endoftext|>, <|end|>
 
 # Both are on every matrix of every layer; the published file says so in two ways.
@@ -44,8 +45,8 @@ class Phi4MMConfig(DecoderConfig):
     audio: AudioConfig = CONFORMER
     vision_lora: LoraSpec = VISION_LORA
     speech_lora: LoraSpec = SPEECH_LORA
-    image_id: int = 200_010
-    audio_id: int = 200_011
+    image_id: int = _PUBLISHED_IDS["image_token_id"]
+    audio_id: int = _PUBLISHED_IDS["audio_token_id"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,8 +103,9 @@ class Phi4MMConfig(DecoderConfig):
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> Phi4MMConfig:
     """Reads the published `config.json`.
 
-    It says nothing of the vision tower, which the published code builds in one size; where phikit
-    has written another size, it stands under `vision_config`.
+    It says nothing of the vision tower, which the published code builds in one size, nor of the
+    placeholder tokens. Where phikit has written others, they stand under `vision_config`,
+    `image_token_id` and `audio_token_id`.
 
     Raises:
         PhikitError: a needed key is missing, or says something that phikit does not build.
@@ -131,6 +133,8 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> Phi4MMConfig:
         ),
         vision_lora=_lora_from_hf(need("vision_lora"), f"{where}: vision_lora"),
         speech_lora=_lora_from_hf(need("speech_lora"), f"{where}: speech_lora"),
+        image_id=int(raw.get("image_token_id", _PUBLISHED_IDS["image_token_id"])),
+        audio_id=int(raw.get("audio_token_id", _PUBLISHED_IDS["audio_token_id"])),
     )
     if crop != config.crop:
         raise PhikitError(
@@ -171,6 +175,7 @@ def to_hf(config: Phi4MMConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         "vision_lora": _lora_to_hf(config.vision_lora),
         "speech_lora": _lora_to_hf(config.speech_lora),
     }
+    raw |= {key: value for key, value in _ids(config).items() if value != _PUBLISHED_IDS[key]}
     if config.vision != SIGLIP_448:
         raw["vision_config"] = {
             "hidden_size": config.vision.hidden_size,
@@ -183,6 +188,10 @@ def to_hf(config: Phi4MMConfig, dtype: str = "bfloat16") -> dict[str, Any]:
             "feature_layer": config.vision.feature_layer,
         }
     return raw
+
+
+def _ids(config: Phi4MMConfig) -> dict[str, int]:
+    return {"image_token_id": config.image_id, "audio_token_id": config.audio_id}
 
 
 #: parts of `embd_layer` that phikit builds in one way only

@@ -13,7 +13,8 @@ Names of parameters are those of the published checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from phikit.errors import PhikitError
 from phikit.models import lora
 from phikit.models.audio.encoder import AudioEmbedding, rows_of
-from phikit.models.decoder import Attend, Decoder, rope_tables
+from phikit.models.decoder import Attend, Decoder
+from phikit.models.greedy import generate
 from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.multimodal.media import Media, rows_of_items
 from phikit.models.multimodal.modes import InputMode
@@ -97,71 +99,65 @@ class Phi4MM(Decoder):
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
+        inputs_embeds_BLD: Tensor | None = None,
         media: Media | None = None,
         modes: Sequence[InputMode] | None = None,
-        lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, D].
+        """Final hidden states [B, L, D]; see `Decoder.hidden`.
+
+        Rows of different lengths are filled up on the right; with LongRoPE, `rope_length` then
+        says each row's own length, so that it turns by the factors that it has alone.
 
         Args:
-            media: what stands for the placeholder tokens. Without it such a token is refused,
-                except where `modes` is given: then it is a token like any other.
-            modes: of each row; what the row holds decides when left out. Continuing a prompt
-                needs it, since the new tokens do not tell.
-            lengths: of each row without its padding, which is on the right. With LongRoPE each
-                row turns by its own length's factors; `rope_length` is one length for all.
+            media: what stands for the placeholder tokens. Without it such a token is refused.
+            modes: of each row. When left out, what a row holds decides. With `inputs_embeds_BLD`
+                the ids do not tell: then the `lora.route` in force decides, as it does for text.
         """
-        if media is not None or modes is None:
-            x_BLD = self.embed(ids_BL, media or Media())
-        else:
-            x_BLD = self.model.embed_tokens(ids_BL)
-        if positions_BL is None:
-            positions_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
-        rope = self._rope(positions_BL, rope_length, lengths)
-        return self.hidden_of(x_BLD, rope, modes or self.modes_of(ids_BL), attend)
-
-    def hidden_of(
-        self,
-        x_BLD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        modes: Sequence[InputMode],
-        attend: Attend | None = None,
-    ) -> Tensor:
-        """Final hidden states [B, L, D] of embedded rows, each with its mode's adapter."""
-        adapters = [mode.adapter for mode in modes]
-        if not any(adapters):
-            return self.through_layers(x_BLD, rope, attend or self.attend)
-        with lora.route(adapters):
-            return self.through_layers(x_BLD, rope, attend or self.attend)
+        if inputs_embeds_BLD is None:
+            inputs_embeds_BLD = self.embed(ids_BL, media or Media())
+            modes = modes or self.modes_of(ids_BL)
+        elif media:
+            raise PhikitError("give either media or inputs_embeds_BLD, in which they already are")
+        adapters = [mode.adapter for mode in modes or ()]
+        with lora.route(adapters) if any(adapters) else nullcontext():
+            return super().hidden(ids_BL, positions_BL, attend, rope_length, inputs_embeds_BLD)
 
     def forward(
         self,
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
         media: Media | None = None,
         modes: Sequence[InputMode] | None = None,
-        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits [B, L, V]; arguments as for `hidden`."""
         return self.lm_head(
-            self.hidden(ids_BL, positions_BL, attend, rope_length, media, modes, lengths)
+            self.hidden(ids_BL, positions_BL, attend, rope_length, media=media, modes=modes)
         )
 
-    def _rope(
-        self, positions_BL: Tensor, rope_length: int | None, lengths: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Rotations by one length for all rows, or by each row's own."""
-        if lengths is None:
-            return rope_tables(self.config, positions_BL, rope_length)
-        if rope_length is not None:
-            raise PhikitError("give either rope_length, one for all rows, or lengths, one for each")
-        rows = positions_BL.expand(len(lengths), -1).split(1)
-        tables = [
-            rope_tables(self.config, row_1L, length)
-            for row_1L, length in zip(rows, lengths, strict=True)
-        ]
-        cos, sin = zip(*tables, strict=True)
-        return torch.cat(cos), torch.cat(sin)
+    def answer(
+        self,
+        ids: Sequence[int],
+        media: Media | None = None,
+        max_tokens: int = 256,
+        stop_ids: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Yields the likeliest tokens after one prompt, until one of `stop_ids`, itself included.
+
+        Raises:
+            PhikitError: the placeholder tokens are not those of the media.
+        """
+        ids_1L = torch.tensor([list(ids)], device=self.lm_head.weight.device)
+        with torch.no_grad():
+            inputs_1LD = self.embed(ids_1L, media or Media())
+        adapters = [mode.adapter for mode in self.modes_of(ids_1L)]
+        room = self.config.max_positions - len(ids)
+        tokens = generate(self, inputs_1LD, min(max_tokens, room), stop_ids)
+        while True:
+            with lora.route(adapters):  # not around the yield: the caller may run other rows
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
