@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from phi4mm_reference import small_config, small_model
+from phi4mm_reference import reference_model, small_config, small_model, their_clip, their_images
 from sounds import chirp, speech
 from tokenizers import AddedToken
 
@@ -172,6 +172,25 @@ def test_from_files_to_an_answer(tmp_path: Path, chat: ChatFormat, sharded: bool
     answer = list(loaded.answer(prompt.ids, prompt.media, max_tokens=12, stop_ids=asked.stop_ids))
     assert answer == list(model.answer(prompt.ids, prompt.media, 12, asked.stop_ids))
     assert 1 <= len(answer) <= 12
+
+
+@torch.no_grad()
+def test_whole_pages_and_long_speech_as_transformers(tmp_path: Path, chat: ChatFormat) -> None:
+    """Crops of 448 pixels, and more sound than one window of 40 s; past LongRoPE's switch."""
+    small = small_config(max_positions=4096)
+    config = replace(config_for(chat, small), vision=replace(small.vision, table_side=32))
+    model = small_model(config)
+    messages = user(
+        image(picture(tmp_path, 600, 300)), audio(sound(tmp_path, "long.flac", 42.0)),
+        text("what is said and seen?"),
+    )  # fmt: skip
+    prompt = media_prompt(messages, chat, config)
+    assert prompt.ids.count(config.audio_id) == 525 and len(prompt.ids) > 1300
+    theirs = reference_model(model, "vision")
+    ids = torch.tensor([prompt.ids])
+    expected = theirs(ids, **their_images(prompt.media), **their_clip(prompt.media)).logits
+    got = model(ids, media=prompt.media)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def shard(folder: Path) -> None:

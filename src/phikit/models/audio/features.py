@@ -25,6 +25,7 @@ _WINDOW, _HOP, _FFT = 400, 160, 512  # samples at 16 kHz, half of them at 8 kHz
 _PRE_EMPHASIS = 0.97
 _INT16 = 32_768.0  # the filters were set for sound of 16-bit whole numbers
 _HIGHEST = 7690.0  # Hz
+_AT_ONCE = 4096  # frames whose spectra are held at once: 40 MB
 
 
 def log_mel(wave: Tensor, rate: int) -> Tensor:
@@ -57,16 +58,24 @@ def log_mel(wave: Tensor, rate: int) -> Tensor:
         raise PhikitError(
             f"a sound is {1000 * len(wave_N) / working:.1f} ms long; it must be at least 25 ms"
         )
-    frame_TW = wave_N.unfold(0, window, hop)
-    before_TW = torch.cat((frame_TW[:, :1], frame_TW[:, :-1]), dim=1)
-    # the first sample of a frame has none before it: it is taken as its own predecessor
-    frame_TW = (frame_TW - _PRE_EMPHASIS * before_TW) * _INT16
     shape_W = torch.hamming_window(window, periodic=False, dtype=torch.float64, device=wave.device)
+    filters_FM = mel_filters().to(wave.device)
+    frames_TW = wave_N.unfold(0, window, hop)
+    return torch.cat(
+        [_features(part, shape_W, fft, filters_FM) for part in frames_TW.split(_AT_ONCE)]
+    )
+
+
+def _features(frame_TW: Tensor, shape_W: Tensor, fft: int, filters_FM: Tensor) -> Tensor:
+    """[T, M] of frames that share nothing but their samples."""
+    # the first sample of a frame has none before it: it is taken as its own predecessor
+    before_TW = torch.cat((frame_TW[:, :1], frame_TW[:, :-1]), dim=1)
+    frame_TW = (frame_TW - _PRE_EMPHASIS * before_TW) * _INT16
     spectrum_TF = torch.fft.rfft(frame_TW * shape_W, n=fft).to(torch.complex64)
-    if narrow > 1:
-        quiet = spectrum_TF.new_zeros(len(spectrum_TF), _FFT // 2 + 1 - fft // 2)
+    if fft < _FFT:
+        quiet = spectrum_TF.new_zeros(len(spectrum_TF), len(filters_FM) - fft // 2)
         spectrum_TF = torch.cat((spectrum_TF[:, :-1], quiet), dim=1)
-    power_TM = spectrum_TF.abs().square() @ mel_filters().to(wave.device)
+    power_TM = spectrum_TF.abs().square() @ filters_FM
     return power_TM.clamp(min=1.0).log()
 
 
