@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phikit.chat.images.read import pillow
+from phikit.chat.images.read import normalised, pillow
 from phikit.errors import PhikitError
 from phikit.models.vision.hd import image_tokens
 
@@ -103,7 +102,7 @@ def cut(image: Image, rule: HdRule | None = None) -> HdImage:
     rule = rule or HdRule()
     rows, columns = choose_grid(image.width, image.height, rule)
     padded, valid_YX = _fit(image, rows, columns, rule)
-    pixels_CHW = _normalised(padded)
+    pixels_CHW = normalised(padded).permute(2, 0, 1).contiguous()
     side, patches = rule.crop, rule.crop // rule.patch
     whole = F.interpolate(pixels_CHW[None], (side, side), mode="bicubic", align_corners=False)
     tiles = pixels_CHW.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4)
@@ -160,9 +159,3 @@ def _fit(image: Image, rows: int, columns: int, rule: HdRule) -> tuple[Image, Te
         : columns * patches - (width - size[0]) // rule.patch,
     ] = True
     return padded, valid_YX
-
-
-def _normalised(image: Image) -> Tensor:
-    """Float32 from -1 to 1, [C, H, W]: mean and standard deviation 0.5 of samples from 0 to 1."""
-    pixels_HWC = torch.from_numpy(np.array(image, dtype=np.float32))
-    return ((pixels_HWC - 127.5) / 127.5).permute(2, 0, 1).contiguous()

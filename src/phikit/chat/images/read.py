@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
@@ -72,6 +74,11 @@ def read_image(source: str | Path | bytes | Image) -> Image:
         ) from e
     except (OSError, SyntaxError, ValueError) as e:  # Pillow's words for a damaged file
         raise PhikitError(f"{name}: the picture is damaged or cut short ({e})") from e
+
+
+def normalised(image: Image) -> Tensor:
+    """Float32 from -1 to 1, [H, W, C]: mean and standard deviation 0.5 of samples from 0 to 1."""
+    return (torch.from_numpy(np.array(image, dtype=np.float32)) - 127.5) / 127.5
 
 
 def _to_rgb(image: Image, name: str) -> Image:
