@@ -158,10 +158,9 @@ def their_images(media: Media) -> dict[str, Tensor]:
     }
 
 
-def their_clip(media: Media) -> dict[str, Tensor]:
-    """The arguments for one clip."""
-    (clip,) = media.clips
+def their_clips(media: Media) -> dict[str, Tensor]:
+    """The arguments for clips of one length: without a mask, which it would apply wrongly."""
     return {
-        "audio_input_features": clip[None],
-        "audio_embed_sizes": torch.tensor([rows_of(len(clip))]),
+        "audio_input_features": torch.stack(media.clips),
+        "audio_embed_sizes": torch.tensor([rows_of(len(clip)) for clip in media.clips]),
     }

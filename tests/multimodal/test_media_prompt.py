@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from phi4mm_reference import reference_model, small_config, small_model, their_clip, their_images
+from phi4mm_reference import reference_model, small_config, small_model, their_clips, their_images
 from sounds import chirp, speech
 from tokenizers import AddedToken
 
@@ -188,7 +188,7 @@ def test_whole_pages_and_long_speech_as_transformers(tmp_path: Path, chat: ChatF
     assert prompt.ids.count(config.audio_id) == 525 and len(prompt.ids) > 1300
     theirs = reference_model(model, "vision")
     ids = torch.tensor([prompt.ids])
-    expected = theirs(ids, **their_images(prompt.media), **their_clip(prompt.media)).logits
+    expected = theirs(ids, **their_images(prompt.media), **their_clips(prompt.media)).logits
     got = model(ids, media=prompt.media)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 

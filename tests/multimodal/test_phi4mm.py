@@ -1,6 +1,7 @@
 """The whole of phi-4-multimodal against transformers, mode by mode."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from phi4mm_reference import (
     reference_model,
     small_config,
     small_model,
-    their_clip,
+    their_clips,
     their_images,
     their_name,
 )
@@ -44,6 +45,10 @@ def both(a: Media, b: Media) -> Media:
     return Media(a.crops_NCSS, a.valid_NPP, a.grids, b.clips)
 
 
+def vars_of(media: Media) -> tuple[Any, ...]:
+    return media.crops_NCSS, media.valid_NPP, media.grids
+
+
 def sizes(media: Media) -> list[int]:
     """Tokens of each picture, then of each clip."""
     images = []
@@ -69,13 +74,18 @@ CASES = {
     "one picture": (pictures((1, 2)), InputMode.VISION),
     "two pictures": (pictures((2, 1), (1, 2)), InputMode.VISION),
     "one clip": (clip(), InputMode.SPEECH),
+    "two clips": (Media(clips=clip().clips + clip(seed=2).clips), InputMode.SPEECH),
+    "two of each": (
+        Media(*vars_of(pictures((1, 1), (1, 1), seed=4)), clips=clip(60).clips + clip(60, 5).clips),
+        InputMode.VISION_SPEECH,
+    ),
     "picture and clip": (both(pictures((1, 1)), clip(203)), InputMode.VISION_SPEECH),
 }
 
 
 def inputs(media: Media) -> dict[str, torch.Tensor]:
     theirs = their_images(media) if media.grids else {}
-    return theirs | (their_clip(media) if media.clips else {})
+    return theirs | (their_clips(media) if media.clips else {})
 
 
 def close(a: torch.Tensor, b: torch.Tensor, by: float = 1e-4) -> bool:
