@@ -12,6 +12,7 @@ import torch
 from phi4mm_reference import reference_model, small_config, small_model, their_clips, their_images
 from sounds import chirp, speech
 from tokenizers import AddedToken
+from typer.testing import CliRunner
 
 import phikit
 from phikit.chat.format import ChatFormat, chat_format
@@ -19,8 +20,11 @@ from phikit.chat.media import features_of, media_prompt
 from phikit.chat.sounds import read_sound
 from phikit.chat.templates import PHI4_MINI, PHI4_MULTIMODAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.cli import app
+from phikit.engine.talk_media import respond_to_files
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import PHI_4_MULTIMODAL
 from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.multimodal.modes import InputMode
@@ -172,6 +176,41 @@ def test_from_files_to_an_answer(tmp_path: Path, chat: ChatFormat, sharded: bool
     answer = list(loaded.answer(prompt.ids, prompt.media, max_tokens=12, stop_ids=asked.stop_ids))
     assert answer == list(model.answer(prompt.ids, prompt.media, 12, asked.stop_ids))
     assert 1 <= len(answer) <= 12
+
+
+def test_the_command_answers_about_files(tmp_path: Path, chat: ChatFormat) -> None:
+    folder = tmp_path / "model"
+    checkpoint.save(small_model(config_for(chat)), folder)
+    chat.tokenizer.config = chat.tokenizer_config()
+    chat.tokenizer.save(folder)
+    png, wav = picture(tmp_path, 100, 40), sound(tmp_path, "question.wav")
+
+    def run(*words: Any) -> Any:
+        return CliRunner().invoke(app, ["chat", str(folder), *map(str, words)])
+
+    spoken = run("--image", png, "--audio", wav)
+    assert spoken.exit_code == 0, spoken.output
+    model = phikit.load(folder)
+    prompt = media_prompt(user(image(png), audio(wav)), chat, model.config)
+    ids = model.answer(prompt.ids, prompt.media, model.config.max_positions, chat.stop_ids)
+    assert spoken.output == chat.text(list(ids)) + "\n"
+    assert run("--image", png, "-p", "what is seen").output != spoken.output
+    missing = run("--audio", tmp_path / "none.wav")
+    assert missing.exit_code == 2
+    assert "message 1, part 1: no such file" in missing.output + missing.stderr
+
+
+def test_a_model_without_eyes_says_so(tmp_path: Path) -> None:
+    from phikit.models.decoder import Decoder
+
+    shape = small_config()
+    dense = DecoderConfig(
+        vocab_size=99, hidden_size=48, intermediate_size=8, layers=1, heads=6, kv_heads=2,
+        head_dim=8, max_positions=shape.max_positions,
+    )  # fmt: skip
+    checkpoint.save(Decoder(dense), tmp_path)
+    with pytest.raises(PhikitError, match="a Phi3ForCausalLM neither sees nor hears"):
+        respond_to_files(tmp_path, "", [Path("x.png")], [])
 
 
 @torch.no_grad()
