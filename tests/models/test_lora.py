@@ -92,6 +92,20 @@ def test_a_route_is_a_thread_s_own() -> None:
     assert not torch.equal(routed, seen[0])
 
 
+def test_compiled_in_one_graph_unless_routed() -> None:
+    """And never one route's graph for another route."""
+    model = adapted("a", "b")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for name in ("a", None, "b"):
+        lora.activate(model, name)
+        torch.testing.assert_close(compiled(X), model(X))
+    compiled = torch.compile(model, backend="eager")
+    for names in (["a"] * 4, ["b", None, "a", "b"], [None] * 4):
+        with lora.route(names):
+            torch.testing.assert_close(compiled(X), model(X))
+    torch.testing.assert_close(compiled(X), model(X))
+
+
 def test_merged_weights_do_the_same() -> None:
     model = adapted("a", "b")
     lora.activate(model, "b")

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,25 @@ from phikit.models.lora_spec import LoraSpec
 #: share a model may route their own rows.
 Route = Sequence[str | None]
 _route: ContextVar[tuple[str | None, ...] | None] = ContextVar("route", default=None)
+
+
+class _Routing:
+    """How many routes are in force, in all threads. Where none is, the layers need not ask.
+
+    torch.compile cannot follow a ContextVar: so a model that is trained or run without a route
+    compiles into one graph, and only routed layers break it.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+        self._lock = Lock()
+
+    def change(self, by: int) -> None:
+        with self._lock:
+            self.open += by
+
+
+_routing = _Routing()
 
 
 class LoraLinear(nn.Module):
@@ -67,7 +87,7 @@ class LoraLinear(nn.Module):
                 that this layer has not.
         """
         y = self.base_layer(x)
-        names = _route.get()
+        names = _route.get() if _routing.open else None
         if names is None:
             return y if self.active is None else y + self.change(self.active, x)
         if len(names) != len(x):
@@ -171,9 +191,11 @@ def route(names: Route) -> Iterator[None]:
     Every adapted layer must have the adapters that are named.
     """
     token = _route.set(tuple(names))
+    _routing.change(1)
     try:
         yield
     finally:
+        _routing.change(-1)
         _route.reset(token)
 
 
