@@ -188,7 +188,8 @@ def activate(module: nn.Module, name: str | None) -> None:
 def route(names: Route) -> Iterator[None]:
     """Within, row i (of the first dimension of what layers are given) uses adapter `names[i]`.
 
-    Every adapted layer must have the adapters that are named.
+    Every adapted layer must have the adapters that are named. Where a backward pass computes
+    layers anew (activation checkpointing), the route is no longer in force: use `activate` there.
     """
     token = _route.set(tuple(names))
     _routing.change(1)

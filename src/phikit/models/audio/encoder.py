@@ -30,7 +30,8 @@ from phikit.errors import PhikitError
 from phikit.models.audio.config import REDUCTION, AudioConfig
 
 _PIECE = 500  # rows that are subsampled at once: 40 s take 0.3 GB of intermediate values in float32
-_TOGETHER = 16  # windows that go through the blocks at once
+_TOGETHER = 16  # windows that go through the blocks at once, and
+_PADDED = 1.25  # how much longer the longest may be than the shortest (besides a few rows)
 
 
 class Normaliser(nn.Module):
@@ -75,9 +76,22 @@ class Subsampling(nn.Module):
         for first in range(0, len(x_TM), _PIECE * REDUCTION):
             early = REDUCTION if first else 0
             piece_TM = x_TM[first - early : first + _PIECE * REDUCTION]
-            maps_CSm = self.conv(piece_TM[None, None])[0, :, int(early > 0) :]
+            maps_CSm = self.conv[1:](self._first(piece_TM))[0, :, int(early > 0) :]
             pieces.append(self.out(maps_CSm.transpose(0, 1).flatten(1)))
         return torch.cat(pieces)
+
+    def _first(self, x_TM: Tensor) -> Tensor:
+        """The first convolution, as a matrix product: [1, C, T / 2, M / 2].
+
+        With one channel to read it is 9 products for each value. A library's convolution takes
+        several times as long, and does not leave the channels last, where the next one, which is
+        depthwise, works on them faster.
+        """
+        weight, bias = (self.conv[0].get_parameter(name) for name in ("weight", "bias"))
+        patch_P9 = F.unfold(x_TM[None, None], 3, padding=1, stride=2)[0].T
+        maps_PC = F.linear(patch_P9, weight.flatten(1), bias)
+        maps_1TMC = maps_PC.view(1, -(-len(x_TM) // 2), -1, maps_PC.shape[1])
+        return maps_1TMC.permute(0, 3, 1, 2)
 
 
 class RelativeBias(nn.Module):
@@ -242,11 +256,9 @@ class Encoder(nn.Module):
         ]
 
     def _blocks(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        """Windows [S, D] of any lengths through the blocks, several at once."""
-        order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+        """Windows [S, D] of any lengths through the blocks, several of about one length at once."""
         done: dict[int, Tensor] = {}
-        for first in range(0, len(order), _TOGETHER):
-            group = order[first : first + _TOGETHER]
+        for group in _groups([len(rows_SD) for rows_SD in windows]):
             lengths = [len(windows[i]) for i in group]
             x_NSD = nn.utils.rnn.pad_sequence([windows[i] for i in group], batch_first=True)
             bias_NHSS = self._bias(lengths, x_NSD)
@@ -301,6 +313,20 @@ class AudioEmbedding(nn.Module):
             self.audio_projection[mode](rows_SD)
             for rows_SD, mode in zip(encoded, modes, strict=True)
         ]
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Which windows go through the blocks together: so that little of a batch is padding."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if (
+            not groups
+            or len(groups[-1]) == _TOGETHER
+            or lengths[i] > _PADDED * lengths[groups[-1][0]] + REDUCTION
+        ):
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def rows_of(frames: int) -> int:
