@@ -14,9 +14,8 @@ from phikit import ledger, progress
 from phikit.errors import PhikitError, did_you_mean
 from phikit.files import explain_os_errors, write_json
 from phikit.memory import PeakMemory
-from phikit.recipes import source
 from phikit.recipes.registry import Registry
-from phikit.recipes.schema import check
+from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 
 
@@ -60,7 +59,7 @@ def run(
     """
     stage = _stage(registry or Registry(), package, action)
     folders = _folders(stage, inputs)
-    config = _config(stage, settings)
+    config: Config = from_settings(stage.config, settings, stage.verb)
     with explain_os_errors(out, "making the folder"):
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -117,19 +116,6 @@ def _folders(stage: Stage[Any], inputs: Sequence[str]) -> dict[str, Path]:
         if role not in folders and not written.endswith(("?", "*")):
             raise PhikitError(f"{stage.verb} needs --input {role}=DIR")
     return folders
-
-
-def _config(stage: Stage[Any], settings: Sequence[str]) -> Config:
-    raw: dict[str, Any] = {}
-    places = source.Places()
-    places.put((), "--set")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise PhikitError(f"--set {setting}: no '=' in it", "write --set lr=1e-4")
-        source.put(raw, (), key.split("."), source.scalar(text, f"--set {setting}"), places,
-                   f"--set {setting}")  # fmt: skip
-    return check(stage.config, raw, places, (), stage.verb)
 
 
 def _settings(config: type[Config], prefix: str) -> list[str]:
