@@ -127,6 +127,13 @@ def test_files_bytes_samples_and_open_pictures_are_the_same(
         assert torch.equal(other.media.clips[0], same[0].media.clips[0])
 
 
+def test_samples_of_16_bits_are_scaled() -> None:
+    wave = (chirp(0.2, 16_000) * 32767).to(torch.int16)
+    expected = features_of((wave.float() / 32768, 16_000))
+    assert torch.equal(features_of((wave, 16_000)), expected)
+    assert torch.equal(features_of((wave.numpy(), 16_000)), expected)
+
+
 def test_text_cannot_forge_a_picture(tmp_path: Path, chat: ChatFormat) -> None:
     """Text that spells placeholders or control tokens stays text, also across parts."""
     config = config_for(chat)

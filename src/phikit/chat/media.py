@@ -138,7 +138,10 @@ def features_of(sound: Any) -> Tensor:
             name = "the sound" if isinstance(sound, bytes) else sound
             raise PhikitError(f"{name}: {e.message}", e.hint) from e
     if isinstance(sound, tuple) and len(sound) == 2 and isinstance(sound[0], np.ndarray | Tensor):
-        return log_mel(torch.as_tensor(sound[0]), int(sound[1]))
+        wave = torch.as_tensor(sound[0])
+        if not wave.is_floating_point():  # whole numbers: of 16 bits, for example
+            wave = wave / (torch.iinfo(wave.dtype).max + 1)
+        return log_mel(wave, int(sound[1]))
     raise PhikitError(
         f"{type(sound).__name__} is no sound", "give a file, its bytes, or (samples, rate)"
     )
