@@ -28,6 +28,7 @@ from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes, lane_count
 from phikit.stage import Context
+from phikit.train.fast import layer_forward
 from phikit.train.optim import Optimiser
 from phikit.train.schedules import factor
 from phikit.train.settings import TrainSettings
@@ -198,21 +199,31 @@ def _gradients(
     Microbatches go through the model side by side when there are lanes for them, and are added up
     in their own order either way.
     """
+    sums: dict[str, float] = {}
+
+    def count(loss: Loss) -> None:
+        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+
+    if lanes.count == 1:
+        with autocast(model, settings.precision):  # its copies of the weights serve the whole step
+            for micro in batch.micros:
+                loss = objective.loss(model, micro)
+                with torch.autocast(loss.total.device.type, enabled=False):
+                    (loss.total / batch.weight).backward()
+                count(loss)
+        return sums
+
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def one(micro: M) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+    def one(micro: M) -> tuple[Loss, tuple[Tensor | None, ...]]:
         with autocast(model, settings.precision):
             loss = objective.loss(model, micro)
-        grads = torch.autograd.grad(loss.total / batch.weight, parameters, allow_unused=True)
-        named = {"loss": loss.total.detach(), **loss.sums}
-        return {name: float(value) for name, value in named.items()}, grads
+        return loss, torch.autograd.grad(loss.total / batch.weight, parameters, allow_unused=True)
 
-    sums: dict[str, float] = {}
     for start in range(0, len(batch.micros), lanes.count):
-        micros = batch.micros[start : start + lanes.count]
-        for values, grads in lanes.map(one, micros):
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
+        for loss, grads in lanes.map(one, batch.micros[start : start + lanes.count]):
+            count(loss)
             for p, grad in zip(parameters, grads, strict=True):
                 if grad is not None:
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
@@ -255,11 +266,13 @@ def autocast(model: Decoder, precision: str) -> torch.autocast:
 
 @contextlib.contextmanager
 def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
-    """Applies recomputation and compilation from outside, and takes them off again."""
+    """Applies what only changes speed and memory from outside, and takes it off again."""
     layers = list(model.model.layers)
     for layer in layers:
         if settings.compile:
             layer.compile()
+        else:
+            layer.forward = functools.partial(layer_forward, layer)
         if settings.recompute:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:

@@ -118,7 +118,11 @@ class Optimiser:
 
     def clip_grads(self) -> float:
         """Scales the gradients down to the allowed norm; returns the norm they had."""
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True))
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(grads, foreach=True))
+        if not norm <= self.clip:  # a norm that is no number shall show in the gradients too
+            torch._foreach_mul_(grads, self.clip / (norm + 1e-6))
+        return norm
 
     def step(self, lr: float, muon_lr: float, lanes: Lanes) -> None:
         for group in self.adam.param_groups:

@@ -118,7 +118,7 @@ class Grpo:
         return self.waiting.pop(0)
 
     def loss(self, model: Decoder, micro: RolloutBatch) -> Loss:
-        logprobs_N, entropy_N = micro.forest.logprobs(model, micro.temperature)
+        logprobs_N, entropy_N = micro.forest.logprobs(model, micro.temperature, entropy=True)
         return Loss(*grpo_loss(logprobs_N, entropy_N, micro, self.settings))
 
     def state(self) -> dict[str, Any]:
