@@ -18,10 +18,11 @@ import torch
 from train_fixtures import tiny_model, tiny_rows
 
 from phikit.data.pack import Batches
+from phikit.files import Journal
 from phikit.models import checkpoint
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
-from phikit.train import loop
+from phikit.train import loop, parallel
 from phikit.train.objectives.dpo import Dpo, reference_logprobs
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
@@ -117,9 +118,11 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
         reference = reference_logprobs(model, chosen, 200, "f32")
         objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
     else:
-        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=5)
+        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=3)
     loop.train(ctx, model, objective, settings, STEPS[name])
-    checkpoint.save(model, ctx.dir / "model", torch.float32)
+    model = parallel.whole(model)
+    if parallel.rank() == 0:
+        checkpoint.save(model, ctx.dir / "model", torch.float32)
     return model
 
 
@@ -134,9 +137,21 @@ def write_curves(path: Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def in_processes(name: str, folder: Path) -> None:
+    """The run in this process, or as one of those that torchrun started."""
+    if parallel.launched():
+        parallel.join()
+    with tempfile.TemporaryDirectory() as scratch:
+        ctx = Context(folder)
+        if parallel.rank():  # the first one's metrics are the run's
+            ctx._metrics = Journal(Path(scratch) / "metrics.jsonl")
+        run(name, ctx)
+    parallel.leave()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "curves":
         write_curves(Path(__file__).with_name("curves.json"))
     else:
-        run(sys.argv[1], Context(Path(sys.argv[2])))
+        in_processes(sys.argv[1], Path(sys.argv[2]))

@@ -1,8 +1,8 @@
 """Attention confined to each document of packed rows.
 
 Shapes: B rows, L sequence, T = B·L tokens, S documents of one bucket, P their padded length,
-H query heads, G key-value heads, M = H + 2G heads of the fused projection, K head size, R rotated
-part of a head, Q queries of one block.
+H query heads, G key-value heads, R = H / G, M = H + 2G heads of the fused projection, K head size,
+Q queries of one block.
 
 Documents are taken out of their rows and put into buckets of about equal length, so a token pays
 for its own document's length and not for its row's: nothing can leak, there is no mask to apply,
@@ -190,7 +190,7 @@ def _block(x_SHPK: Tensor, start: int, end: int, kv_heads: int) -> Tensor:
 def _probabilities(
     query: Tensor, seen: Tensor, heads: int, start: int, bucket: Bucket, later: Tensor
 ) -> Tensor:
-    """For a block of queries [S·G, R·Q, K] and the keys it may see [S·G, end, K]: [S·G, R·Q, end]"""
+    """[S·G, R·Q, end], for queries [S·G, R·Q, K] and the keys they may see [S·G, end, K]."""
     s, end = bucket.shape[0], seen.shape[1]
     scores = torch.bmm(query, seen.mT).view(s, heads, end - start, end)
     scores[..., start:].masked_fill_(later[: end - start, : end - start], float("-inf"))

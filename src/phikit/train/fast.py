@@ -1,6 +1,7 @@
 """A decoder layer as training runs it: the same mathematics, fewer passes over memory.
 
-Shapes: B rows, L sequence, D model width, F inner width of the MLP, M heads of the fused projection.
+Shapes: B rows, L sequence, D model width, F both halves of the MLP's inner width, H query heads,
+M heads of the fused projection, K head size.
 
 Between the matrix products a layer does little arithmetic on much memory, and what autograd keeps
 of it is most of a step's memory. Here a norm takes the residual sum with it and keeps that sum

@@ -28,6 +28,7 @@ from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes, lane_count
 from phikit.stage import Context
+from phikit.train import parallel
 from phikit.train.fast import layer_forward
 from phikit.train.optim import Optimiser
 from phikit.train.schedules import factor
@@ -104,18 +105,20 @@ def train(
     """
     torch.manual_seed(ctx.seed)
     model.train().float()
+    if parallel.world() > 1:
+        parallel.shard(model)
     optimiser = Optimiser(model, settings.optimiser)
     checkpoints = Checkpoints(ctx.dir / "checkpoints", settings.keep_checkpoints)
     counters = _Counters()
     start = 0
-    if (saved := checkpoints.latest()) is not None:
+    if (saved := checkpoints.latest(_like(model, optimiser))) is not None:
         start = saved.step
         _restore(model, optimiser, objective, saved, str(checkpoints.folder))
         counters = _Counters(**saved.counters)  # type: ignore[arg-type]
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
     _add_cost(ctx, counters)
     rows = _Rows(ctx, steps, counters.tokens)
-    lanes = Lanes(lane_count(model.config.parameters, ctx.threads))
+    lanes = Lanes(lane_count(model.config.parameters, ctx.threads) if parallel.world() == 1 else 1)
     with _prepared(model, settings), lanes:
         for step in range(start, steps):
             row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
@@ -201,18 +204,18 @@ def _gradients(
     """
     sums: dict[str, float] = {}
 
-    def count(loss: Loss) -> None:
+    def count(loss: Loss, counts: float = 1.0) -> None:
         for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + counts * float(value)
 
     if lanes.count == 1:
         with autocast(model, settings.precision):  # its copies of the weights serve the whole step
-            for micro in batch.micros:
+            for micro, counts in parallel.share(batch.micros):
                 loss = objective.loss(model, micro)
                 with torch.autocast(loss.total.device.type, enabled=False):
-                    (loss.total / batch.weight).backward()
-                count(loss)
-        return sums
+                    (loss.total * counts / batch.weight).backward()
+                count(loss, counts)
+        return parallel.add_up(sums)
 
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -259,9 +262,14 @@ class _Rows:
 
 
 def autocast(model: Decoder, precision: str) -> torch.autocast:
-    """Products in bfloat16 when the settings say so."""
+    """Products in bfloat16 when the settings say so.
+
+    Copies of the weights are kept within it, unless the weights are sliced to save memory.
+    """
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(
+        device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=parallel.world() == 1
+    )
 
 
 @contextlib.contextmanager
@@ -293,6 +301,11 @@ def _state(
     weights = {f"model.{n}": p for n, p in model.named_parameters()}
     moments = {f"optimiser.{n}": t for n, t in optimiser.state().items()}
     return State(step, objective.state(), vars(counters).copy(), weights | moments)
+
+
+def _like(model: Decoder, optimiser: Optimiser) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {f"model.{n}": p for n, p in model.named_parameters()}
+    return weights | {f"optimiser.{n}": t for n, t in optimiser.like().items()}
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """Checkpoints: everything a run depends on, written at once or not at all.
 
 A checkpoint is a folder named by its step: `tensors.safetensors` (weights, optimiser, torch's
-random stream) and `state.json` (the rest). Nothing is pickled.
+random stream) and `state.json` (the rest). Several processes write a file of slices each instead
+(`phikit.train.sliced`); either kind is read by any number of processes. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
+from phikit.train import parallel, sliced
+
+_FILE = "tensors.safetensors"
 
 
 @dataclass
@@ -48,19 +53,24 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
 
     def save(self, state: State) -> None:
-        with atomic_directory(self.folder / f"step-{state.step:08d}") as new:
-            tensors = state.tensors | {"random.torch": torch.get_rng_state()}
-            save_file({n: t.detach().contiguous() for n, t in tensors.items()},
-                      new / "tensors.safetensors")  # fmt: skip
-            write_json(
-                new / "state.json",
-                {"step": state.step, "objective": state.objective, "counters": state.counters},
-            )
-        for old in self.saved()[: -self.keep]:
-            _remove(old)
+        folder = self.folder / f"step-{state.step:08d}"
+        tensors = state.tensors | {"random.torch": torch.get_rng_state()}
+        rest = {"step": state.step, "objective": state.objective, "counters": state.counters}
+        if parallel.world() > 1:
+            sliced.write(folder, tensors, rest)
+        else:
+            with atomic_directory(folder) as new:
+                save_file({n: t.detach().contiguous() for n, t in tensors.items()}, new / _FILE)
+                write_json(new / "state.json", rest)
+        if parallel.rank() == 0:
+            for old in self.saved()[: -self.keep]:
+                _remove(old)
 
-    def latest(self) -> State | None:
+    def latest(self, like: Mapping[str, Tensor]) -> State | None:
         """The newest checkpoint, with torch's random stream set to it; None when there is none.
+
+        Args:
+            like: tensors by name, for how they are sliced over several processes.
 
         Raises:
             PhikitError: it is corrupt; says so and how to go on.
@@ -68,16 +78,19 @@ class Checkpoints:
         saved = self.saved()
         if not saved:
             return None
-        file = saved[-1] / "tensors.safetensors"
+        file = saved[-1] / _FILE
+        raw = read_json(saved[-1] / "state.json")
         try:
             with explain_os_errors(file, "reading"):
-                tensors = load_file(file)
+                if parallel.world() == 1 and file.exists():
+                    tensors = load_file(file)
+                else:
+                    tensors = sliced.read(saved[-1], like, raw.get("scalars", {}))
         except SafetensorError as e:
             raise PhikitError(
                 f"{file}: corrupt checkpoint ({e})",
                 f"remove {saved[-1]} to go on from the checkpoint before it",
             ) from e
-        raw = read_json(saved[-1] / "state.json")
         torch.set_rng_state(tensors.pop("random.torch"))
         return State(raw["step"], raw["objective"], raw["counters"], tensors)
 
