@@ -22,11 +22,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
-from phikit.models.lanes import Lanes, lane_count
+from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel
 from phikit.train.fast import layer_forward
@@ -118,7 +119,7 @@ def train(
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
     _add_cost(ctx, counters)
     rows = _Rows(ctx, steps, counters.tokens)
-    lanes = Lanes(lane_count(model.config.parameters, ctx.threads) if parallel.world() == 1 else 1)
+    lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
     with _prepared(model, settings), lanes:
         for step in range(start, steps):
             row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
@@ -217,7 +218,7 @@ def _gradients(
                 count(loss, counts)
         return parallel.add_up(sums)
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for _, p in trained(model)]
 
     def one(micro: M) -> tuple[Loss, tuple[Tensor | None, ...]]:
         with autocast(model, settings.precision):
@@ -261,6 +262,11 @@ class _Rows:
         return (self.last - self.first) / max(1e-9, time.monotonic() - self.began)
 
 
+def trained(model: Decoder) -> Iterator[tuple[str, Parameter]]:
+    """The parameters that training changes; the others are the input model's."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
 def autocast(model: Decoder, precision: str) -> torch.autocast:
     """Products in bfloat16 when the settings say so.
 
@@ -298,13 +304,13 @@ def _state(
     step: int,
     counters: _Counters,
 ) -> State:
-    weights = {f"model.{n}": p for n, p in model.named_parameters()}
+    weights = {f"model.{n}": p for n, p in trained(model)}
     moments = {f"optimiser.{n}": t for n, t in optimiser.state().items()}
     return State(step, objective.state(), vars(counters).copy(), weights | moments)
 
 
 def _like(model: Decoder, optimiser: Optimiser) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {f"model.{n}": p for n, p in model.named_parameters()}
+    weights: dict[str, Tensor] = {f"model.{n}": p for n, p in trained(model)}
     return weights | {f"optimiser.{n}": t for n, t in optimiser.like().items()}
 
 
@@ -312,7 +318,7 @@ def _like(model: Decoder, optimiser: Optimiser) -> dict[str, Tensor]:
 def _restore(
     model: Decoder, optimiser: Optimiser, objective: Objective[M], saved: State, where: str
 ) -> None:
-    for name, p in model.named_parameters():
+    for name, p in trained(model):
         held = saved.tensors.get(f"model.{name}")
         if held is None or held.shape != p.shape:
             raise PhikitError(

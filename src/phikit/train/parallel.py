@@ -9,7 +9,6 @@ who they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,6 +21,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from phikit.models.decoder import Decoder
+from phikit.models.lanes import lane_count
+from phikit.train.adapters import empty_like
 
 M = TypeVar("M")
 
@@ -49,6 +50,11 @@ def world() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
+
+
+def lanes(parameters: int, threads: int) -> int:
+    """How many microbatches a process computes side by side; see `phikit.models.lanes`."""
+    return lane_count(parameters, threads) if world() == 1 else 1
 
 
 def barrier() -> None:
@@ -84,15 +90,11 @@ def whole(model: Decoder) -> Decoder:
     """The model with whole weights, if it is sharded; every process must ask."""
     if not isinstance(model, FSDPModule):
         return model
-    gathered = {n: full(p.detach()) for n, p in model.named_parameters()}
-    with torch.device("meta"):
-        other = Decoder(copy.deepcopy(model.config))
-    other.to_empty(device=model.lm_head.weight.device)
-    if model.config.tied:
-        other.lm_head.weight = other.model.embed_tokens.weight
+    tensors = {n: full(p.detach()) for n, p in model.named_parameters()}
+    other = empty_like(model)
     with torch.no_grad():
         for name, p in other.named_parameters():
-            p.data = p.data.to(gathered[name].dtype).copy_(gathered[name])
+            p.data = tensors[name]
     return other.train(model.training)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from phikit.models.decoder import Decoder
 from phikit.stage import Context
-from phikit.train import loop, parallel
+from phikit.train import adapters, loop, parallel
 from phikit.train.models import write_model
 from phikit.train.settings import TrainSettings
 from phikit.train.state import Checkpoints
@@ -34,7 +34,9 @@ def finish(
         result = run()
         model = parallel.whole(model)
         if parallel.rank() == 0:
-            write_model(model, tokenizer, ctx.dir, settings.save_dtype)
+            if settings.lora is not None:
+                adapters.save(model, settings.lora.name, ctx.dir / "adapter", str(tokenizer))
+            write_model(adapters.merged(model), tokenizer, ctx.dir, settings.save_dtype)
     if parallel.rank() == 0:
         checkpoints.remove()
     parallel.barrier()

@@ -38,6 +38,22 @@ class OptimiserSettings(Config):
     clip: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
 
 
+class LoraSettings(Config):
+    """A low-rank adapter that is trained instead of the weights (Hu et al. 2021)."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the adapter (phi-4-multimodal: 256)")
+    alpha: float = Field(
+        default=32.0, gt=0, description="its changes are scaled by alpha / rank (usually 2)"
+    )
+    targets: tuple[str, ...] = Field(
+        default=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        min_length=1,
+        description="the linear layers that get one, by the last part of their names",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input")
+    name: str = Field(default="default", pattern=r"^\w+$", description="the adapter's name")
+
+
 class TrainSettings(Config):
     """What the loop needs to know, whatever is minimised."""
 
@@ -55,6 +71,11 @@ class TrainSettings(Config):
         default=0.0, ge=0, lt=1, description="the lowest rate, as a share of the peak"
     )
     optimiser: OptimiserSettings = OptimiserSettings()
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="train an adapter (rank, alpha, targets, dropout, name) and freeze the rest; "
+        "writes adapter/ as PEFT reads it, and model/ with the adapter merged",
+    )
     precision: Literal["bf16", "f32"] = Field(
         default="bf16",
         description="bf16: products in bfloat16 (autocast); weights are always float32",

@@ -54,5 +54,9 @@ def read(
         else torch.empty(held.size, dtype=held.properties.dtype)
         for name, held in found.items()
     }
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    dcp.load(
+        tensors,
+        storage_reader=HuggingFaceStorageReader(str(folder)),
+        no_dist=parallel.world() == 1,
+    )
     return tensors | {name: torch.tensor(value) for name, value in scalars.items()}

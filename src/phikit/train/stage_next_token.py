@@ -91,11 +91,14 @@ def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> di
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
+    from phikit.train.adapters import adapt
     from phikit.train.models import extended, load_model, pad_id
 
     model = load_model(inputs["model"])
     context = model.config.max_positions * settings.context_factor
     model = extended(model, context, settings.rope_theta)
+    if settings.lora is not None:
+        adapt(model, settings.lora, ctx.seed)
     rows = _shard_rows(inputs["shards"], context, pad_id(model))
     return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
 
@@ -103,9 +106,9 @@ def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> di
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.chat.format import chat_format
     from phikit.data.pack import pack
-    from phikit.train.models import load_model, load_tokenizer, pad_id
+    from phikit.train.models import load_tokenizer, pad_id, starting_model
 
-    model = load_model(inputs["model"])
+    model = starting_model(inputs["model"], settings, ctx.seed)
     chat = chat_format(load_tokenizer(inputs["model"]))
     examples: list[Example] = []
     for folder in given(inputs, "samples"):
@@ -135,16 +138,15 @@ def _next_token(
 ) -> dict[str, Any]:
     """Trains on packed rows and writes the model."""
     from phikit.data.pack import Batches
-    from phikit.models.lanes import lane_count
-    from phikit.train import loop
+    from phikit.train import loop, parallel
     from phikit.train.objectives.next_token import NextToken
     from phikit.train.result import finish
 
     steps = settings.total_steps(len(rows))
-    lanes = lane_count(model.config.parameters, ctx.threads)
+    lanes = parallel.lanes(model.config.parameters, ctx.threads)
     objective = NextToken(
         Batches(rows, settings.batch_rows, ctx.seed),
-        settings.microbatch or math.ceil(settings.batch_rows / lanes),
+        settings.microbatch or math.ceil(settings.batch_rows / (lanes * parallel.world())),
         settings.label_smoothing,
         settings.z_loss,
     )

@@ -25,6 +25,8 @@ from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models.decoder import Decoder
 from phikit.records import Rollout, Sample
+from phikit.train import parallel
+from phikit.train.adapters import merged, without
 from phikit.train.loop import Loss, StepBatch, autocast
 from phikit.train.objectives.grouping import Group, balanced, keep, mean, reward_group
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
@@ -85,7 +87,8 @@ def grpo_loss(
 class Grpo:
     """Problems in, rollouts, rewards and advantages made on the way.
 
-    `reference` is a frozen copy of the first weights, if the KL term is measured against it.
+    `reference` is a frozen copy of the first weights, if the KL term is measured against it; the
+    model itself when an adapter is trained, for it is taken off then.
     """
 
     def __init__(
@@ -140,7 +143,11 @@ class Grpo:
         return r.temperature + (last - r.temperature) * done
 
     def _iteration(self, step: int) -> list[StepBatch[RolloutBatch]]:
-        """Samples, verifies, rewards and filters; one batch per update."""
+        """Samples, verifies, rewards and filters; one batch per update.
+
+        Several processes all draw the same: each gathers the whole weights for it.
+        """
+        self.engine.model = merged(parallel.whole(self.model))
         iteration = step // self.settings.updates
         temperature = self.temperature(step)
         samples = [self.problems[i] for i in self._chosen(iteration)]
@@ -221,9 +228,7 @@ class Grpo:
             temperature=temperature,
             old_N=self._frozen(self.model, forest, temperature) if several else None,
             reference_N=(
-                None
-                if self.reference is None
-                else self._frozen(self.reference, forest, temperature)
+                None if self.reference is None else self._first(self.reference, forest, temperature)
             ),
         )
 
@@ -231,6 +236,10 @@ class Grpo:
     def _frozen(self, model: Decoder, forest: Forest, temperature: float) -> Tensor:
         with autocast(model, self.precision):
             return forest.logprobs(model, temperature).logprobs_N
+
+    def _first(self, reference: Decoder, forest: Forest, temperature: float) -> Tensor:
+        with without(reference):
+            return self._frozen(reference, forest, temperature)
 
     def _metrics(
         self, made: list[Group], kept: list[Group], temperature: float
