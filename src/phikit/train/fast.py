@@ -12,6 +12,9 @@ The projections stay modules, so whatever wraps them (LoRA) keeps working.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from phikit.models.decoder import Attend, Layer, RMSNorm
+from phikit.models.decoder import Attend, Decoder, Layer, RMSNorm
 from phikit.train.attention import Confined, Rope
 
 
@@ -35,6 +38,23 @@ def layer_forward(layer: Layer, x_BLD: Tensor, rope: Rope, attend: Attend) -> Te
     delta_BLD = a.o_proj(mixed_BLHK.view(b, n, -1))
     x_BLD, h_BLD = add_norm(x_BLD, delta_BLD, layer.post_attention_layernorm)
     return x_BLD + layer.mlp.down_proj(swiglu(layer.mlp.gate_up_proj(h_BLD)))
+
+
+def decoder_layers(model: Decoder) -> list[Layer]:
+    return [layer for layer in model.model.layers if isinstance(layer, Layer)]
+
+
+@contextmanager
+def fast_layers(model: Decoder) -> Iterator[None]:
+    """Within, the model's layers run so; what they are given otherwise they compute as ever."""
+    layers: list[Any] = decoder_layers(model)
+    for layer in layers:
+        layer.forward = partial(layer_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def add_norm(x_BLD: Tensor, delta_BLD: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel
-from phikit.train.fast import layer_forward
+from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.optim import Optimiser
 from phikit.train.schedules import factor
 from phikit.train.settings import TrainSettings
@@ -281,7 +281,7 @@ def autocast(model: Decoder, precision: str) -> torch.autocast:
 @contextlib.contextmanager
 def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
     """Applies what only changes speed and memory from outside, and takes it off again."""
-    layers = list(model.model.layers)
+    layers: list[Any] = decoder_layers(model)
     for layer in layers:
         if settings.compile:
             layer.compile()

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -53,6 +54,7 @@ def read(
         if name in like
         else torch.empty(held.size, dtype=held.properties.dtype)
         for name, held in found.items()
+        if isinstance(held, TensorStorageMetadata)
     }
     dcp.load(
         tensors,
