@@ -123,7 +123,11 @@ def _timed(estimate: Estimate, given: Sequence[Estimate]) -> Estimate:
     computing = parameters * (
         6 * trained / _TRAINING_RATE + 2 * estimate.generated / _GENERATION_RATE
     )
-    return replace(estimate, seconds=estimate.seconds + computing, parameters=parameters)
+    shape = estimate.shape or next((e.shape for e in given if e.shape is not None), None)
+    return replace(
+        estimate, seconds=estimate.seconds + computing, parameters=parameters, trained=trained,
+        shape=shape,
+    )  # fmt: skip
 
 
 def preview(recipe: Recipe, directory: Path) -> list[Forecast]:

@@ -30,9 +30,18 @@ def load_model(folder: Path) -> Decoder:
     return checkpoint.load(folder / "model", dtype=torch.float32)
 
 
-def starting_model(folder: Path, settings: TrainSettings, seed: int) -> Decoder:
-    """The model that a training stage begins with, an adapter on it if one is to be trained."""
+def starting_model(
+    folder: Path, settings: TrainSettings, seed: int, longer: tuple[int, float] | None = None
+) -> Decoder:
+    """The model that a training stage begins with.
+
+    Args:
+        settings: say whether an adapter is put on it.
+        longer: the context length and RoPE base to extend it to.
+    """
     model = load_model(folder)
+    if longer is not None:
+        model = extended(model, *longer)
     if settings.lora is not None:
         adapt(model, settings.lora, seed)
     return model

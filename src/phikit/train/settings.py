@@ -128,9 +128,18 @@ class ModelSettings(Config):
         default=0.02, gt=0, description="standard deviation of the first weights"
     )
 
-    def parameters(self, vocabulary: int) -> int:
-        """How many parameters the model has with so many different tokens."""
-        return DecoderConfig(vocab_size=vocabulary, max_positions=1, **self.model_dump()).parameters
+    vocabulary: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of the embedding; what the tokenizer needs if left out",
+    )
+
+    def planned(self, vocabulary: int, context: int) -> DecoderConfig:
+        """The shape before there is a tokenizer, for about so many different tokens."""
+        shape = self.model_dump(exclude={"vocabulary"})
+        return DecoderConfig(
+            vocab_size=self.vocabulary or vocabulary, max_positions=context, **shape
+        )
 
     def decoder(self, tokenizer: Tokenizer, context: int) -> DecoderConfig:
         """The whole configuration, for a tokenizer and a context length."""
@@ -138,10 +147,10 @@ class ModelSettings(Config):
         end = special.get("<|endoftext|>")
         rows = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return DecoderConfig(
-            vocab_size=rows,
+            vocab_size=max(rows, self.vocabulary or 0),
             max_positions=context,
             bos_id=end,
             eos_ids=tuple(special[t] for t in ("<|im_end|>", "<|endoftext|>") if t in special),
             pad_id=special.get("<|pad|>", end),
-            **self.model_dump(),
+            **self.model_dump(exclude={"vocabulary"}),
         )
