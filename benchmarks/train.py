@@ -121,7 +121,7 @@ class Bench:
                 b.process.kill()
 
     def race(
-        self, name: str, ours: dict[str, Any], peer: dict[str, Any], goal: float,
+        self, name: str, ours: dict[str, Any], peer: dict[str, Any], goal: float | None,
         memory_goal: float | None = None, flops: float | None = None,
     ) -> None:  # fmt: skip
         """Alternate steps, one of each to warm up; rows for speed, memory and the peak's share."""
@@ -168,6 +168,7 @@ class Bench:
         flops = 3 * smollm2_flops(256)
         self.race("sft", ours, {**common, "peer": "plain"}, 1.2, 0.35, flops)
         self.race("sft", ours, {**common, "peer": "trl"}, 3.5, 0.35)
+        self.race("sft", ours, {**common, "peer": "trl keeping activations"}, None)
 
     def lengths(self) -> None:
         stream = np.random.default_rng(0)

@@ -130,8 +130,10 @@ def trl(spec: dict[str, Any]) -> None:
             adam_epsilon=o["eps"], weight_decay=0.0, max_grad_norm=o["clip"],
             lr_scheduler_type="constant", bf16=spec["precision"] == "bf16", use_cpu=True,
             report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True,
-            optim="adamw_torch_fused", gradient_checkpointing=False,
+            optim="adamw_torch_fused",
         )  # fmt: skip
+        if spec["peer"] == "trl keeping activations":  # as it comes it computes them again
+            common["gradient_checkpointing"] = False
         model, tokenizer = hf_model(spec), AutoTokenizer.from_pretrained(spec["model"])
         if kind == "sft":
             data = Dataset.from_dict({"input_ids": spec["rows"]})

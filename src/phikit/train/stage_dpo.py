@@ -99,10 +99,13 @@ def _usable(pair: Pair, most: int) -> bool:
 
 def _dpo_size(settings: DpoSettings) -> Estimate:
     amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
+    longest = settings.max_tokens or 1024  # answers are about half as long
     return Estimate(
         f"{amount} of {settings.batch_pairs} pairs, LR {settings.lr:g}",
         seconds=2.0,
         passes=settings.epochs,
+        trained=(settings.steps or 0) * settings.batch_pairs * 2 * longest / 2,
+        context=longest,
     )
 
 

@@ -89,6 +89,7 @@ def _grpo_size(settings: GrpoSettings) -> Estimate:
         f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}",
         trained=tokens,
         generated=tokens,
+        context=r.max_tokens,
     )
 
 

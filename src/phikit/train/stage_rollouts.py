@@ -7,6 +7,8 @@ and a wrong answer is the third (report arXiv 2504.21233). Token ids go through 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +61,6 @@ class DistillSettings(NextTokenSettings):
 
 
 def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> dict[str, Any]:
-    import hashlib
-
     import numpy as np
 
     from phikit.chat.format import chat_format
@@ -89,7 +89,7 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
         requests = [
             Request(
                 tuple(chat.render(s.prompt, generation_prompt=True).ids), sampling, settings.group,
-                int.from_bytes(hashlib.blake2b(f"{ctx.seed}/{s.id}".encode(), digest_size=7).digest()),
+                _seed(ctx.seed, s.id),
             )
             for s in part
         ]  # fmt: skip
@@ -116,9 +116,12 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     }  # fmt: skip
 
 
-def _judged(rollout: Rollout, verdict: Any, problem: str) -> Rollout:
-    import dataclasses
+def _seed(seed: int, problem: str) -> int:
+    text = f"{seed}/rollouts/{problem}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
 
+
+def _judged(rollout: Rollout, verdict: Any, problem: str) -> Rollout:
     return dataclasses.replace(rollout, id="", verdict=verdict, meta={"problem": problem})
 
 
