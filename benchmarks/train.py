@@ -187,7 +187,7 @@ class Bench:
         stream = np.random.default_rng(1)
         pairs = [
             [ids(1, int(n), 3 * i + part)[0] for part, n in enumerate(sizes)]
-            for i, sizes in enumerate(stream.integers(24, 72, (64, 3)))
+            for i, sizes in enumerate(stream.integers(16, 40, (64, 3)))
         ]  # fmt: skip
         common = self.spec("dpo", pairs=pairs, batch=64)
         ours = {**common, "micro_tokens": 1536}

@@ -16,7 +16,7 @@ from phikit.models import checkpoint
 from phikit.models.config import DecoderConfig
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
-from phikit.train import loop
+from phikit.train import loop, parallel
 from phikit.train.models import new_model
 from phikit.train.objectives.dpo import Dpo, reference_logprobs
 from phikit.train.objectives.dpo_settings import DpoLoss
@@ -102,7 +102,8 @@ def objective_of(spec: dict[str, Any], model: Any, settings: TrainSettings) -> t
         ordered = spec["in_order"]
         rows = pack(examples, spec["length"], 0, window=1 if ordered else len(examples))
         batches = (InOrder if ordered else Batches)(rows, spec["batch"], 0)
-        objective = Counted(batches, settings.microbatch)
+        lanes = parallel.lanes(model.config.parameters, spec["threads"])  # as the stages cut it
+        objective = Counted(batches, settings.microbatch or -(-spec["batch"] // lanes))
         return objective, lambda: objective.tokens
     if kind == "dpo":
         pairs = [

@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import resource
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,6 +30,7 @@ from phikit.stage import Context
 from phikit.train import parallel
 from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.optim import Optimiser
+from phikit.train.rows import Rows, peak_mib
 from phikit.train.schedules import factor
 from phikit.train.settings import TrainSettings
 from phikit.train.state import Checkpoints, State
@@ -109,7 +108,9 @@ def train(
     if parallel.world() > 1:
         parallel.shard(model)
     optimiser = Optimiser(model, settings.optimiser)
-    checkpoints = Checkpoints(ctx.dir / "checkpoints", settings.keep_checkpoints)
+    checkpoints = Checkpoints(
+        ctx.dir / "checkpoints", settings.keep_checkpoints, settings.checkpoint_in_background
+    )
     counters = _Counters()
     start = 0
     if (saved := checkpoints.latest(_like(model, optimiser))) is not None:
@@ -118,12 +119,16 @@ def train(
         counters = _Counters(**saved.counters)  # type: ignore[arg-type]
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
     _add_cost(ctx, counters)
-    rows = _Rows(ctx, steps, counters.tokens)
+    track = settings.track if parallel.rank() == 0 else ()
+    rows = Rows(
+        ctx, steps, counters.tokens, counters.flops, settings.precision,
+        model.lm_head.weight.device, track,
+    )  # fmt: skip
     lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
-    with _prepared(model, settings), lanes:
+    with _prepared(model, settings), lanes, rows.trackers, checkpoints:
         for step in range(start, steps):
             row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
-            rows.add(row, counters)
+            rows.add(row, counters.tokens, counters.flops)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
                 rows.flush()
@@ -149,7 +154,7 @@ def summary(ctx: Context, tokens_per_s: float) -> dict[str, Any]:
         "loss_last": losses[-1] if losses else None,
         "skipped_steps": len(ctx.metrics.rows) - len(losses),
         "tokens_per_s": round(tokens_per_s, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_mib(),
     }
 
 
@@ -232,34 +237,6 @@ def _gradients(
                 if grad is not None:
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
     return sums
-
-
-class _Rows:
-    """Metrics on their way to the disk and to the screen: seldom enough not to slow training."""
-
-    def __init__(self, ctx: Context, steps: int, tokens: int) -> None:
-        self.ctx, self.steps = ctx, steps
-        self.waiting: list[dict[str, Any]] = []
-        self.began = self.flushed = time.monotonic()
-        self.first = self.last = tokens
-
-    def add(self, row: dict[str, Any], counters: _Counters) -> None:
-        self.waiting.append(row)
-        self.last = counters.tokens
-        shown: dict[str, float | str] = {"tokens_per_s": self.tokens_per_s()}
-        if row["loss"] is not None:
-            shown = {"loss": row["loss"], **shown}
-        self.ctx.progress.update(row["step"], self.steps, **shown)
-        if time.monotonic() - self.flushed > 1.0:
-            self.flush()
-
-    def flush(self) -> None:
-        self.ctx.metrics.append(*self.waiting)
-        self.waiting = []
-        self.flushed = time.monotonic()
-
-    def tokens_per_s(self) -> float:
-        return (self.last - self.first) / max(1e-9, time.monotonic() - self.began)
 
 
 def trained(model: Decoder) -> Iterator[tuple[str, Parameter]]:

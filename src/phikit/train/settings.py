@@ -9,6 +9,7 @@ from pydantic import Field
 from phikit.models.config import DecoderConfig
 from phikit.stage import Config
 from phikit.train.schedules import Schedule
+from phikit.train.trackers import Tracker
 
 if TYPE_CHECKING:
     from phikit.chat.tokenizer import Tokenizer
@@ -98,6 +99,13 @@ class TrainSettings(Config):
     )
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many checkpoints are kept")
+    checkpoint_in_background: bool = Field(
+        default=True,
+        description="write a copy of the state while training goes on: quicker, more memory",
+    )
+    track: tuple[Tracker, ...] = Field(
+        default=(), description="show the metrics in tensorboard or trackio too"
+    )
     bad_steps: int = Field(
         default=5,
         ge=1,

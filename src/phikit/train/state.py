@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -43,28 +45,68 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved atomically, the last `keep` of them kept."""
+    """The checkpoints of one run: saved atomically, the last `keep` of them kept.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    In the `background`, a copy of the state is written while training goes on; the end of a `with`
+    block waits for it. Several processes together write at once and wait for each other.
+    """
+
+    def __init__(self, folder: Path, keep: int, background: bool = False) -> None:
         self.folder, self.keep = folder, keep
+        self.background = background and parallel.world() == 1
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
 
     def save(self, state: State) -> None:
+        """Saves a checkpoint; an error of the one before, in the background, is raised here."""
         folder = self.folder / f"step-{state.step:08d}"
         tensors = state.tensors | {"random.torch": torch.get_rng_state()}
         rest = {"step": state.step, "objective": state.objective, "counters": state.counters}
+        self.wait()
         if parallel.world() > 1:
             sliced.write(folder, tensors, rest)
+            if parallel.rank() == 0:
+                self._prune()
+            return
+        held = {name: t.detach().contiguous() for name, t in tensors.items()}
+        if self.background:
+            held = {name: t.clone() for name, t in held.items()}
+            self._writing = self._writer.submit(self._write, folder, held, rest)
         else:
-            with atomic_directory(folder) as new:
-                save_file({n: t.detach().contiguous() for n, t in tensors.items()}, new / _FILE)
-                write_json(new / "state.json", rest)
-        if parallel.rank() == 0:
-            for old in self.saved()[: -self.keep]:
-                _remove(old)
+            self._write(folder, held, rest)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        with atomic_directory(folder) as new:
+            save_file(tensors, new / _FILE)
+            write_json(new / "state.json", rest)
+        self._prune()
+
+    def _prune(self) -> None:
+        for old in self.saved()[: -self.keep]:
+            _remove(old)
+
+    def wait(self) -> None:
+        """Until what is being written in the background is written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.shutdown()
+        if error is None:
+            self.wait()
 
     def latest(self, like: Mapping[str, Tensor]) -> State | None:
         """The newest checkpoint, with torch's random stream set to it; None when there is none.
