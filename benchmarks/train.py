@@ -168,7 +168,7 @@ class Bench:
         flops = 3 * smollm2_flops(256)
         self.race("sft", ours, {**common, "peer": "plain"}, 1.2, 0.35, flops)
         self.race("sft", ours, {**common, "peer": "trl"}, 3.5, 0.35)
-        self.race("sft", ours, {**common, "peer": "trl keeping activations"}, None)
+        self.race("sft", ours, {**common, "peer": "trl recomputing"}, None)
 
     def lengths(self) -> None:
         stream = np.random.default_rng(0)
@@ -176,11 +176,11 @@ class Bench:
         rows = [row[:n] for row, n in zip(ids(512, 512), sizes, strict=True)]
         mean = round(sum(sizes) / len(sizes) - 1)
         print(f"lengths: mean {mean + 1}, most {max(sizes)}")
-        common = self.spec("sft", rows=rows, batch=16, length=512, mean_tokens=16 * mean)
-        ours = {**common, "batch": 5, "microbatch": 2, "in_order": False}
+        common = self.spec("sft", rows=rows, batch=8, length=512, mean_tokens=8 * mean)
+        ours = {**common, "batch": 3, "microbatch": 2, "in_order": False}
         self.race("lengths", ours, {**common, "peer": "plain"}, 1.5, None)
         self.race("lengths", ours, {**common, "peer": "trl"}, 3.0, None)
-        packed = {**common, "batch": 5, "mean_tokens": 5 * 505, "peer": "trl packed"}
+        packed = {**common, "batch": 3, "mean_tokens": 3 * 505, "peer": "trl packed"}
         self.race("lengths", ours, packed, 3.0, None)
 
     def dpo(self) -> None:

@@ -132,7 +132,7 @@ def trl(spec: dict[str, Any]) -> None:
             report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True,
             optim="adamw_torch_fused",
         )  # fmt: skip
-        if spec["peer"] == "trl keeping activations":  # as it comes it computes them again
+        if spec["peer"] != "trl recomputing":  # as it comes it computes activations again
             common["gradient_checkpointing"] = False
         model, tokenizer = hf_model(spec), AutoTokenizer.from_pretrained(spec["model"])
         if kind == "sft":
