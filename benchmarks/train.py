@@ -202,7 +202,7 @@ class Bench:
         rows = ids(64, 512, most=shape["vocab_size"])
         common = self.spec("pretrain", rows=rows, batch=8, length=512, shape=shape)
         ours = {**common, "microbatch": 2 if name == "pretrain125m" else 0}
-        from phikit.models.config import DecoderConfig
+        from phikit.models.decoder_config import DecoderConfig
 
         flops = 3 * DecoderConfig(**shape).flops_per_token(256) if "125" in name else None  # type: ignore[arg-type]
         for peer in ("plain", "litgpt"):

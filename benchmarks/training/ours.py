@@ -13,7 +13,7 @@ from protocol import Clock, job
 from phikit.data.pack import Batches, pack
 from phikit.memory import keep_freed_memory
 from phikit.models import checkpoint
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
 from phikit.train import loop, parallel

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from phikit.commands import family, runs, stages, talk
+from phikit.commands import family, pivots, runs, stages, talk
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
@@ -55,6 +55,7 @@ app = typer.Typer(
 for _commands in (runs, talk, family):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
+pivots.add(GROUPS["pivots"])
 
 
 def main() -> None:

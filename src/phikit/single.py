@@ -18,9 +18,8 @@ from phikit import ledger, progress
 from phikit.errors import PhikitError, did_you_mean
 from phikit.files import Journal, explain_os_errors, read_json, write_json
 from phikit.memory import PeakMemory, keep_freed_memory
-from phikit.recipes import source
 from phikit.recipes.registry import Registry
-from phikit.recipes.schema import check
+from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 
 
@@ -64,7 +63,7 @@ def run(
     """
     stage = _stage(registry or Registry(), package, action)
     folders = _folders(stage, inputs)
-    config = _config(stage, settings)
+    config: Config = from_settings(stage.config, settings, stage.verb)
     what = {
         "verb": stage.verb,
         "config": config.model_dump(mode="json"),
@@ -177,19 +176,6 @@ def _folders(stage: Stage[Any], inputs: Sequence[str]) -> dict[str, Path]:
         if role not in folders and not written.endswith(("?", "*")):
             raise PhikitError(f"{stage.verb} needs --input {role}=DIR")
     return folders
-
-
-def _config(stage: Stage[Any], settings: Sequence[str]) -> Config:
-    raw: dict[str, Any] = {}
-    places = source.Places()
-    places.put((), "--set")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise PhikitError(f"--set {setting}: no '=' in it", "write --set lr=1e-4")
-        source.put(raw, (), key.split("."), source.scalar(text, f"--set {setting}"), places,
-                   f"--set {setting}")  # fmt: skip
-    return check(stage.config, raw, places, (), stage.verb)
 
 
 def _settings(config: type[Config], prefix: str) -> list[str]:

@@ -95,7 +95,7 @@ class Estimate:
         trained: on how many tokens it trains.
         generated: how many tokens it samples.
         parameters: of the model that it makes; 0 for those of its input's.
-        shape: of the model that it makes (`models.config.DecoderConfig`); None for its input's.
+        shape: of the model that it makes (a `DecoderConfig`); None for its input's.
         context: tokens per sequence that it trains on; 0 for the model's.
     """
 

@@ -11,8 +11,8 @@ import phikit
 from phikit.cli import app
 from phikit.errors import PhikitError
 from phikit.models import sheet
-from phikit.models.config import DecoderConfig, LongRope, from_hf, to_hf
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope, from_hf, to_hf
 from phikit.models.family import MEMBERS, PHI_4_MINI, config, find, member
 from phikit.models.sizes import sizes
 

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from phikit.cli import app
 from phikit.errors import PhikitError
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import config
 from phikit.models.plan import DAY, GPUS, serving, training
 from phikit.models.sizes import sizes

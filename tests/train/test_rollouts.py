@@ -14,7 +14,7 @@ from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.records import Document, Pair, Rollout, Sample, Verdict, read_records, write_records
 from phikit.stage import Context
 from phikit.train.models import new_model

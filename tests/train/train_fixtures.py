@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from phikit.data.pack import Rows, pack
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.train.models import new_model
 
 SPECIAL = [

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 
 _ALIGN = 32  # lengths step by this, so that matrix shapes repeat from step to step
 

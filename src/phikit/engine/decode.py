@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phikit.engine.cache import KVCache
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder, Layer, rope_tables
+from phikit.models.decoder_config import DecoderConfig
 
 
 class RopeTable:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_json
-from phikit.models.config import read_config, write_config
+from phikit.models.architectures import Config, build, config_json, read_config, tensors_for
 from phikit.models.decoder import Decoder
 
 
@@ -88,6 +88,11 @@ def fuse_llama(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
         raise PhikitError(f"{target} cannot be fused: only {', '.join(parts)} are in the files")
 
 
+def llama_tensors(_: Config, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What `architectures` asks of Llama-shaped files."""
+    return fuse_llama(tensors)
+
+
 def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: str) -> None:
     """Copies tensors into a module's parameters and buffers, each exactly once.
 
@@ -124,52 +129,96 @@ def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: 
         raise PhikitError(f"{where}: the tensors do not fit the model:\n    {shown}{more}")
 
 
-def load(
+def empty(config: Config, dtype: torch.dtype, device: str | torch.device) -> torch.nn.Module:
+    """A module with memory for its weights but nothing in it yet; tied weights are one."""
+    with torch.device("meta"):
+        model = build(config)
+    first: dict[int, str] = {}
+    ties = [
+        (name, first[id(t)])
+        for name, t in model.state_dict(keep_vars=True).items()
+        if first.setdefault(id(t), name) != name
+    ]
+    model = model.to(dtype).to_empty(device=device)
+    for name, twin in ties:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(twin))
+    return model
+
+
+def load_any(
     directory: str | Path,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> Decoder:
-    """Loads a model directory.
+) -> torch.nn.Module:
+    """Loads a model directory of any architecture that `architectures` lists.
 
     Args:
         directory: has `config.json` and safetensors weights.
         dtype: the precision to hold the weights in; that of the files when left out.
 
     Raises:
-        PhikitError: a file is missing or corrupt, or the tensors do not fit.
+        PhikitError: a file is missing or corrupt, the architecture is not known, or the tensors do
+            not fit.
     """
     directory = Path(directory)
     config = read_config(directory)
     if dtype is None:
         dtype = next(t.dtype for _, t in read_tensors(directory))
-    with torch.device("meta"):
-        model = Decoder(config)
-    model = model.to(dtype).to_empty(device=device)
-    if config.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    tensors = read_tensors(directory)
-    if config.architecture == "LlamaForCausalLM":
-        tensors = fuse_llama(tensors)
-    fill(model, tensors, str(directory))
+    model = empty(config, dtype, device)
+    fill(model, tensors_for(config, read_tensors(directory)), str(directory))
+    make_buffers(model)
     return model.eval()
 
 
-def save(model: Decoder, directory: Path, dtype: torch.dtype | None = None) -> None:
+def make_buffers(model: torch.nn.Module) -> None:
+    """Lets every submodule that keeps computed tensors compute them (see `architectures`)."""
+    for part in model.modules():
+        if callable(make := getattr(part, "make_buffers", None)):
+            make()
+
+
+def load(
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """`load_any` for what works with dense decoders only: training, search, export.
+
+    Raises:
+        PhikitError: as `load_any`; or the directory holds another kind of model.
+    """
+    named = read_config(Path(directory)).architecture
+    model = load_any(directory, dtype, device)
+    if not isinstance(model, Decoder):
+        raise PhikitError(
+            f"{directory}: it holds a {named}, where a dense decoder is needed",
+            "give a model of phi-4's or phi-4-mini's kind",
+        )
+    return model
+
+
+def save(model: torch.nn.Module, directory: Path, dtype: torch.dtype | None = None) -> None:
     """Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory.
 
-    The head of a tied model is not written twice. Use inside `files.atomic_directory`.
+    Weights that are tied are written once. Use inside `files.atomic_directory`.
+
+    Args:
+        model: has its configuration as `config`.
+        dtype: the precision to write; the model's own when left out.
     """
-    config = model.config
-    state = {
-        name: t.detach().to("cpu", dtype or t.dtype).contiguous()
-        for name, t in model.state_dict().items()
-        if not (config.tied and name == "lm_head.weight")
-    }
+    config: Config = model.config  # type: ignore[assignment]
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    for name, t in model.state_dict(keep_vars=True).items():
+        if id(t) not in seen:
+            seen.add(id(t))
+            state[name] = t.detach().to("cpu", dtype or t.dtype).contiguous()
     with explain_os_errors(directory, "writing"):
         directory.mkdir(parents=True, exist_ok=True)
         save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     held = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    write_config(directory, config, held)
+    write_json(directory / "config.json", config_json(config, held))
     write_json(
         directory / "generation_config.json",
         {

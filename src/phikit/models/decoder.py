@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 
 #: (layer index, q_BHLK, k_BGLK, v_BGLK) → out_BHLK
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

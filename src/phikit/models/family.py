@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.models.config import DecoderConfig, LongRope
+from phikit.models.decoder_config import DecoderConfig, LongRope
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.sizes import BF16, PRECISIONS, sizes
 
 DAY = 86_400

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import MEMBERS, Member
 from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 
 BF16 = 2  # bytes
 PRECISIONS = ("f32", "bf16", "int8", "int4")

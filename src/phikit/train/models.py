@@ -11,8 +11,8 @@ from phikit.chat.tokenizer import Tokenizer
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors
 from phikit.models import checkpoint
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.train.adapters import adapt
 from phikit.train.settings import TrainSettings
 

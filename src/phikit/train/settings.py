@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.stage import Config
 from phikit.train.schedules import Schedule
 from phikit.train.trackers import Tracker

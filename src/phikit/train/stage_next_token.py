@@ -98,7 +98,7 @@ def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> di
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
-    from phikit.models.config import read_config
+    from phikit.models.architectures import read_config
     from phikit.train.models import pad_id, starting_model
 
     before = read_config(inputs["model"] / "model").max_positions

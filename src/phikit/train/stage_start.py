@@ -28,7 +28,7 @@ class StartSettings(Config):
 def run_start(ctx: Context, settings: StartSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.files import atomic_directory
     from phikit.models import checkpoint
-    from phikit.models.config import read_config
+    from phikit.models.architectures import read_config
 
     source = _find(settings.model)
     config = read_config(source)
