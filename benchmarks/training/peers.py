@@ -144,6 +144,9 @@ def trl(spec: dict[str, Any]) -> None:
                 callbacks=[Steps()],
             )  # fmt: skip
         elif kind == "dpo":
+            if batch > 16:  # whole, its logits take over 20 GB
+                common |= {"per_device_train_batch_size": 16,
+                           "gradient_accumulation_steps": batch // 16}  # fmt: skip
             names = ("prompt_ids", "chosen_ids", "rejected_ids")
             data = Dataset.from_dict(
                 dict(zip(names, map(list, zip(*spec["pairs"], strict=True)), strict=True))
@@ -159,7 +162,8 @@ def trl(spec: dict[str, Any]) -> None:
             )  # fmt: skip
         else:
             texts = [tokenizer.decode(p) for p in spec["prompts"]]
-            common["per_device_train_batch_size"] = batch * spec["group"]
+            common |= {"per_device_train_batch_size": 16,
+                       "gradient_accumulation_steps": batch * spec["group"] // 16}  # fmt: skip
             new = spec["new"]
             args = GRPOConfig(
                 num_generations=spec["group"], max_completion_length=new, beta=0.0,
