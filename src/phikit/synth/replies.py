@@ -1,0 +1,118 @@
+"""What was asked of a language model and what it answered: paid for once, kept for good.
+
+A request's id is the hash of all that decides its answer. Every answered call is one line of an
+append-only journal, on the disk before anyone uses it; lines that arrive together are flushed
+together, so that hundreds of calls in flight do not wait for a disk each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from phikit.files import Journal, canonical_json
+
+Status = Literal["accepted", "rejected", "failed", "unsent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `draw` tells apart several answers wanted to the same prompt."""
+
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any] | None = None
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    draw: int = 0
+
+    def key(self, model: str) -> str:
+        """32 hex digits over the model and everything above."""
+        content = canonical_json(
+            [model, list(self.messages), self.schema, self.temperature, self.max_tokens, self.draw]
+        )
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A paid answer. `attempt` counts the answers to one request, from 0."""
+
+    request: str
+    attempt: int
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.request}.{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended: accepted with a `value`, or not, with a `reason`.
+
+    "rejected": answered, but no answer held to the schema. "failed": never answered, will be asked
+    again by the next run. "unsent": the budget was spent before it.
+    """
+
+    request: str
+    status: Status
+    value: Any = None
+    reason: str = ""
+    replies: tuple[str, ...] = ()
+
+
+@dataclass
+class ReplyStore:
+    """Every reply by the id of its request, in `path` (JSON lines)."""
+
+    path: Path
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self._journal = Journal(self.path)
+        for row in self._journal.rows:
+            self._index(Reply(**row))
+        self._journal.rows.clear()
+        self._waiting: list[tuple[Reply, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    def _index(self, reply: Reply) -> None:
+        self.replies.setdefault(reply.request, []).append(reply)
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+
+    async def add(self, reply: Reply) -> None:
+        """Returns when the reply is on the disk; passes on the disk's error if it is not."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((reply, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        await asyncio.shield(done)
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            rows = [{name: getattr(r, name) for name in Reply.__slots__} for r, _ in batch]
+            try:
+                await asyncio.to_thread(self._journal.append, *rows)
+            except Exception as e:
+                for _, done in batch:
+                    done.set_exception(e)
+                continue
+            self._journal.rows.clear()
+            for reply, done in batch:
+                self._index(reply)
+                done.set_result(None)
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            await self._writer
+        self._journal.close()
