@@ -74,10 +74,13 @@ class Collector:
 
     def _judge(self, candidates: list[Candidate]) -> list[tuple[Verdict, ...]]:
         """The verdicts on each candidate: its own solution's, and its program's if it has one."""
+        verdicts = [c.verdicts for c in candidates]
         if not self._verifier:
-            return [() for _ in candidates]
-        answers = [(c.problem, c.response) for c in candidates]
-        verdicts: list[tuple[Verdict, ...]] = [(v,) for v in self._verifier.verify(answers)]
+            return verdicts
+        named = [i for i, c in enumerate(candidates) if c.verifier]
+        answers = [(candidates[i].problem, candidates[i].response) for i in named]
+        for i, verdict in zip(named, self._verifier.verify(answers), strict=True):
+            verdicts[i] = (*verdicts[i], verdict)
         with_program = [i for i, c in enumerate(candidates) if c.program]
         executed = _execute([candidates[i].program for i in with_program])
         for i, verdict in zip(with_program, executed, strict=True):

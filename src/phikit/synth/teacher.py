@@ -8,7 +8,7 @@ called so in every sample's lineage; a language model stands behind the same int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
@@ -54,7 +54,9 @@ class Candidate:
         answer: the gold answer or what else the verifier needs.
         text: the pretraining form; made from question and response when empty.
         program: Python that has to run without an error, if the type states one.
-
+        messages: the whole conversation, where it is more than question and response.
+        plain: only text, no messages.
+        verdicts: of validators that have judged it already.
     """
 
     kind: str
@@ -67,6 +69,9 @@ class Candidate:
     program: str = ""
     parents: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, str], ...] = ()
+    plain: bool = False
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def problem(self) -> Problem:
@@ -76,15 +81,16 @@ class Candidate:
 
     def sample(self, verdicts: tuple[Verdict, ...] = ()) -> Sample:
         """The candidate as a record to train on."""
+        pair = (
+            {"role": "user", "content": self.question},
+            {"role": "assistant", "content": self.response},
+        )
         return Sample(
             parents=self.parents,
             kind=self.kind,
             source=self.source,
             text=self.text or pretraining_text(self.question, self.response),
-            messages=(
-                {"role": "user", "content": self.question},
-                {"role": "assistant", "content": self.response},
-            ),
+            messages=() if self.plain else self.messages or pair,
             verifier=self.verifier,
             answer=self.answer,
             verdicts=verdicts,

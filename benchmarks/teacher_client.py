@@ -1,0 +1,92 @@
+"""How near the teacher's client comes to ideal: 500 calls in flight, a server that takes 1 s.
+
+The server runs in a process of its own. Ideal is in_flight / delay calls a second; the client's
+processor time is its own process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.replies import ReplyStore, Request
+
+_ANSWER = json.dumps(
+    {
+        "choices": [{"message": {"content": "word " * 100}}],
+        "usage": {"prompt_tokens": 20, "completion_tokens": 100},
+    }
+).encode()
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(_ANSWER), _ANSWER)
+
+
+def serve(delay: float, port: multiprocessing.Queue[int]) -> None:
+    """Answers every call after `delay` seconds."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                await asyncio.sleep(delay)
+                writer.write(_RESPONSE)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(one, "127.0.0.1", 0, backlog=2048)
+        port.put(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+async def measure(url: str, calls: int, in_flight: int, store: Path) -> tuple[float, float]:
+    """(seconds, processor seconds) for `calls`."""
+    kept = ReplyStore(store)
+    asked = [Request(({"role": "user", "content": f"write {i}"},)) for i in range(calls)]
+    endpoint = Endpoint(url=url, model="m", in_flight=in_flight, timeout=30)
+    async with RemoteTeacher(endpoint, kept) as teacher:
+        start, used = time.perf_counter(), time.process_time()
+        outcomes = await asyncio.gather(*(teacher.ask(r) for r in asked))
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+    await kept.close()
+    if any(o.status != "accepted" for o in outcomes):
+        raise SystemExit("a call was lost")
+    return seconds, used
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--in-flight", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=20, help="calls are this × in flight")
+    parser.add_argument("--delay", type=float, default=1.0)
+    args = parser.parse_args()
+    port: multiprocessing.Queue[int] = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(args.delay, port), daemon=True)
+    server.start()
+    url = f"http://127.0.0.1:{port.get()}/v1"
+    calls = args.in_flight * args.rounds
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, used = asyncio.run(measure(url, calls, args.in_flight, Path(folder, "r")))
+    server.terminate()
+    share, core = args.rounds * args.delay / seconds, used / seconds
+    print(f"{calls} calls in {seconds:.2f} s: {share:.1%} of ideal, {core:.0%} of a core")
+    rows = [
+        {"name": "share of ideal", "ours": share, "peer": 1.0, "ratio": share, "goal": 0.95,
+         "met": share >= 0.95},
+        {"name": "share of a core", "ours": core, "peer": 1.0, "ratio": core, "goal": 0.5,
+         "met": core <= 0.5},
+    ]  # fmt: skip
+    print(json.dumps({"bench": "teacher-client", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Dataset types as files: what to ask a teacher, step by step, and what to make of its replies.
+
+A type is one YAML file; `docs` are the attributes below. Its prompts are Jinja templates, run in a
+sandbox, that see `seed` (the text it starts from), what was drawn from `vary`, and the replies of
+earlier steps by their names (`draft.question`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import Field, ValidationError
+
+from phikit.errors import PhikitError, did_you_mean
+from phikit.files import explain_os_errors
+from phikit.stage import Config
+from phikit.synth.schema import check_schema
+from phikit.verify.base import BUILT_IN
+
+SHIPPED = Path(__file__).parent / "declared"
+_SHORT = ("string", "integer", "number", "boolean")  # a field's type in one word
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+)
+
+
+class Step(Config):
+    """One call. `role` is the system message. `reply` states the fields of a structured reply: a
+    JSON schema each, or one word ("string", "integer", "number", "boolean", "strings")."""
+
+    name: str = Field(pattern=r"^[a-z][a-z_]*$")
+    role: str = ""
+    prompt: str
+    reply: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1)
+
+    @property
+    def schema_of_reply(self) -> dict[str, Any] | None:
+        if not self.reply:
+            return None
+        properties = {name: _field(kind) for name, kind in self.reply.items()}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+
+
+def _field(kind: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(kind, dict):
+        return kind
+    if kind == "strings":
+        return {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    return {"type": kind, "minLength": 1} if kind == "string" else {"type": kind}
+
+
+class Turn(Config):
+    """One message of the sample; `each` makes one message of every entry of a list of turns."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Result(Config):
+    """The sample's fields, as templates. `turns` names a reply's list of strings that are the
+    messages of a conversation, the user's first."""
+
+    messages: tuple[Turn, ...] = ()
+    turns: str = ""
+    text: str = ""
+    answer: str = ""
+
+
+class Validators(Config):
+    """What a sample must pass.
+
+    Attributes:
+        verifier: judges the last assistant message against `answer`.
+        confirm: a template: an independent answer that the same verifier must pass as well.
+        require: templates that must come out as "True".
+        min_words, max_words: of the assistant's part, or of the text.
+        grounded: the least share of the response's word trigrams that occur in the seed.
+    """
+
+    verifier: str = ""
+    confirm: str = ""
+    require: tuple[str, ...] = ()
+    min_words: int = Field(default=1, ge=0)
+    max_words: int = Field(default=4000, ge=1)
+    grounded: float = Field(default=0, ge=0, le=1)
+
+
+class DeclaredType(Config):
+    """A dataset type. `source` is its class in a mixture, `share` its weight among the types;
+    `vary` gives lists from each of which one entry is drawn for a sample."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    purpose: str = Field(min_length=10)
+    domain: str
+    source: str = "synthetic"
+    seed: Literal["none", "document", "code", "problem"] = "none"
+    share: float = Field(default=1, gt=0)
+    vary: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    steps: tuple[Step, ...] = Field(min_length=1)
+    result: Result
+    validators: Validators = Validators()
+
+
+@cache
+def compiled(source: str) -> Template:
+    return _ENVIRONMENT.from_string(source)
+
+
+def render(source: str, values: Mapping[str, Any]) -> str:
+    """
+    Raises:
+        PhikitError: the template fails on these values (a missing field, a forbidden operation).
+    """
+    try:
+        return compiled(source).render(values).strip()
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as e:
+        raise PhikitError(f"the template {source[:60]!r} fails: {e}") from e
+
+
+def read_type(path: Path) -> DeclaredType:
+    """A type from its file, wholly checked.
+
+    Raises:
+        PhikitError: names file, line and key, and the nearest right key.
+    """
+    with explain_os_errors(path, "reading"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise PhikitError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(data, dict):
+        raise PhikitError(f"{path}: not a mapping", "it begins with the line `name: ...`")
+    try:
+        made = DeclaredType.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = f"{path}:{_line(node, first['loc'])}: {'.'.join(map(str, first['loc']))}"
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(first["loc"][:-1])
+            hint = did_you_mean(str(first["loc"][-1]), known)
+            raise PhikitError(f"{place}: no such key", hint) from e
+        raise PhikitError(f"{place}: {first['msg']}") from e
+    _check(made, path, node)
+    return made
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> Iterable[str]:
+    names = [part for part in loc if isinstance(part, str)]
+    inner = {"steps": Step, "result": Result, "validators": Validators, "messages": Turn}
+    shown: type[Config] = inner[names[-1]] if names else DeclaredType
+    return shown.model_fields
+
+
+def _line(node: Any, loc: Iterable[Any]) -> int:
+    """The line of a key, or of the innermost key on the way to it that is there."""
+    line = node.start_mark.line
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line
+    return int(line) + 1
+
+
+def _check(made: DeclaredType, path: Path, node: Any) -> None:
+    """That templates parse and use only names that exist by then."""
+    known = {"seed", *made.vary}
+    for i, step in enumerate(made.steps):
+        at = f"{path}:{_line(node, ('steps', i))}"
+        for source in (step.role, step.prompt):
+            _check_template(source, known, at)
+        for name, kind in step.reply.items():
+            if isinstance(kind, str) and kind not in (*_SHORT, "strings"):
+                hint = did_you_mean(kind, (*_SHORT, "strings"))
+                raise PhikitError(f"{at}: reply.{name}: no type {kind!r}", hint)
+        if step.schema_of_reply:
+            check_schema(step.schema_of_reply, f"{at}: reply")
+        known.add(step.name)
+    at = f"{path}:{_line(node, ('result',))}"
+    result, validators = made.result, made.validators
+    if sum(map(bool, (result.messages, result.turns, result.text))) != 1:
+        raise PhikitError(f"{at}: result needs exactly one of messages, turns and text")
+    turns = f"{{{{ {result.turns} }}}}" if result.turns else ""
+    for source in (*(t.content for t in result.messages), result.text, result.answer, turns):
+        _check_template(source, known, at)
+    at = f"{path}:{_line(node, ('validators',))}"
+    for source in (validators.confirm, *validators.require):
+        _check_template(source, known, at)
+    if validators.verifier and validators.verifier not in BUILT_IN:
+        raise PhikitError(
+            f"{at}: no verifier {validators.verifier!r}", did_you_mean(validators.verifier, BUILT_IN)
+        )
+    if validators.grounded and made.seed == "none":
+        raise PhikitError(f"{at}: grounded needs a seed")
+
+
+def _check_template(source: str, known: set[str], at: str) -> None:
+    try:
+        used = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+    except TemplateSyntaxError as e:
+        raise PhikitError(f"{at}: in a template: {e.message}") from e
+    for name in sorted(used - known):
+        raise PhikitError(f"{at}: {name!r} is not known here", did_you_mean(name, known))
+
+
+def read_types(folder: Path | None = None) -> dict[str, DeclaredType]:
+    """The shipped types, and those of a folder, which may replace shipped ones.
+
+    Raises:
+        PhikitError: the folder has no type, or a file is wrong.
+    """
+    paths = sorted(SHIPPED.glob("*.yaml"))
+    if folder is not None:
+        own = sorted(folder.glob("*.yaml"))
+        if not own:
+            raise PhikitError(f"{folder}: no dataset type (*.yaml) is here")
+        paths += own
+    types = {}
+    for path in paths:
+        made = read_type(path)
+        if made.name != path.stem:
+            raise PhikitError(f"{path}: the type is named {made.name!r}", "name both alike")
+        types[made.name] = made
+    return types
+
+
+def find_type(name: str, types: Mapping[str, DeclaredType]) -> DeclaredType:
+    """
+    Raises:
+        PhikitError: there is none of that name; names the nearest.
+    """
+    if name not in types:
+        raise PhikitError(f"no dataset type is named {name!r}", did_you_mean(name, types))
+    return types[name]
