@@ -195,7 +195,7 @@ def quantisation(directory: Path) -> Callable[..., Any] | None:
     found = raw.get("quantization_config") if isinstance(raw, dict) else None
     if not found:
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else found
+    method = str(found.get("quant_method") if isinstance(found, dict) else found)
     if method not in QUANTISED:
         raise PhikitError(
             f"{directory}: its weights are quantised by {method!r}, which is not read",
