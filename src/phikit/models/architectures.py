@@ -90,6 +90,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         write="phikit.models.flash.config:to_hf",
         build="phikit.models.flash.model:Flash",
     ),
+    "Phi4MMForCausalLM": Architecture(
+        read="phikit.models.multimodal.config:from_hf",
+        write="phikit.models.multimodal.config:to_hf",
+        build="phikit.models.multimodal.model:Phi4MM",
+    ),
     "Phi4ForCausalLMV": Architecture(
         read="phikit.models.vision.reasoning_config:from_hf",
         write="phikit.models.vision.reasoning_config:to_hf",
