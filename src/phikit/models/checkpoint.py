@@ -6,7 +6,7 @@ Weights are safetensors only, one file or sharded with an index; nothing is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_json
-from phikit.models.architectures import Config, build, config_json, read_config, tensors_for
+from phikit.models.architectures import (
+    QUANTISED,
+    Config,
+    build,
+    config_json,
+    part,
+    read_config,
+    tensors_for,
+)
 from phikit.models.decoder import Decoder
 
 INDEX = "model.safetensors.index.json"
@@ -177,6 +185,25 @@ def main_precision(directory: Path) -> torch.dtype:
     return max(counts, key=counts.__getitem__)
 
 
+def quantisation(directory: Path) -> Callable[..., Any] | None:
+    """What loads a directory of quantised weights; None when they are not quantised.
+
+    Raises:
+        PhikitError: they are quantised in a way that is not read.
+    """
+    raw = read_json(directory / "config.json")
+    found = raw.get("quantization_config") if isinstance(raw, dict) else None
+    if not found:
+        return None
+    method = str(found.get("quant_method") if isinstance(found, dict) else found)
+    if method not in QUANTISED:
+        raise PhikitError(
+            f"{directory}: its weights are quantised by {method!r}, which is not read",
+            "give the model in bfloat16; phikit quantize makes it small",
+        )
+    return part(QUANTISED[method])
+
+
 def load_any(
     directory: str | Path,
     dtype: torch.dtype | None = None,
@@ -193,6 +220,9 @@ def load_any(
             not fit.
     """
     directory = Path(directory)
+    if (quantised := quantisation(directory)) is not None:
+        loaded: torch.nn.Module = quantised(directory, dtype, device)
+        return loaded
     config = read_config(directory)
     if dtype is None:
         dtype = main_precision(directory)
@@ -204,8 +234,8 @@ def load_any(
 
 def make_buffers(model: torch.nn.Module) -> None:
     """Lets every submodule that keeps computed tensors compute them (see `architectures`)."""
-    for part in model.modules():
-        if callable(make := getattr(part, "make_buffers", None)):
+    for module in model.modules():
+        if callable(make := getattr(module, "make_buffers", None)):
             make()
 
 

@@ -7,7 +7,7 @@ Two parts, of different kinds:
 
 - `Slots`: of fixed size for each row, however long it is. Mamba's states and the window layers'
   latest keys and values, in a ring (position p lies in slot p mod W: without positional encoding
-  and behind a softmax their order does not matter). About 25 MB a row for the released model.
+  and behind a softmax their order does not matter). About 24 MB a row for the released model.
 - `SharedKV`: keys and values of all positions, once, for the layer of full attention and all
   cross-attention layers. This is the only part that grows: 5 KB a position.
 
