@@ -1,0 +1,70 @@
+"""Starting a server, and ending it: on SIGTERM requests in flight are finished first."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from phikit.errors import PhikitError
+from phikit.serve.requests import Limits, Served
+
+Say = Callable[[str], None]
+
+
+def serve(
+    models: Mapping[str, Path],
+    host: str,
+    port: int,
+    limits: Limits,
+    keys: Sequence[str],
+    rows: int,
+    cache_bytes: int | None,
+    say: Say,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Args:
+        models: name → directory or GGUF file.
+        port: 0 takes a free one; `say` tells which.
+        rows: samples generated at once, per model.
+        cache_bytes: of every model's KV cache; together half of the free memory when None.
+
+    Raises:
+        PhikitError: the extra is missing, a model cannot be loaded, or the port is taken.
+    """
+    try:
+        import uvicorn
+
+        from phikit.serve import api
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("phikit"):
+            raise
+        raise PhikitError(f"the server needs {e.name}", "pip install 'phikit[serve]'") from e
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as e:
+        raise PhikitError(
+            f"cannot listen on {host}:{port}: {e.strerror or e}", "give another --port"
+        ) from e
+    served = []
+    for name, directory in models.items():
+        share = 1 / (len(models) - len(served))
+        served.append(Served.load(name, directory, rows, cache_bytes, share, limits.open))
+        stats = served[-1].worker.stats
+        mib = stats.blocks * served[-1].worker.scheduler.runner.block_bytes / 2**20
+        say(f"{name}: {stats.blocks} blocks of {stats.block_size} positions, {mib:.0f} MiB")
+    config = uvicorn.Config(
+        api.build(served, limits, keys),
+        log_level="warning",
+        lifespan="on",
+        timeout_graceful_shutdown=int(limits.drain),
+        timeout_keep_alive=30,
+        backlog=2048,
+    )
+    say(f"listening on http://{host}:{sock.getsockname()[1]} ({torch.get_num_threads()} threads)")
+    uvicorn.Server(config).run(sockets=[sock])
