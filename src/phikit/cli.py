@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from phikit.commands import family, pivots, runs, serve, stages, talk
+from phikit.commands import family, generate, pivots, runs, serve, stages, talk
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
@@ -51,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _commands in (runs, talk, serve, family):
+for _commands in (runs, talk, generate, serve, family):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
 pivots.add(GROUPS["pivots"])

@@ -17,8 +17,13 @@ from phikit.serve.generation import Generation
 from phikit.serve.guard import Guard, error_body
 from phikit.serve.metrics import Metrics
 from phikit.serve.requests import (
-    Limits, Refused, Served, engine_requests, prompts, refuse_unsupported,
-)  # fmt: skip
+    Limits,
+    Refused,
+    Served,
+    engine_requests,
+    prompts,
+    refuse_unsupported,
+)
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from phikit.serve.worker import Busy
 

@@ -24,6 +24,33 @@ class _Body(BaseModel):
         return data
 
 
+def _check_text(data: Any) -> None:
+    if isinstance(data, str):
+        try:
+            data.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "a text holds half of a surrogate pair, which is no character"
+            ) from None
+    elif isinstance(data, list):
+        for item in data:
+            _check_text(item)
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            _check_text(name)
+            _check_text(value)
+
+
+class _Whole(_Body):
+    """A body as it comes; all text in it must be text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        _check_text(data)
+        return data
+
+
 class TextPart(_Body):
     type: Literal["text"]
     text: str
@@ -77,7 +104,7 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
 
 
-class _Common(_Body):
+class _Common(_Whole):
     """What chat and completions have in common.
 
     Beyond OpenAI's: top_k, min_p; stop_token_ids (and ignore_eos, which leaves the model's own end
@@ -133,7 +160,7 @@ class CompletionBody(_Common):
     best_of: int | None = None
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(_Whole):
     """Text, or a conversation as `/v1/chat/completions` would give it to the model."""
 
     model: str
@@ -142,6 +169,6 @@ class TokenizeBody(_Body):
     tools: list[Tool] = Field([], max_length=128)
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(_Whole):
     model: str
     tokens: list[_Id] = Field(max_length=2**20)
