@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-pivots clean
+.PHONY: help setup demo test test-fast check docs bench-pivots bench-server clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast   the tests that take seconds"
 	@echo "make check       lint, format, types, import rules, the drawn page"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
+	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
 
@@ -42,6 +43,9 @@ check: setup
 
 bench-pivots: setup
 	$(BIN)/python benchmarks/pivots.py
+
+bench-server: setup
+	$(BIN)/python benchmarks/server.py
 
 docs: setup
 	$(BIN)/python tools/draw_architecture.py
