@@ -24,7 +24,7 @@ import httpx
 
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, Sampling
-from phikit.engine.dense import DenseRunner
+from phikit.engine.native.runner import NativeRunner
 from phikit.engine.scheduler import Scheduler
 from phikit.fetch import resolve
 from phikit.models.load import load
@@ -61,26 +61,26 @@ async def over_http(url: str, requests: list[Request], clients: int, stream: boo
     """Tokens per second that the clients receive."""
     todo, received = iter(requests), 0
 
-    async def client() -> None:
+    async def client(http: httpx.AsyncClient) -> None:
         nonlocal received
-        async with httpx.AsyncClient(base_url=url, timeout=300) as http:
-            for request in todo:
-                body = {
-                    "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
-                    "max_tokens": request.sampling.max_tokens, "ignore_eos": True,
-                    "stream": stream,
-                }  # fmt: skip
-                answer = await http.post("/v1/completions", json=body)
-                answer.raise_for_status()
-                if stream:
-                    assert answer.text.endswith("data: [DONE]\n\n")
-                    received += request.sampling.max_tokens
-                else:
-                    received += answer.json()["usage"]["completion_tokens"]
+        for request in todo:
+            body = {
+                "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
+                "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
+            }  # fmt: skip
+            answer = await http.post("/v1/completions", json=body)
+            answer.raise_for_status()
+            if stream:
+                assert answer.text.endswith("data: [DONE]\n\n")
+                received += request.sampling.max_tokens
+            else:
+                received += answer.json()["usage"]["completion_tokens"]
 
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return received / (time.perf_counter() - start)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+        start = time.perf_counter()
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+        return received / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
     model, clients = resolve(options.model), options.clients
     requests = requests_of(model, clients * options.each, options.tokens)
     scheduler = Scheduler(
-        DenseRunner(load(model)), max_rows=clients, cache_bytes=int(CACHE_GIB * 2**30)
+        NativeRunner(load(model)), max_rows=clients, cache_bytes=int(CACHE_GIB * 2**30)
     )
     command = [
         sys.executable, "-m", "phikit", "serve", f"model={model}", "--port", "0",

@@ -8,7 +8,17 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from phikit.commands import family, generate, pivots, runs, serve, stages, talk
+from phikit.commands import (
+    family,
+    generate,
+    pivots,
+    planning,
+    quantize,
+    runs,
+    serve,
+    stages,
+    talk,
+)
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
@@ -20,6 +30,7 @@ One stage alone:
   phikit train                 which stages the package has
   phikit train sft             what its settings are
   phikit train sft --input model=DIR --input samples=DIR --set lr=1e-4 --out DIR
+  torchrun --nproc-per-node 2 -m phikit train sft ...      in several processes
 """
 
 
@@ -51,7 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _commands in (runs, talk, generate, serve, family):
+for _commands in (runs, talk, generate, serve, family, planning, quantize):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
 pivots.add(GROUPS["pivots"])

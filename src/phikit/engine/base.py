@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
-
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from phikit.engine.attention import Plan, RowAttention, plan
 from phikit.engine.pool import Pool, block_bytes
 from phikit.engine.runner import Piece, Rows
-from phikit.models.decoder_config import DecoderConfig
 from phikit.models.decoder import Decoder, Layer, rope_tables
+from phikit.models.decoder_config import DecoderConfig
 
 _TOGETHER = 8192  # padded positions computed at once
 _TABLE = 256  # rotation tables grow by this many positions

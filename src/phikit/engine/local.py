@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from phikit.engine.base import Finished, Request, check
-from phikit.engine.dense import DenseRunner
+from phikit.engine.native.runner import NativeRunner
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.errors import PhikitError
@@ -44,12 +44,12 @@ class LocalEngine:
         self.max_batch = max_batch
         self.tokens_generated = 0
         self.tokens_prefilled = 0
-        own = model.lm_head.weight.dtype
+        own = model.model.embed_tokens.weight.dtype  # a head may be packed
         self._copy: Decoder | None = None
         if dtype is not None and dtype != own:
             with torch.device("meta"):
                 self._copy = Decoder(model.config).to(dtype)
-            self._copy.to_empty(device=model.lm_head.weight.device)
+            self._copy.to_empty(device=model.model.embed_tokens.weight.device)
             if model.config.tied:
                 self._copy.lm_head.weight = self._copy.model.embed_tokens.weight
 
@@ -88,7 +88,7 @@ class LocalEngine:
     @staticmethod
     def _scheduler(weights: Decoder, rows: int, shards: int) -> Scheduler:
         return Scheduler(
-            DenseRunner(weights),
+            NativeRunner(weights),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,

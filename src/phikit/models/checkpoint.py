@@ -6,8 +6,10 @@ Weights are safetensors only, one file or sharded with an index; nothing is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +18,19 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_json
-from phikit.models.architectures import Config, build, config_json, read_config, tensors_for
+from phikit.models.architectures import (
+    QUANTISED,
+    Config,
+    build,
+    config_json,
+    part,
+    read_config,
+    tensors_for,
+)
 from phikit.models.decoder import Decoder
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -26,7 +39,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         PhikitError: there are none, or the index names a file that is not there.
     """
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     if index.exists():
         files = sorted({directory / name for name in read_json(index)["weight_map"].values()})
         missing = [f.name for f in files if not f.exists()]
@@ -50,19 +63,32 @@ def weight_files(directory: Path) -> list[Path]:
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) one by one from the memory-mapped files of a model directory.
 
+    A file is mapped anew for each tensor: what has been read of a mapping counts as this process's
+    memory until the mapping ends, so that a single one would come to hold the whole file.
+
     Raises:
         PhikitError: a file is truncated or corrupt; names it.
     """
     for file in weight_files(directory):
-        try:
-            with explain_os_errors(file, "reading"), safe_open(file, framework="pt") as f:
-                for name in f.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, f.get_tensor(name)
-        except SafetensorError as e:
-            raise PhikitError(
-                f"{file}: corrupt or truncated safetensors file ({e})",
-                "delete the file and make or fetch it again",
-            ) from e
+        with _opened(file) as f:
+            names = list(f.keys())
+        for name in names:
+            with _opened(file) as f:
+                tensor = f.get_tensor(name)
+            yield name, tensor
+            del tensor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with explain_os_errors(file, "reading"), safe_open(file, framework="pt") as f:
+            yield f
+    except SafetensorError as e:
+        raise PhikitError(
+            f"{file}: corrupt or truncated safetensors file ({e})",
+            "delete the file and make or fetch it again",
+        ) from e
 
 
 def fuse_llama(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -146,6 +172,38 @@ def empty(config: Config, dtype: torch.dtype, device: str | torch.device) -> tor
     return model
 
 
+def main_precision(directory: Path) -> torch.dtype:
+    """The precision that most numbers of a model directory are in.
+
+    A few may be in another: what exponentials are taken of is kept in float32 in some models.
+    """
+    counts: dict[torch.dtype, int] = {}
+    for _, tensor in read_tensors(directory):  # memory-mapped: nothing is read
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    if not counts:
+        raise PhikitError(f"{directory}: there are no tensors in its files")
+    return max(counts, key=counts.__getitem__)
+
+
+def quantisation(directory: Path) -> Callable[..., Any] | None:
+    """What loads a directory of quantised weights; None when they are not quantised.
+
+    Raises:
+        PhikitError: they are quantised in a way that is not read.
+    """
+    raw = read_json(directory / "config.json")
+    found = raw.get("quantization_config") if isinstance(raw, dict) else None
+    if not found:
+        return None
+    method = str(found.get("quant_method") if isinstance(found, dict) else found)
+    if method not in QUANTISED:
+        raise PhikitError(
+            f"{directory}: its weights are quantised by {method!r}, which is not read",
+            "give the model in bfloat16; phikit quantize makes it small",
+        )
+    return part(QUANTISED[method])
+
+
 def load_any(
     directory: str | Path,
     dtype: torch.dtype | None = None,
@@ -162,9 +220,12 @@ def load_any(
             not fit.
     """
     directory = Path(directory)
+    if (quantised := quantisation(directory)) is not None:
+        loaded: torch.nn.Module = quantised(directory, dtype, device)
+        return loaded
     config = read_config(directory)
     if dtype is None:
-        dtype = next(t.dtype for _, t in read_tensors(directory))
+        dtype = main_precision(directory)
     model = empty(config, dtype, device)
     fill(model, tensors_for(config, read_tensors(directory)), str(directory))
     make_buffers(model)
@@ -173,8 +234,8 @@ def load_any(
 
 def make_buffers(model: torch.nn.Module) -> None:
     """Lets every submodule that keeps computed tensors compute them (see `architectures`)."""
-    for part in model.modules():
-        if callable(make := getattr(part, "make_buffers", None)):
+    for module in model.modules():
+        if callable(make := getattr(module, "make_buffers", None)):
             make()
 
 
@@ -198,27 +259,36 @@ def load(
     return model
 
 
-def save(model: torch.nn.Module, directory: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory.
+def save(
+    model: torch.nn.Module,
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes `config.json`, `generation_config.json` and the weights into a directory.
 
+    The weights are `model.safetensors`, or shards with an index when they are larger than one.
     Weights that are tied are written once. Use inside `files.atomic_directory`.
 
     Args:
         model: has its configuration as `config`.
-        dtype: the precision to write; the model's own when left out.
+        dtype: the precision to write; the model's own when left out. No more than a shard is held
+            in it at a time.
+        shard_bytes: the largest shard; a larger tensor is a shard of its own.
     """
     config: Config = model.config  # type: ignore[assignment]
-    seen: set[int] = set()
     state: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, t in model.state_dict(keep_vars=True).items():
         if id(t) not in seen:
             seen.add(id(t))
-            state[name] = t.detach().to("cpu", dtype or t.dtype).contiguous()
+            state[name] = t.detach()
+    held = dtype or next(iter(state.values())).dtype
     with explain_os_errors(directory, "writing"):
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-    held = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    write_json(directory / "config.json", config_json(config, held))
+        _write_shards(state, directory, dtype, shard_bytes)
+    raw = config_json(config, str(held).removeprefix("torch."))
+    write_json(directory / "config.json", raw)
     write_json(
         directory / "generation_config.json",
         {
@@ -227,3 +297,29 @@ def save(model: torch.nn.Module, directory: Path, dtype: torch.dtype | None = No
             "pad_token_id": config.pad_id,
         },
     )
+
+
+def _write_shards(
+    state: Mapping[str, Tensor], directory: Path, dtype: torch.dtype | None, shard_bytes: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, t in state.items():
+        nbytes = t.numel() * (dtype or t.dtype).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+        total += nbytes
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = {n: state[n].to("cpu", dtype or state[n].dtype).contiguous() for n in names}
+        save_file(part, directory / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:  # last, so that it never names a shard that is not there
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_json(directory / INDEX, index)

@@ -13,7 +13,7 @@ from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling, check
-from phikit.engine.dense import DenseRunner
+from phikit.engine.native.runner import NativeRunner
 from phikit.engine.scheduler import Scheduler
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -91,7 +91,7 @@ class Served:
                 f"{directory} holds a {type(model).__name__}, which the server cannot run",
                 "serve a dense decoder",
             )
-        runner = DenseRunner(model)
+        runner = NativeRunner(model)
         scheduler = Scheduler(runner, max_rows=rows, cache_bytes=cache_bytes, cache_share=share)
         return cls(name, model, tokenizer, Worker(name, scheduler, most))
 
