@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from phikit.errors import PhikitError
 from phikit.serve.requests import Limits, Served
 
 Say = Callable[[str], None]
+
+# Seconds after which Python's threads must let another one run. The engine's thread lets go of the
+# interpreter in each of a step's hundreds of operations, and with Python's own 5 ms would wait
+# that long for each while the HTTP side is at work.
+_SWITCH = 1e-4
 
 
 def serve(
@@ -58,6 +64,7 @@ def serve(
         stats = served[-1].worker.stats
         mib = stats.blocks * served[-1].worker.scheduler.runner.block_bytes / 2**20
         say(f"{name}: {stats.blocks} blocks of {stats.block_size} positions, {mib:.0f} MiB")
+    sys.setswitchinterval(_SWITCH)
     config = uvicorn.Config(
         api.build(served, limits, keys),
         log_level="warning",
