@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ Say = Callable[[str], None]
 # interpreter in each of a step's hundreds of operations, and with Python's own 5 ms would wait
 # that long for each while the HTTP side is at work.
 _SWITCH = 1e-4
+
+# glibc's mallopt: (which setting, value). Outside the main thread it allocates from arenas that
+# give a step's large tensors back to the system each time, which costs a fifth of the speed.
+_MALLOC = ((-8, 1), (-3, 32 * 2**20), (-1, 2**30))  # one arena; mmap and trim thresholds
 
 
 def serve(
@@ -49,6 +54,7 @@ def serve(
         if (e.name or "").startswith("phikit"):
             raise
         raise PhikitError(f"the server needs {e.name}", "pip install 'phikit[serve]'") from e
+    _keep_memory()
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -75,3 +81,11 @@ def serve(
     )
     say(f"listening on http://{host}:{sock.getsockname()[1]} ({torch.get_num_threads()} threads)")
     uvicorn.Server(config).run(sockets=[sock])
+
+
+def _keep_memory() -> None:
+    """Has the C library keep large blocks for the next step; nothing where it is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for setting, value in _MALLOC:
+            mallopt(setting, value)
