@@ -70,6 +70,7 @@ def serve(
         stats = served[-1].worker.stats
         mib = stats.blocks * served[-1].worker.scheduler.runner.block_bytes / 2**20
         say(f"{name}: {stats.blocks} blocks of {stats.block_size} positions, {mib:.0f} MiB")
+    sock.listen(2048)  # from here on clients wait instead of being refused
     sys.setswitchinterval(_SWITCH)
     config = uvicorn.Config(
         api.build(served, limits, keys),
