@@ -55,7 +55,7 @@ def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_is_the_result_and_a_few_tensors(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "layers": 8}
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "layers": 4}
     config = replace(CONFIGS["phi"], **sizes)
     model = make(config).to(torch.bfloat16)
     largest = max(p.numel() * p.element_size() for p in model.parameters())
