@@ -19,7 +19,7 @@ from torch import Tensor
 
 from phikit.engine.attention import Plan, RowAttention, plan
 from phikit.engine.pool import Pool, block_bytes
-from phikit.engine.runner import Piece, Rows
+from phikit.engine.runner import Piece, Rows, RowStates
 from phikit.models.decoder import Decoder, Layer, rope_tables
 from phikit.models.decoder_config import DecoderConfig
 
@@ -68,7 +68,7 @@ def rotate_rows(x_NHK: Tensor, cos_N1R: Tensor, sin_N1R: Tensor) -> Tensor:
 class DenseRunner:
     """A `runner.Runner` of a `Decoder`."""
 
-    states = None
+    states: RowStates | None = None
 
     def __init__(self, model: Decoder, block_size: int = 32) -> None:
         config = model.config

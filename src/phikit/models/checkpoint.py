@@ -196,7 +196,7 @@ def quantisation(directory: Path) -> Callable[..., Any] | None:
     if not found:
         return None
     method = found.get("quant_method") if isinstance(found, dict) else found
-    if method not in QUANTISED:
+    if not isinstance(method, str) or method not in QUANTISED:
         raise PhikitError(
             f"{directory}: its weights are quantised by {method!r}, which is not read",
             "give the model in bfloat16; phikit quantize makes it small",
