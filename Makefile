@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-engine-single clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-engine bench-engine-single clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check       lint, format, types, import rules, the drawn page"
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
+	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
@@ -47,6 +48,10 @@ bench-models: setup
 
 bench-pivots: setup
 	$(BIN)/python benchmarks/pivots.py
+
+bench-engine: setup
+	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
+	$(BIN)/python benchmarks/engine.py --peers .venv-peers
 
 bench-engine-single: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64

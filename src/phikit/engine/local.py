@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from phikit.engine.base import Finished, Request, check
-from phikit.engine.native.products import MOST_ROWS
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
 from phikit.engine.scheduler import Scheduler
@@ -92,7 +91,7 @@ class LocalEngine:
     def _packing(weights: Decoder, requests: list[Request], rows: int) -> int:
         """For how many rows to pack the weights: 0 when few rows, or few steps, are to come."""
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
-        if rows <= MOST_ROWS or not worth_packing(weights, tokens // rows):
+        if not worth_packing(weights, rows, tokens // rows):
             return 0
         return rows
 

@@ -18,17 +18,19 @@ from phikit.engine.pool import available_memory
 
 Product = Callable[[Tensor], Tensor]
 
-STEPS = 16  # after so many steps the packing has paid for itself
+ROWS = 12  # with fewer, the kernels for few rows are as good
+STEPS = 24  # after so many steps the packing has paid for itself, with a margin
 _SPARE = 2.0  # times the copy's size that must be free
 
 
-def worth_packing(model: nn.Module, steps: int) -> bool:
-    """Whether packing pays: for bfloat16 on a CPU that can do it, with memory to spare, when so
-    many steps of more than a few rows are to come."""
+def worth_packing(model: nn.Module, rows: int, steps: int) -> bool:
+    """Whether packing pays, when so many steps of about so many rows are to come: for bfloat16 on a
+    CPU that can do it, with memory to spare."""
     weights = [m.weight for m in model.modules() if type(m) is nn.Linear]
     size = sum(w.numel() * w.element_size() for w in weights)
     return (
-        steps >= STEPS
+        rows >= ROWS
+        and steps >= STEPS
         and bool(weights)
         and all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -17,6 +17,8 @@ from phikit.engine.native.step import DecodeStep, Pages, obstacle
 from phikit.engine.runner import Rows
 from phikit.models.decoder import Decoder
 
+_MOST_PACKED = 6
+
 
 class NativeRunner(DenseRunner):
     """A `runner.Runner`. Where there is no compiler, or the model is none that the kernels run
@@ -35,13 +37,15 @@ class NativeRunner(DenseRunner):
         super().__init__(model, block_size, pack)
         self._kernels: DecodeStep | None = None
         self._between: Between | None = None
+        # from there on packed products are the faster ones (benchmarks/engine.py)
+        self.most_rows = _MOST_PACKED if pack else products.MOST_ROWS
         if not obstacle(model) and (built := library(compiler or Compiler())) is not None:
             self._kernels = DecodeStep(model, built)
             self._between = Between(built, model.config)
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
-        if self._kernels is None or len(rows.token_N) > products.MOST_ROWS:
+        if self._kernels is None or len(rows.token_N) > self.most_rows:
             return super().step(rows)
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
         self.rope.fit(int(rows.position_N.max()) + 1)
