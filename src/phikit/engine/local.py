@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from phikit.engine.base import Finished, Request, check
+from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
 from phikit.engine.scheduler import Scheduler
@@ -67,6 +67,7 @@ class LocalEngine:
         for index, request in enumerate(requests):
             try:
                 check(request, self.model.config.vocab_size, self.model.config.max_positions)
+                can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
@@ -114,6 +115,7 @@ class LocalEngine:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
         check(request, self.model.config.vocab_size, self.model.config.max_positions)
+        can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

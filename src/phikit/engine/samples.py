@@ -10,10 +10,8 @@ import numpy as np
 
 from phikit.engine.base import Request
 from phikit.engine.radix import Node
+from phikit.engine.sampling import Top
 from phikit.records import Rollout
-
-#: of one step: (token, log-probability as sampled, and as the model's own), the likeliest first
-Top = tuple[tuple[int, float, float], ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +44,6 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     raw_logprobs: list[float] = field(default_factory=list)
-    top: list[Top] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
     path: list[Node] = field(default_factory=list)
     long: bool = False
