@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-engine bench-engine-single clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-engine bench-engine-single clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
+	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
@@ -52,6 +53,17 @@ bench-pivots: setup
 bench-engine: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
 	$(BIN)/python benchmarks/engine.py --peers .venv-peers
+
+PEERS := .venv-peers
+bench-train: setup $(PEERS)/.training
+	$(BIN)/python benchmarks/train.py --peers $(PEERS)
+
+$(PEERS)/.training:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check \
+	  'trl==1.16.*' 'transformers==5.23.*' 'litgpt==0.5.*'
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check 'numpy>=2'  # litgpt asks for less
+	touch $@
 
 bench-engine-single: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64

@@ -20,6 +20,7 @@ One stage alone:
   phikit train                 which stages the package has
   phikit train sft             what its settings are
   phikit train sft --input model=DIR --input samples=DIR --set lr=1e-4 --out DIR
+  torchrun --nproc-per-node 2 -m phikit train sft ...      in several processes
 """
 
 

@@ -95,7 +95,7 @@ def _content(
     if not isinstance(parts, Sequence):
         raise PhikitError(f"message {number} ({role}) has neither text nor parts in its content")
     text, open_gap = "", False
-    for part in parts:
+    for index, part in enumerate(parts, 1):
         kind = part.get("type", "") if isinstance(part, Mapping) else ""
         if kind not in (*kinds, "text"):
             raise PhikitError(
@@ -112,7 +112,10 @@ def _content(
                 f"message {number} is an answer and holds a part of the type {kind!r}",
                 "answers are text",
             )
-        piece = part["text"] if kind == "text" else place(kind, part[kind])
+        try:
+            piece = part["text"] if kind == "text" else place(kind, part[kind])
+        except PhikitError as e:
+            raise PhikitError(f"message {number}, part {index}: {e.message}", e.hint) from e
         if not isinstance(piece, str):
             raise PhikitError(f"message {number} ({role}) has a text part that is no text")
         text += (gap if open_gap and piece and not piece.startswith(gap) else "") + piece

@@ -90,17 +90,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         write="phikit.models.flash.config:to_hf",
         build="phikit.models.flash.model:Flash",
     ),
+    "Phi4MMForCausalLM": Architecture(
+        read="phikit.models.multimodal.config:from_hf",
+        write="phikit.models.multimodal.config:to_hf",
+        build="phikit.models.multimodal.model:Phi4MM",
+    ),
     "Phi4ForCausalLMV": Architecture(
         read="phikit.models.vision.reasoning_config:from_hf",
         write="phikit.models.vision.reasoning_config:to_hf",
         build="phikit.models.vision.reasoning:ReasoningVision",
     ),
 }
-
-
-#: Who loads a directory whose `config.json` has a `quantization_config`, by its `quant_method`:
-#: called as `checkpoint.load_any` is.
-QUANTISED: Mapping[str, str] = {"phikit": "phikit.engine.quant.files:load"}
 
 
 def architecture(name: str, where: str = "config.json") -> Architecture:

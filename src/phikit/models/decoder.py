@@ -11,7 +11,7 @@ position attends to* is the `attend` function it is called with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,17 +45,21 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(
-    config: DecoderConfig, positions_BL: Tensor, length: int | None = None
+    config: DecoderConfig, positions_BL: Tensor, length: int | Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation, float32, each [B, L, R] (halves repeated: NeoX style).
 
     Args:
         positions_BL: integer positions.
-        length: the sequence length that decides between LongRoPE's short and long factors; the
-            largest position plus one when it is left out.
+        length: the sequence length that decides between LongRoPE's short and long factors, for
+            all rows or for each; the largest position plus one when it is left out.
 
     With LongRoPE both tables are scaled by sqrt(1 + ln(max / original) / ln(original)).
     """
+    if isinstance(length, Sequence):
+        rows = zip(positions_BL.expand(len(length), -1).split(1), length, strict=True)
+        cos, sin = zip(*(rope_tables(config, row_1L, own) for row_1L, own in rows), strict=True)
+        return torch.cat(cos), torch.cat(sin)
     r = config.rotary_dim
     device = positions_BL.device
     inverse_R2 = config.rope_theta ** (
@@ -197,7 +201,7 @@ class Decoder(nn.Module):
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
         inputs_embeds_BLD: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D], after the last norm.
@@ -226,7 +230,7 @@ class Decoder(nn.Module):
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
     ) -> Tensor:
         """Logits [B, L, V]; arguments as for `hidden`."""
         return self.lm_head(self.hidden(ids_BL, positions_BL, attend, rope_length))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from phikit.errors import PhikitError, did_you_mean
 from phikit.models.decoder_config import DecoderConfig, LongRope
 from phikit.models.flash.config import PHI_4_MINI_FLASH, FlashConfig
+from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig
 
 
@@ -101,6 +102,12 @@ PHI_4_MINI = DecoderConfig(
     pad_id=199_999,
 )
 
+# Phi-4-Mini report (arXiv 2503.01743) and the published config.json: phi-4-mini, and beside its
+# matrices two adapters. What sees and hears has the published sizes as its defaults.
+PHI_4_MULTIMODAL = Phi4MMConfig(
+    **{f.name: getattr(PHI_4_MINI, f.name) for f in fields(PHI_4_MINI) if f.name != "architecture"}
+)
+
 # SmolLM2-135M-Instruct (Apache-2.0): no Phi, but shaped so much like one that the same decoder
 # runs it. A real pretrained model for a laptop.
 SMOLLM2 = DecoderConfig(
@@ -160,6 +167,13 @@ MEMBERS = (
         "thinks long and cheaply: most of its memory does not grow; mathematics",
         PHI_4_MINI_FLASH,
         aliases=("phi-4-mini-flash",),
+    ),
+    Member(
+        "phi-4-multimodal",
+        "microsoft/Phi-4-multimodal-instruct",
+        "phi-4-mini that also sees pictures and hears speech",
+        PHI_4_MULTIMODAL,
+        aliases=("phi-4-multimodal-instruct",),
     ),
     Member(
         "smollm2",

@@ -8,6 +8,7 @@ from typing import Any
 from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import MEMBERS, Member
 from phikit.models.flash.config import FlashConfig
+from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig
 
@@ -89,15 +90,26 @@ def explain(member: Member) -> str:
 
 def _beside(config: DecoderConfig | FlashConfig) -> list[str]:
     """What a model has that is not its decoder."""
-    if not isinstance(config, ReasoningVisionConfig):
-        return []
-    vision = config.vision
-    seeing = config.parameters - config.decoder.parameters
-    return [
-        f"sees        SigLIP 2, {vision.layers} layers of {vision.hidden_size:,}, a picture as "
-        f"{config.least_patches:,} to {config.most_patches:,} patches of {vision.patch_size} × "
-        f"{vision.patch_size} pixels, each a token; {count(seeing)} with its projector",
-    ]
+    if isinstance(config, ReasoningVisionConfig):
+        vision = config.vision
+        seeing = config.parameters - config.decoder.parameters
+        return [
+            f"sees        SigLIP 2, {vision.layers} layers of {vision.hidden_size:,}, a picture as "
+            f"{config.least_patches:,} to {config.most_patches:,} patches of {vision.patch_size} × "
+            f"{vision.patch_size} pixels, each a token; {count(seeing)} with its projector",
+        ]
+    if isinstance(config, Phi4MMConfig):
+        vision, audio, adapters = config.vision, config.audio, config.adapter_parameters
+        return [
+            f"sees        SigLIP, {vision.layers} layers of {vision.hidden_size:,}, crops of "
+            f"{config.crop} × {config.crop}; {count(config.image_parameters)} with its projector",
+            f"hears       conformer, {audio.layers} blocks of {audio.hidden_size:,}, 80 ms to a "
+            f"token; {count(audio.parameters)} with its two projectors",
+            f"adapters    vision of rank {config.vision_lora.rank} ({count(adapters['vision'])}), "
+            f"speech of rank {config.speech_lora.rank} ({count(adapters['speech'])}), beside every "
+            "matrix of the layers",
+        ]
+    return []
 
 
 def count(number: float) -> str:
