@@ -32,13 +32,8 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.kind not in CONSTRAINTS:
             raise PhikitError(
-<<<<<<< HEAD
-                f"the constraint's kind is {self.kind!r}; "
-                f"it must be one of {', '.join(CONSTRAINTS)}"
-=======
                 f"the constraint's kind is {self.kind!r}; it must be one of "
                 f"{', '.join(CONSTRAINTS)}"
->>>>>>> main
             )
 
 
