@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-engine-single bench-server clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-engine bench-engine-single bench-server clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
 	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
+	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
@@ -52,6 +53,10 @@ bench-pivots: setup
 
 bench-server: setup
 	$(BIN)/python benchmarks/server.py
+
+bench-engine: setup
+	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
+	$(BIN)/python benchmarks/engine.py --peers .venv-peers
 
 PEERS := .venv-peers
 bench-train: setup $(PEERS)/.training
