@@ -97,6 +97,19 @@ def test_a_stop_string_ends_the_answer_before_it(client, stream):
         assert finish == "stop"
 
 
+def test_penalties_and_biases_reach_the_engine(client):
+    ask = {"model": "tiny", "prompt": "the cat", "max_tokens": 12, "seed": 5}
+    extra = {"ignore_eos": True, "return_token_ids": True}
+    forced = client.completions.create(**ask, logit_bias={"70": 100}, extra_body=extra)
+    assert forced.choices[0].token_ids == [70] * 12
+    greedy = {**ask, "temperature": 0}
+    plain = client.completions.create(**greedy, extra_body=extra).choices[0].token_ids
+    varied = client.completions.create(
+        **greedy, frequency_penalty=2, extra_body={**extra, "repetition_penalty": 10}
+    )
+    assert len(set(varied.choices[0].token_ids)) > len(set(plain))
+
+
 def test_ids_go_in_and_come_out(client, tiny, offline):
     ids = Tokenizer.load(tiny).encode("on the mat")
     answer = client.completions.create(
@@ -150,7 +163,8 @@ def test_models_health_and_figures(server, client):
         ({"colour": "red"}, 400, "colour"),
         ({"top_logprobs": 3, "logprobs": True}, 400, "top_logprobs"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
-        ({"presence_penalty": 1}, 400, "presence_penalty"),
+        ({"presence_penalty": 3}, 400, "presence_penalty"),
+        ({"logit_bias": {"cat": 1}}, 400, "logit_bias"),
         ({"tool_choice": "required", "tools": [TOOL]}, 400, "tool_choice"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 1000}, 400, "n"),

@@ -70,12 +70,12 @@ class Generation:
             job.close()
 
     def _feed(self, job: Job, update: Update) -> list[Part]:
-        sample = self.samples[update.index]
+        sample = self.samples[update.sample]
         if sample.finish is not None:
             return []  # tokens drawn while the engine was being told to stop
         out = sample.feed(update)
         if sample.finish is not None:
-            job.drop(update.index)
+            job.drop(update.sample)
         return out
 
     # --- in one piece ----------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Generation:
                 while job.left:
                     update = await job.next()
                     parts = self._feed(job, update)
-                    for choice in self._chunks(update.index, parts):
+                    for choice in self._chunks(update.sample, parts):
                         yield event({**start, "choices": [choice]})
         except TimeoutError:
             text = f"the answer was not whole after {self.limits.timeout:.0f} s"

@@ -152,10 +152,6 @@ def refuse_unsupported(body: ChatBody | CompletionBody) -> None:
         if asked:
             raise Refused(name, f"{name} is not supported by this server", instead)
 
-    never("presence_penalty", body.presence_penalty != 0)
-    never("frequency_penalty", body.frequency_penalty != 0)
-    never("repetition_penalty", body.repetition_penalty != 1)
-    never("logit_bias", bool(body.logit_bias))
     if body.stream_options and not body.stream:
         raise Refused("stream_options", "stream_options is for stream: true")
     if isinstance(body, ChatBody):
@@ -177,7 +173,7 @@ def prompts(model: Served, body: CompletionBody) -> list[list[int]]:
     if isinstance(given, str):
         return [model.tokenizer.encode(given)]
     if given and isinstance(given[0], int):
-        return [list(given)]  # type: ignore[arg-type]
+        return [list(given)]
     return [model.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in given]  # type: ignore[arg-type]
 
 
@@ -199,6 +195,7 @@ def engine_requests(
     stop_ids = tuple(
         dict.fromkeys((*(() if body.ignore_eos else model.ends), *body.stop_token_ids))
     )
+    bias = _bias(body)
     found = []
     for prompt in ids:
         sampling = Sampling(
@@ -208,6 +205,10 @@ def engine_requests(
             min_p=body.min_p,
             max_tokens=_max_tokens(model, body, len(prompt), limits),
             stop_ids=stop_ids,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            logit_bias=bias,
         )
         request = Request(tuple(prompt), sampling, seed=seed)
         try:
@@ -220,6 +221,17 @@ def engine_requests(
             for i in range(body.n)
         ]
     return found
+
+
+def _bias(body: ChatBody | CompletionBody) -> tuple[tuple[int, float], ...]:
+    """What is added to single tokens' logits; OpenAI's interface names tokens by text."""
+    try:
+        return tuple((int(token), value) for token, value in sorted(body.logit_bias.items()))
+    except ValueError:
+        wrong = next(token for token in body.logit_bias if not token.lstrip("-").isdigit())
+        raise Refused(
+            "logit_bias", f"logit_bias names {wrong!r}", "name tokens by their ids"
+        ) from None
 
 
 def _max_tokens(model: Served, body: ChatBody | CompletionBody, prompt: int, limits: Limits) -> int:

@@ -63,7 +63,7 @@ def serve(
         raise PhikitError(
             f"cannot listen on {host}:{port}: {e.strerror or e}", "give another --port"
         ) from e
-    served = []
+    served: list[Served] = []
     for name, directory in models.items():
         share = 1 / (len(models) - len(served))
         served.append(Served.load(name, directory, rows, cache_bytes, share, limits.open))

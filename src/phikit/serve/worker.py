@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from phikit.engine.base import Request
@@ -26,12 +27,17 @@ _STATS_EVERY = 0.2  # seconds between two snapshots of a busy scheduler's figure
 class Update(NamedTuple):
     """News of one sample: new tokens, and at its end why it ended, or the error that ended it."""
 
-    index: int
+    sample: int
     tokens: Sequence[int] = ()
     logprobs: Sequence[float] = ()
     raw_logprobs: Sequence[float] = ()
     finish: str | None = None
     error: PhikitError | None = None
+
+
+def _hand_over(news: Sequence[tuple[Job, list[Update]]]) -> None:
+    for job, updates in news:
+        job.take(updates)
 
 
 class Busy(PhikitError):
@@ -81,7 +87,7 @@ class Job:
         if update.error is not None:
             raise update.error
         if update.finish is not None:
-            self._gone({update.index})
+            self._gone({update.sample})
         return update
 
     def drop(self, index: int) -> None:
@@ -288,7 +294,7 @@ class Worker:
         for job, updates in news.items():
             by_loop.setdefault(job.loop, []).append((job, updates))
         for loop, jobs in by_loop.items():
-            self._call(loop, lambda jobs=jobs: [job.take(updates) for job, updates in jobs])
+            self._call(loop, partial(_hand_over, jobs))
 
     @staticmethod
     def _call(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
