@@ -14,8 +14,7 @@ text is contamination however short or common it is.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from phikit.data.ngrams import Hashes, WordHasher, ngrams, words
+from phikit.data.ngrams import Hashes, hash_words, ngrams, text_keys, text_ngrams, words
 from phikit.records import Sample
 from phikit.stage import Config
 
 Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
+_AT_ONCE = 1 << 18  # characters hashed at once: their arrays stay in the cores' caches
+_BITS = 24  # of an n-gram's integer that the first look takes: a table of 2 MiB
 
 
 class DecontaminationConfig(Config):
@@ -93,7 +94,26 @@ class _Index:
         self.starts = np.append(starts, len(flat))
         self.owners = owners[order]
         self.found = np.zeros(len(self.grams), np.int64)
+        self.table = np.zeros(1 << (_BITS - 3), np.uint8)
+        top = self.grams >> np.uint64(64 - _BITS)
+        np.bitwise_or.at(self.table, top >> np.uint64(3), _bit(top))
         self.settle()
+
+    def possible(self, grams: Hashes) -> NDArray[np.int64]:
+        """Where n-grams are that may be in the index: all that are, and few that are not.
+
+        One look into a table that stays in the cache, where a search would take some twenty looks
+        into memory.
+        """
+        top = grams >> np.uint64(64 - _BITS)
+        return np.flatnonzero(self.table[top >> np.uint64(3)] & _bit(top))
+
+    def holds(self, grams: Hashes) -> NDArray[np.bool_]:
+        """Which n-grams are in the index."""
+        if not len(self.grams):
+            return np.zeros(len(grams), np.bool_)
+        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
+        return self.grams[at] == grams
 
     def positions(self, hashes: Hashes) -> NDArray[np.int64]:
         """For each n-gram of a text its place in the index, or -1."""
@@ -127,11 +147,16 @@ class _Index:
         return self.owners[self.starts[position] : self.starts[position + 1]]
 
 
+def _bit(top: Hashes) -> NDArray[np.uint8]:
+    """The bit of its byte in the table that stands for an n-gram."""
+    return np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
+
+
 class Decontaminator:
     """Compares texts with evaluation items; see the head of this file for the rule.
 
     First `count` every training text, then `settle` the allow-list, then `check` them. Memory goes
-    with the items (tens of bytes per word) and 12 bytes per text counted.
+    with the items (tens of bytes per word); texts that share something take some 60 bytes each.
     """
 
     def __init__(
@@ -139,32 +164,43 @@ class Decontaminator:
     ) -> None:
         self.settings = settings or DecontaminationConfig()
         self.items: list[tuple[str, str]] = []
-        self._hasher = WordHasher()
-        self._whole: dict[bytes, int] = {}
-        self._seen: set[bytes] = set()
+        self._whole: dict[int, int] = {}
+        self._seen: set[int] = set()
         hashes: list[Hashes] = []
         for name, text in items:  # items with the same words count as one
-            words_of = self._hasher.hashes(text)
-            if len(words_of) and words_of.tobytes() not in self._whole:
-                self._whole[words_of.tobytes()] = len(hashes)
+            found = hash_words([text])
+            key = int(text_keys(found)[0])
+            if len(found.hashes) and key not in self._whole:
+                self._whole[key] = len(hashes)
                 self.items.append((name, text))
-                hashes.append(words_of)
+                hashes.append(found.hashes)
+        self._keys = np.array(sorted(self._whole), np.uint64)
         self._long = _Index(hashes, self.settings, self.settings.long_ngram)
         self._short = _Index(hashes, self.settings, self.settings.short_ngram)
 
-    def count(self, text: str) -> bool:
-        """Counts a training text for the allow-list; texts with equal words count once.
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Counts training texts for the allow-list; texts with equal words count once.
 
-        Returns whether it shares anything with any item; if not, there is no need to `check` it.
+        Returns which of them share anything with any item; there is no need to `check` the others.
         """
-        hashes = self._hasher.hashes(text)
-        long, short = self._long.positions(hashes), self._short.positions(hashes)
-        key = hashlib.blake2b(hashes.tobytes(), digest_size=12).digest()
-        if key not in self._seen:
-            self._seen.add(key)
-            self._long.count(long)
-            self._short.count(short)
-        return bool((long >= 0).any() or (short >= 0).any() or hashes.tobytes() in self._whole)
+        return [number for batch in _batches(texts) for number in self._count(*batch)]
+
+    def _count(self, first: int, texts: Sequence[str]) -> Iterator[int]:
+        found = hash_words(texts)
+        keys = text_keys(found)
+        sharing = np.isin(keys, self._keys)
+        # whoever shares the longer n-gram shares the shorter ones in it
+        index = min(self._short, self._long, key=lambda i: i.n)
+        grams = text_ngrams(found, index.n)
+        at = index.possible(grams.hashes)
+        at = at[index.holds(grams.hashes[at])]
+        sharing[np.searchsorted(grams.bounds, at, side="right") - 1] = True
+        for text in np.flatnonzero(sharing).tolist():
+            if int(keys[text]) not in self._seen:
+                self._seen.add(int(keys[text]))
+                for each in (self._long, self._short):
+                    each.count(each.positions(found.of(text)))
+            yield first + text
 
     def settle(self) -> dict[str, int]:
         """Fixes the allow-list; returns how many of the items' n-grams are on it, by size."""
@@ -174,8 +210,9 @@ class Decontaminator:
 
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
-        hashes = self._hasher.hashes(text)
-        if (same := self._whole.get(hashes.tobytes())) is not None:
+        found = hash_words([text])
+        hashes = found.hashes
+        if len(hashes) and (same := self._whole.get(int(text_keys(found)[0]))) is not None:
             return self._found("contaminated", "same words", 1.0, same, text, 0, len(hashes))
         at = self._long.positions(hashes)
         hits = np.flatnonzero(self._long.counting(at))
@@ -231,6 +268,18 @@ class Decontaminator:
             text=text[start : start + _EXCERPT],
             shared=" ".join(found[begin : begin + min(size, 50)]),
         )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Stretches of texts, each with the number of its first."""
+    begin = size = 0
+    for number, text in enumerate(texts):
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield begin, texts[begin : number + 1]
+            begin, size = number + 1, 0
+    if begin < len(texts):
+        yield begin, texts[begin:]
 
 
 def item_text(sample: Sample) -> str:
