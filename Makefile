@@ -4,14 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-pivots clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-engine-single clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
 	@echo "make test        set everything up, then run every test"
 	@echo "make test-fast   the tests that take seconds"
 	@echo "make check       lint, format, types, import rules, the drawn page"
+	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
+	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
+	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
 
@@ -40,8 +43,26 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python tools/draw_architecture.py --check
 
+bench-models: setup
+	$(BIN)/python benchmarks/models.py
+
 bench-pivots: setup
 	$(BIN)/python benchmarks/pivots.py
+
+PEERS := .venv-peers
+bench-train: setup $(PEERS)/.training
+	$(BIN)/python benchmarks/train.py --peers $(PEERS)
+
+$(PEERS)/.training:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check \
+	  'trl==1.16.*' 'transformers==5.23.*' 'litgpt==0.5.*'
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check 'numpy>=2'  # litgpt asks for less
+	touch $@
+
+bench-engine-single: setup
+	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
+	$(BIN)/python benchmarks/engine_single.py --peers .venv-peers
 
 docs: setup
 	$(BIN)/python tools/draw_architecture.py

@@ -18,8 +18,8 @@ from phikit.engine.base import Sampling
 from phikit.engine.talk import Conversation, respond
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.gguf import GGUF, tensors_of
 
 TINY = DecoderConfig(

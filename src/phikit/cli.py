@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from phikit.commands import family, runs, stages, talk
+from phikit.commands import family, pivots, planning, quantize, runs, stages, talk
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
@@ -20,6 +20,7 @@ One stage alone:
   phikit train                 which stages the package has
   phikit train sft             what its settings are
   phikit train sft --input model=DIR --input samples=DIR --set lr=1e-4 --out DIR
+  torchrun --nproc-per-node 2 -m phikit train sft ...      in several processes
 """
 
 
@@ -51,9 +52,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _commands in (runs, talk, family):
+for _commands in (runs, talk, family, planning, quantize):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
+pivots.add(GROUPS["pivots"])
 
 
 def main() -> None:

@@ -159,6 +159,7 @@ def _unpack(wheel: Path, name: str, sha256: str) -> Path:
 # --- the hub -------------------------------------------------------------------------------------
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]  # and nothing that could be executed
+_UNWANTED = ["*/*"]  # phi-4-multimodal repeats its adapters in folders, 1.7 GB
 
 
 def from_hub(repository: str, say: Say = print) -> Path:
@@ -185,7 +186,14 @@ def from_hub(repository: str, say: Say = print) -> Path:
     place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
     def snapshot(local: bool) -> Path:
-        return Path(snapshot_download(repository, allow_patterns=_WANTED, local_files_only=local))
+        return Path(
+            snapshot_download(
+                repository,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+                local_files_only=local,
+            )
+        )
 
     try:
         folder = snapshot(local=True)

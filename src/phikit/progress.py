@@ -160,7 +160,9 @@ def for_terminal(stream: TextIO | None = None) -> Display:
 
 
 def duration(seconds: float) -> str:
-    """8.3 s, 2:05, 1:02:05."""
+    """8.3 s, 2:05, 1:02:05, 2.5 days."""
+    if seconds >= 100 * 3600:
+        return f"{seconds / 86400:,.1f} days"
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     whole = round(seconds)

@@ -113,6 +113,8 @@ def forecast(steps: Sequence[Step], run: Path) -> list[Forecast]:
 # What two cores reach on a model of a million parameters, whose operations are short: operations
 # per second, in training and in batched generation (docs/lab-notebook.md).
 _TRAINING_RATE, _GENERATION_RATE = 1.3e11, 2.5e10
+# The same of a hundred million parameters (benchmarks/train.py), from this many on.
+_LARGE, _LARGE_TRAINING_RATE, _LARGE_GENERATION_RATE = 32_000_000, 3e11, 9e10
 
 
 def _timed(estimate: Estimate, given: Sequence[Estimate]) -> Estimate:
@@ -120,10 +122,15 @@ def _timed(estimate: Estimate, given: Sequence[Estimate]) -> Estimate:
     and 2 per generated one."""
     parameters = estimate.parameters or max((e.parameters for e in given), default=0.0)
     trained = estimate.trained or estimate.passes * sum(e.tokens for e in given)
-    computing = parameters * (
-        6 * trained / _TRAINING_RATE + 2 * estimate.generated / _GENERATION_RATE
-    )
-    return replace(estimate, seconds=estimate.seconds + computing, parameters=parameters)
+    training, drawing = _TRAINING_RATE, _GENERATION_RATE
+    if parameters >= _LARGE:
+        training, drawing = _LARGE_TRAINING_RATE, _LARGE_GENERATION_RATE
+    computing = parameters * (6 * trained / training + 2 * estimate.generated / drawing)
+    shape = estimate.shape or next((e.shape for e in given if e.shape is not None), None)
+    return replace(
+        estimate, seconds=estimate.seconds + computing, parameters=parameters, trained=trained,
+        shape=shape,
+    )  # fmt: skip
 
 
 def preview(recipe: Recipe, directory: Path) -> list[Forecast]:

@@ -1,9 +1,13 @@
-"""One stage by itself: `phikit train sft --input model=DIR --set lr=1e-4 --out DIR`."""
+"""One stage by itself: `phikit train sft --input model=DIR --set lr=1e-4 --out DIR`.
+
+A training stage may have several processes: `torchrun --nproc-per-node 2 -m phikit train ...`.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,11 +16,10 @@ from typing import Any, get_args
 
 from phikit import ledger, progress
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import explain_os_errors, write_json
-from phikit.memory import PeakMemory
-from phikit.recipes import source
+from phikit.files import Journal, explain_os_errors, read_json, write_json
+from phikit.memory import PeakMemory, keep_freed_memory
 from phikit.recipes.registry import Registry
-from phikit.recipes.schema import check
+from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 
 
@@ -53,31 +56,63 @@ def run(
     threads: int,
     registry: Registry | None = None,
 ) -> dict[str, Any]:
-    """Runs one stage into `out` and returns its summary.
+    """Runs one stage into `out`, or goes on where the same run stopped; returns its summary.
 
     Raises:
         PhikitError: an input or a setting is wrong, `out` holds something, or the stage failed.
     """
     stage = _stage(registry or Registry(), package, action)
     folders = _folders(stage, inputs)
-    config = _config(stage, settings)
-    with explain_os_errors(out, "making the folder"):
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise PhikitError(f"{out}: not empty", "choose a new folder with --out")
+    config: Config = from_settings(stage.config, settings, stage.verb)
+    what = {
+        "verb": stage.verb,
+        "config": config.model_dump(mode="json"),
+        "inputs": {role: str(folder) for role, folder in folders.items()},
+        "seed": seed,
+    }
+    if package != "train":
+        _claim(out, what, stage)
+        return _run_here(stage, config, folders, out, what, threads)
+    import torch
+
+    from phikit.train import parallel
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    if not parallel.launched():
+        _claim(out, what, stage)
+        return _run_here(stage, config, folders, out, what, threads)
+    parallel.join()
+    try:
+        with parallel.first_one_first():
+            if parallel.rank() == 0:
+                _claim(out, what, stage)
+        if parallel.rank() == 0:
+            return _run_here(stage, config, folders, out, what, threads)
+        return _help_run(stage, config, folders, out, seed, threads)
+    finally:
+        parallel.leave()
+
+
+def _run_here(
+    stage: Stage[Any],
+    config: Config,
+    folders: dict[str, Path],
+    out: Path,
+    what: dict[str, Any],
+    threads: int,
+) -> dict[str, Any]:
+    """Runs a stage and writes what it was and took into stage.json."""
     display = progress.for_terminal()
     peak = PeakMemory()
     with peak, display.stage(stage.verb) as shown, explain_os_errors(out, "writing"):
-        context = Context(out, seed, threads, shown)
+        context = Context(out, what["seed"], threads, shown)
         summary = stage.run(context, config, folders)
         context.close()
     write_json(
         out / "stage.json",
         {
-            "verb": stage.verb,
-            "config": config.model_dump(mode="json"),
-            "inputs": {role: str(folder) for role, folder in folders.items()},
-            "seed": seed,
+            **what,
             "threads": threads,
             "summary": summary,
             "cost": {**asdict(context.cost), "peak_bytes": peak.bytes},
@@ -86,6 +121,30 @@ def run(
     )
     display.say(f"✓ {stage.verb}  {progress.figures(summary, display.width - 20)}")
     return summary
+
+
+def _help_run(
+    stage: Stage[Any], config: Config, folders: dict[str, Path], out: Path, seed: int, threads: int
+) -> dict[str, Any]:
+    """Runs a stage as one of several processes; the first one's metrics are the run's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(out, seed, threads, _metrics=Journal(Path(scratch) / "metrics.jsonl"))
+        summary = stage.run(context, config, folders)
+        context.close()
+    return summary
+
+
+def _claim(out: Path, what: dict[str, Any], stage: Stage[Any]) -> None:
+    """Takes a folder for a run: an empty one, or one in which the same run was interrupted."""
+    with explain_os_errors(out, "making the folder"):
+        out.mkdir(parents=True, exist_ok=True)
+        names = {p.name for p in out.iterdir()}
+    if names:
+        interrupted = "started.json" in names and "stage.json" not in names
+        if interrupted and stage.resumable and read_json(out / "started.json") == what:
+            return
+        raise PhikitError(f"{out}: not empty", "choose a new folder with --out")
+    write_json(out / "started.json", what)
 
 
 def _stage(registry: Registry, package: str, action: str) -> Stage[Any]:
@@ -117,19 +176,6 @@ def _folders(stage: Stage[Any], inputs: Sequence[str]) -> dict[str, Path]:
         if role not in folders and not written.endswith(("?", "*")):
             raise PhikitError(f"{stage.verb} needs --input {role}=DIR")
     return folders
-
-
-def _config(stage: Stage[Any], settings: Sequence[str]) -> Config:
-    raw: dict[str, Any] = {}
-    places = source.Places()
-    places.put((), "--set")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise PhikitError(f"--set {setting}: no '=' in it", "write --set lr=1e-4")
-        source.put(raw, (), key.split("."), source.scalar(text, f"--set {setting}"), places,
-                   f"--set {setting}")  # fmt: skip
-    return check(stage.config, raw, places, (), stage.verb)
 
 
 def _settings(config: type[Config], prefix: str) -> list[str]:

@@ -95,6 +95,8 @@ class Estimate:
         trained: on how many tokens it trains.
         generated: how many tokens it samples.
         parameters: of the model that it makes; 0 for those of its input's.
+        shape: of the model that it makes (a `DecoderConfig`); None for its input's.
+        context: tokens per sequence that it trains on; 0 for the model's.
     """
 
     size: str
@@ -104,6 +106,8 @@ class Estimate:
     trained: float = 0.0
     generated: float = 0.0
     parameters: float = 0.0
+    shape: Any = None
+    context: int = 0
 
 
 @dataclass(frozen=True)

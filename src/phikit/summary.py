@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from phikit import ledger
 from phikit.evals.statistics import Estimate
-from phikit.progress import duration
-from phikit.recipes.schema import Recipe
+from phikit.models import plan
+from phikit.progress import duration, quantity
+from phikit.recipes.schema import Cluster, Recipe
 from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.run_dir import Run
 from phikit.run import Forecast
@@ -19,19 +21,79 @@ def table(forecasts: Sequence[Forecast], recipe: Recipe, run: Path) -> str:
     name_width = max(len(cast.step.name) for cast in forecasts)
     verb_width = max(len(cast.step.spec.verb) for cast in forecasts)
     size_width = max(len(cast.estimate.size) for cast in forecasts)
+    planned = on_cluster(forecasts, recipe)
     lines = [f"{recipe.name}: {recipe.about}", f"in {run}, seed {recipe.seed}, "
              f"{recipe.threads} threads", ""]  # fmt: skip
     for cast in forecasts:
-        seconds = duration(cast.estimate.seconds) if cast.estimate.seconds else ""
+        taken = planned[cast.step.name].seconds if cast.step.name in planned else None
+        taken = cast.estimate.seconds if taken is None else taken
+        seconds = duration(taken) if taken else ""
         lines.append(
             f"{cast.step.number:>3}  {cast.step.name:<{name_width}}  "
             f"{cast.step.spec.verb:<{verb_width}}  {cast.estimate.size:<{size_width}}  "
             f"{seconds:>7}  {'runs: ' + cast.why if cast.why else 'done'}"
         )
     to_run = [cast for cast in forecasts if cast.why]
+    if recipe.cluster is not None:
+        return "\n".join([*lines, "", *_cluster_lines(planned, recipe.cluster)])
     lines += ["", f"{len(to_run)} of {len(forecasts)} stages would run, about "
               f"{duration(sum(cast.estimate.seconds for cast in to_run))}"]  # fmt: skip
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model's work on a recipe's cluster: seconds in all, and bytes on each GPU."""
+
+    seconds: float
+    memory: float
+    tokens: float
+
+
+def on_cluster(forecasts: Sequence[Forecast], recipe: Recipe) -> dict[str, Planned]:
+    """What each stage that trains or draws takes on the recipe's cluster; empty without one."""
+    cluster = recipe.cluster
+    if cluster is None:
+        return {}
+    gpu = plan.gpu_named(cluster.gpu)
+    found = {}
+    for cast in forecasts:
+        estimate = cast.estimate
+        work = estimate.trained + estimate.generated
+        if estimate.shape is None or not work:
+            continue
+        context = estimate.context or estimate.shape.max_positions
+        drawing = estimate.generated * estimate.shape.flops_per_token(context // 2)
+        seconds = drawing / (cluster.gpus * gpu.peak * cluster.generation)
+        memory = 2.0 * estimate.parameters  # bf16 weights, whole on each GPU
+        if estimate.trained:
+            training = plan.training(
+                estimate.shape, gpu, cluster.gpus, estimate.trained, context, cluster.utilisation,
+                cluster.price,
+            )  # fmt: skip
+            seconds, memory = seconds + training.seconds, training.memory
+        found[cast.step.name] = Planned(seconds, memory, work)
+    return found
+
+
+def _cluster_lines(planned: Mapping[str, Planned], cluster: Cluster) -> list[str]:
+    width = max(map(len, planned), default=0)
+    lines = [
+        f"on {cluster.gpus:,} × {cluster.gpu}, {cluster.utilisation:.0%} of the peak in training, "
+        f"{cluster.generation:.0%} in generation"
+    ]
+    for name, p in planned.items():
+        lines.append(
+            f"  {name:<{width}}  {quantity(p.tokens):>7} tokens  {duration(p.seconds):>8}  "
+            f"{p.memory / 1e9:6.1f} GB per GPU"
+        )
+    seconds = sum(p.seconds for p in planned.values())
+    hours = seconds / 3600 * cluster.gpus
+    lines.append(
+        f"  {duration(seconds)} in all: {hours:,.0f} GPU hours, {hours * cluster.price:,.0f} at "
+        f"{cluster.price:g} an hour"
+    )
+    return lines
 
 
 def text(run: Path) -> str:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from phikit.engine.talk import Conversation
+from phikit.engine.talk_media import respond_to_files
 from phikit.errors import PhikitError
 
 
-def answer(directory: Path, prompt: str) -> None:
+def answer(
+    directory: Path, prompt: str, images: Sequence[Path] = (), sounds: Sequence[Path] = ()
+) -> None:
     """Prints the answer to one prompt as it is written.
 
+    Args:
+        images, sounds: files that the prompt is about. With one, the prompt may be empty.
+
     Raises:
-        PhikitError: the prompt is empty, or the model cannot be loaded.
+        PhikitError: the prompt is empty, or the model or a file cannot be read.
     """
+    if images or sounds:
+        _print_pieces(respond_to_files(directory, prompt.strip(), images, sounds))
+        return
     if not prompt.strip():
         raise PhikitError("the prompt is empty", 'give one with -p "...", or on standard input')
     _print_reply(Conversation(directory), prompt.strip())
@@ -50,6 +60,10 @@ def converse(directory: Path) -> None:
 
 
 def _print_reply(conversation: Conversation, line: str) -> None:
-    for piece in conversation.reply(line):
+    _print_pieces(conversation.reply(line))
+
+
+def _print_pieces(pieces: Iterable[str]) -> None:
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()

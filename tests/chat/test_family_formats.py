@@ -13,6 +13,7 @@ from phikit.chat.templates import (
     PHI4_MINI_REASONING,
     PHI4_MULTIMODAL,
     PHI4_REASONING,
+    PHI4_REASONING_VISION,
     SMOLLM2,
     TEMPLATES,
     THINK,
@@ -32,6 +33,8 @@ _NOT_SYSTEM = "{% for m in messages %}{% if m.role != 'system' %}"
 REFERENCE = {
     PHI4: "{% for m in messages %}" + _IM + "{% endfor %}" + _IM_PROMPT,
     PHI4_REASONING: f"<|im_start|>system<|im_sep|>{PHI4_REASONING.system}<|im_end|>"
+    + _NOT_SYSTEM + _IM + "{% endif %}{% endfor %}" + _IM_PROMPT,
+    PHI4_REASONING_VISION: f"<|im_start|>system<|im_sep|>{PHI4_REASONING_VISION.system}<|im_end|>"
     + _NOT_SYSTEM + _IM + "{% endif %}{% endfor %}" + _IM_PROMPT,
     PHI4_MINI: "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     + _TOOLS + "<|end|>{% endfor %}" + _MINI_END,
@@ -150,6 +153,25 @@ def test_reasoning_always_brings_its_own_system_message() -> None:
     assert "backtracing" in text
     # the template's own text is trusted: its <think> is the token the model was trained with
     assert ids.count(form.tokenizer.special["<think>"]) == 1
+
+
+def test_an_answer_can_be_made_to_begin_in_a_mode() -> None:
+    form = FORMATS["phi4-reasoning-vision"]
+    ids = form.tokenizer.special
+    plain = form.render([{"role": "user", "content": "3 + 4?"}], True).ids
+    for mode, token in (("think", "<think>"), ("nothink", "<|dummy_84|>")):
+        out = form.render([{"role": "user", "content": "3 + 4?"}], True, mode=mode)
+        assert out.ids == [*plain, ids[token]]
+        assert not any(out.trained)
+    # the template's own words name both tokens, and they are these tokens there
+    assert plain.count(ids["<think>"]) == plain.count(ids["<|dummy_84|>"]) == 1
+    text = form.tokenizer.decode(plain)
+    assert text.startswith("<|im_start|>system<|im_sep|>You are Phi, a multimodal model")
+    assert "users.  Your role" in text
+    with pytest.raises(PhikitError, match=r"no mode 'fast' of answering\n.*think, nothink"):
+        form.render([], True, mode="fast")
+    with pytest.raises(PhikitError, match="phi4 has no mode 'think'"):
+        FORMATS["phi4"].render([], True, mode="think")
 
 
 def test_mini_puts_tools_into_the_system_message() -> None:

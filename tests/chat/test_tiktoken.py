@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 
 from phikit.chat import tiktoken
 from phikit.chat.format import chat_format
-from phikit.chat.templates import PHI4, PHI4_MINI, PHI4_REASONING
-from phikit.chat.tiktoken import CL100K, CL100K_REASONING, O200K, Encoding
+from phikit.chat.templates import PHI4, PHI4_MINI, PHI4_REASONING, PHI4_REASONING_VISION
+from phikit.chat.tiktoken import (
+    CL100K,
+    CL100K_REASONING,
+    CL100K_REASONING_VISION,
+    O200K,
+    Encoding,
+)
 from phikit.chat.tokenizer import BYTES, Tokenizer, train_bpe
 from phikit.errors import PhikitError
 
@@ -61,7 +67,7 @@ SMALL = {
         first_special=400,
         vocab_size=400 + e.vocab_size - e.first_special,
     )
-    for e in (CL100K, CL100K_REASONING, O200K)
+    for e in (CL100K, CL100K_REASONING, CL100K_REASONING_VISION, O200K)
 }
 TOKENIZERS = {name: tiktoken.from_ranks(RANKS, e) for name, e in SMALL.items()}
 texts = st.one_of(st.text(), st.lists(st.sampled_from(" \n\t'sSlLhelo12A9/.éÉ中🙂<|")).map("".join))
@@ -93,6 +99,7 @@ def test_control_tokens_have_the_published_ids() -> None:
     )  # fmt: skip
     assert (reasoning["<think>"], reasoning["</think>"]) == (100_350, 100_351)
     assert reasoning["<|dummy_85|>"] == 100_349
+    assert (reasoning["<|dummy_0|>"], reasoning["<|dummy_84|>"]) == (100_256, 100_348)
     assert list(mini.values()) == list(range(199_998, 200_064))
     assert (mini["<|endoftext|>"], mini["<|assistant|>"], mini["<|end|>"]) == (
         199_999, 200_019, 200_020,
@@ -104,6 +111,7 @@ def test_control_tokens_have_the_published_ids() -> None:
     [
         ("cl100k", PHI4, "<|dummy_85|>"),
         ("cl100k-reasoning", PHI4_REASONING, "<|dummy_85|>"),
+        ("cl100k-reasoning-vision", PHI4_REASONING_VISION, "<|dummy_85|>"),
         ("o200k", PHI4_MINI, "<|endoftext|>"),
     ],
 )

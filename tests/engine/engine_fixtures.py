@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from phikit.models.config import DecoderConfig, LongRope
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope
 
 PLAIN = DecoderConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2,

@@ -9,8 +9,8 @@ from phikit.engine.local import LocalEngine
 from phikit.engine.talk import Conversation, respond, text_pieces
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from phikit.errors import PhikitError
 from phikit.evals.stages import EvalConfig, RecallConfig, run_eval, run_recall
 from phikit.files import read_json
 from phikit.models.checkpoint import save
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.records import Sample, Score, read_records, write_records
 from phikit.stage import Context
 

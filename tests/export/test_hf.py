@@ -13,8 +13,8 @@ from phikit.errors import PhikitError
 from phikit.export.stages import STAGES, HfConfig, run_hf
 from phikit.files import read_json
 from phikit.models.checkpoint import load, save
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.stage import Context
 
 CONFIG = HfConfig(max_tokens=8)

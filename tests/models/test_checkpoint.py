@@ -1,6 +1,8 @@
 """Model directories: what is written is read back, and what is wrong is named."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import load, save
-from phikit.models.config import DecoderConfig, LongRope, from_hf, to_hf
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope, from_hf, to_hf
 
 CONFIG = DecoderConfig(
     vocab_size=50, hidden_size=16, intermediate_size=24, layers=2, heads=4, kv_heads=2,
@@ -147,7 +149,7 @@ def test_no_configuration_or_another_architecture(tmp_path):
     with pytest.raises(PhikitError, match=r"config\.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"]}))
-    with pytest.raises(PhikitError, match="'MambaForCausalLM' is not a dense decoder"):
+    with pytest.raises(PhikitError, match="'MambaForCausalLM' is not an architecture that"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Phi3ForCausalLM"]}))
     with pytest.raises(PhikitError, match="the key 'max_position_embeddings' is missing"):
@@ -159,3 +161,80 @@ def test_shapes_that_cannot_be():
         replace(CONFIG, kv_heads=3)
     with pytest.raises(PhikitError, match="must be even"):
         replace(CONFIG, rope_fraction=0.25)
+
+
+def test_large_models_are_written_in_shards(tmp_path):
+    model = make(replace(CONFIG, tied=True))
+    total = sum(p.numel() * 2 for p in model.parameters())
+    save(model, tmp_path, torch.bfloat16, shard_bytes=total // 3)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors" and len(shards) > 2
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == total
+    held = {n: shard.name for shard in shards for n in load_file(shard)}
+    assert index["weight_map"] == held and "lm_head.weight" not in held
+    again = load(tmp_path).state_dict()
+    assert all(torch.equal(again[n], t.bfloat16()) for n, t in model.state_dict().items())
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(theirs[n], t) for n, t in again.items())
+
+
+def test_a_shard_that_holds_a_foreign_tensor_and_lacks_another(tmp_path):
+    """Every wrong tensor is in the one error, with its name and shape."""
+    save(make(), tmp_path, shard_bytes=2000)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    gone = next(iter(tensors))
+    tensors["strange"] = tensors.pop(gone)[:1].clone()
+    save_file(tensors, shard)
+    with pytest.raises(PhikitError) as e:
+        load(tmp_path)
+    assert f"missing     {gone} (" in str(e.value) and "unexpected  strange (1" in str(e.value)
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from phikit.memory import PeakMemory
+from phikit.models import checkpoint
+import phikit.models.decoder
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith("VmRSS"))
+checkpoint.load(sys.argv[2])  # a tiny one, so that what torch itself loads is not counted
+before = resident()
+with PeakMemory() as peak:
+    model = checkpoint.load(sys.argv[1], torch.bfloat16)
+print(peak.bytes - before, sum(p.numel() * 2 for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("dtype", "shard_bytes"), [(torch.bfloat16, 10**10), (torch.float32, 3 * 10**8)]
+)
+def test_loading_takes_little_more_memory_than_the_model(tmp_path, dtype, shard_bytes):
+    """600 MB in bf16, a third of it the embedding, from files of either precision."""
+    config = DecoderConfig(
+        vocab_size=100_000, hidden_size=1024, intermediate_size=4096, layers=13, heads=8,
+        kv_heads=4, head_dim=128, max_positions=64, tied=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Decoder(config).to(dtype)
+    model = model.to_empty(device="cpu")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    save(model, tmp_path, shard_bytes=shard_bytes)
+    save(make(), tmp_path / "tiny")
+    del model
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(tmp_path / "tiny")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak, size = map(int, done.stdout.split())
+    assert size > 6e8
+    print(peak / size)
+    assert peak <= 1.15 * size, f"{peak / size:.3f} times the model"

@@ -15,8 +15,8 @@ from phikit.chat.gguf import tokenizer_of
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
-from phikit.models.config import DecoderConfig, LongRope
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope
 from phikit.models.gguf import GGUF, config_of, load_gguf
 
 DENSE = DecoderConfig(

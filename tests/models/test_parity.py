@@ -8,8 +8,8 @@ import torch
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models.checkpoint import fill, fuse_llama, load, save
-from phikit.models.config import DecoderConfig, LongRope, from_hf
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope, from_hf
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,5 +1,7 @@
 """Plans against published runs, and against a module's own operations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,11 +9,13 @@ from typer.testing import CliRunner
 
 from phikit.cli import app
 from phikit.errors import PhikitError
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import config
-from phikit.models.plan import DAY, GPUS, serving, training
+from phikit.models.gpus import GPUS
+from phikit.models.plan import DAY, serving, training
 from phikit.models.sizes import sizes
+from phikit.models.throughput import YARDSTICKS, Setting, step
 
 H100, A100 = GPUS["h100"], GPUS["a100"]
 
@@ -22,10 +26,72 @@ H100, A100 = GPUS["h100"], GPUS["a100"]
 )
 def test_published_runs_of_21_days(name, gpu, gpus, tokens, utilisation) -> None:
     """The model cards' tokens, GPUs and days, at the utilisation that goes with them."""
-    run = training(config(name), gpu, gpus, tokens, 4096, utilisation, price=2.0)
+    run = training(config(name), gpu, Setting(gpus, 4096), tokens, 2.0, utilisation)
     assert run.seconds / DAY == pytest.approx(21, rel=0.1)
     assert run.cost == pytest.approx(run.seconds / 3600 * gpus * 2.0)
     assert run.memory < gpu.memory
+
+
+HBM2E, H200 = GPUS["h100-hbm2e"], GPUS["h200"]
+FSDP_8 = Setting(8, 8192, sequences=2, recompute="selective")
+FSDP_128 = replace(FSDP_8, gpus=128)
+CP = Setting(8, 32_768, float8=True)
+TP = Setting(256, 8192, sequences=16, tensor=8, float8=True)
+PP = Setting(512, 8192, sequences=32, tensor=8, pipeline=8, float8=True, async_tensor=True)
+LONG = replace(PP, context=32_768, sequences=8)
+# torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, tables 1 to 6, and (the H200 rows)
+# benchmarks/llama3-8b_h200_202506_trainy-whitefiber.md: tokens per second and GPU. The number of
+# microbatches is not stated there; 8, one per stage, is torchtitan's default.
+PUBLISHED = [
+    ("8b", HBM2E, replace(FSDP_8, compiled=False), 5762),
+    ("8b", HBM2E, FSDP_8, 6667),
+    ("8b", HBM2E, replace(FSDP_8, float8=True), 8532),
+    ("8b", HBM2E, CP, 3890),
+    ("8b", HBM2E, replace(CP, context=65_536, context_parallel=2), 2540),
+    ("8b", HBM2E, replace(CP, context=131_072, context_parallel=4), 1071),
+    ("8b", HBM2E, replace(CP, context=262_144, context_parallel=8), 548),
+    ("8b", HBM2E, replace(FSDP_128, compiled=False), 5605),
+    ("8b", HBM2E, FSDP_128, 6514),
+    ("8b", HBM2E, replace(FSDP_128, float8=True), 8380),
+    ("8b", H200, replace(FSDP_8, gpus=32, float8=True), 10_938),
+    ("8b", H200, replace(FSDP_8, gpus=64, float8=True), 10_753),
+    ("70b", HBM2E, TP, 829),
+    ("70b", HBM2E, replace(TP, async_tensor=True), 876),
+    ("405b", HBM2E, PP, 100),
+    ("405b", HBM2E, replace(PP, chunks=2), 128),
+    ("405b", HBM2E, LONG, 76),
+    ("405b", HBM2E, replace(LONG, context=65_536, context_parallel=2), 47),
+    ("405b", HBM2E, replace(LONG, context=131_072, context_parallel=4), 31),
+    ("405b", HBM2E, replace(LONG, context=262_144, context_parallel=8), 16),
+]
+
+
+@pytest.mark.parametrize(("model", "gpu", "setting", "published"), PUBLISHED)
+def test_torchtitan_s_throughputs_are_met_within_15_percent(model, gpu, setting, published) -> None:
+    shape = YARDSTICKS[f"llama-3.1-{model}"]
+    found = step(shape, gpu, setting).tokens_per_second
+    assert found == pytest.approx(published, rel=0.15)
+    run = training(shape, gpu, setting, 1e12, 2.0)
+    assert run.tokens_per_second_per_gpu == pytest.approx(found)
+
+
+def test_the_yardsticks_have_their_published_sizes() -> None:
+    billions = {name: shape.parameters / 1e9 for name, shape in YARDSTICKS.items()}
+    expected = {"llama-3.1-8b": 8.03, "llama-3.1-70b": 70.55, "llama-3.1-405b": 405.85}
+    assert billions == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_slow_network_is_felt_when_batches_are_small() -> None:
+    slow = replace(H200, network=1e9)
+    far, near = (step(config("phi-4"), g, Setting(64, 4096)) for g in (slow, H200))
+    assert far.seconds == far.sharding > near.seconds > near.sharding
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(PhikitError, match="12 GPUs cannot be cut into groups of tensor 8"):
+        Setting(12, 4096, tensor=8)
+    with pytest.raises(PhikitError, match=r"'al'\n.*did you mean|known"):
+        Setting(8, 4096, recompute="al")
 
 
 def test_operations_are_those_that_torch_counts() -> None:
@@ -44,18 +110,18 @@ def test_operations_are_those_that_torch_counts() -> None:
     length = 64
     with FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, length, dtype=torch.int64), attend=plain).sum().backward()
-    run = training(shape, H100, 1, 1.0, 2 * length, 1.0, 1.0)
+    run = training(shape, H100, Setting(1, 2 * length), 1.0, 1.0, 1.0)
     # norms have weights but no products
     assert run.flops_per_token * length == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 def test_memory_is_shared_out_but_for_what_is_gathered() -> None:
-    one, many = (training(config("phi-4"), H100, n, 1e9, 4096, 0.4, 2.0) for n in (1, 64))
+    one, many = (training(config("phi-4"), H100, Setting(n, 4096), 1e9, 2.0) for n in (1, 64))
     assert one.state == 16 * 14_659_507_200 and one.memory > H100.memory
     assert many.state == one.state / 64
     assert many.activations == one.activations
     assert many.memory < H100.memory
-    more = training(config("phi-4"), H100, 64, 1e9, 4096, 0.4, 2.0, sequences=4)
+    more = training(config("phi-4"), H100, Setting(64, 4096, sequences=4), 1e9, 2.0)
     assert more.activations == 4 * many.activations
 
 

@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from phikit.chat.tokenizer import train_bpe
 from phikit.engine.local import LocalEngine
 from phikit.errors import PhikitError
-from phikit.models.checkpoint import save
-from phikit.models.config import DecoderConfig
-from phikit.models.decoder import Decoder
 from phikit.pivots.stages import STAGES, PivotsConfig, run_search
-from phikit.records import Pair, Sample, Verdict, read_records, write_records
+from phikit.records import Pair, Sample, read_records, write_records
 from phikit.stage import Context
-from phikit.verify.base import VERIFIERS, Problem
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"]
-
-
-class FirstByte:
-    """Passes an answer whose first byte is below 0x80: about half of a random model's."""
-
-    name = "first-byte"
-
-    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        return [
-            Verdict(passed=ok, score=float(ok), reason="", verifier=self.name)
-            for ok in (bool(text) and text[0] != "\ufffd" for _, text in items)
-        ]
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
-    monkeypatch.setitem(VERIFIERS, "first-byte", FirstByte)
-    tokenizer = train_bpe(["no merges"], 256 + len(SPECIAL), SPECIAL)
-    config = DecoderConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, layers=1, heads=2,
-        kv_heads=1, head_dim=8, max_positions=64, tied=True, init_std=0.1,
-    )  # fmt: skip
-    model = Decoder(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    save(model, tmp_path / "sft" / "model")
-    tokenizer.save(tmp_path / "sft" / "model")
-    problems = [
-        Sample(kind=f"kind-{i % 2}", source="synthetic", verifier="first-byte",
-               messages=({"role": "user", "content": f"question {i}"},))
-        for i in range(4)
-    ]  # fmt: skip
-    write_records(tmp_path / "problems" / "samples.parquet", problems, Sample)
-    yield {"model": tmp_path / "sft", "problems": tmp_path / "problems"}
 
 
 CONFIG = PivotsConfig(problems=3, max_tokens=5, batch=64, measure=8, tokens_per_question=20_000)
@@ -117,7 +78,7 @@ def test_problems_without_a_verifier_are_named(inputs: dict[str, Path], tmp_path
 
 
 def test_the_stage_says_what_it_needs() -> None:
-    (stage,) = STAGES
+    stage = STAGES[0]
     assert stage.verb == "pivots.search" and stage.resumable
     assert stage.inputs == ("model", "problems")
     assert stage.estimate and "0.1 M" in stage.estimate(PivotsConfig(total_tokens=100_000)).size

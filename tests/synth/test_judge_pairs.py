@@ -124,8 +124,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from phikit.chat.templates import PHI4
     from phikit.chat.tokenizer import train_bpe
     from phikit.models.checkpoint import save
-    from phikit.models.config import DecoderConfig
     from phikit.models.decoder import Decoder
+    from phikit.models.decoder_config import DecoderConfig
 
     root = tmp_path_factory.mktemp("judge")
     tokenizer = train_bpe(["What is 1 + 1? Answer: 2\n"] * 20, 300, list(PHI4.control()))

@@ -24,6 +24,12 @@ def plain(hidden, head, targets, smoothing, z, temperature):  # type: ignore[no-
     return loss + z * logits.logsumexp(1).square().sum()
 
 
+def small_chunks(patch: pytest.MonkeyPatch) -> None:
+    """Chunks of 32 tokens, computed 16 rows at a time."""
+    patch.setattr(losses, "CACHE_BYTES", 1)
+    patch.setattr(losses, "CHUNK_ROWS", 32)
+
+
 @settings(max_examples=25)
 @given(
     n=st.integers(1, 70),
@@ -35,7 +41,7 @@ def plain(hidden, head, targets, smoothing, z, temperature):  # type: ignore[no-
 def test_cross_entropy(n: int, smoothing: float, z: float, temperature: float, seed: int) -> None:
     hidden, head, targets = data(n, 12, 40, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "CHUNK_BYTES", 1)  # 16 rows at a time
+        small_chunks(patch)
         got = losses.cross_entropy(hidden, head, targets, smoothing, z, temperature)
     got_grads = torch.autograd.grad(got.loss / n, (hidden, head))
     want = plain(hidden, head, targets, smoothing, z, temperature)
@@ -53,7 +59,7 @@ def test_token_logprobs(n: int, temperature: float, seed: int) -> None:
     hidden, head, targets = data(n, 12, 40, seed)
     up = torch.randn(2, n, generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "CHUNK_BYTES", 1)
+        small_chunks(patch)
         got = losses.token_logprobs(hidden, head, targets, temperature)
         total = (got.logprobs_N * up[0] + got.entropy_N * up[1]).sum()
         got_grads = torch.autograd.grad(total, (hidden, head))

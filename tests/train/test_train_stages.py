@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from train_fixtures import SPECIAL, write_shards
 
 from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import train_bpe
@@ -18,10 +18,6 @@ from phikit.records import Pair, Sample, write_records
 from phikit.stage import Context
 from phikit.train.stages import STAGES
 
-SPECIAL = [
-    "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|im_start|>",
-    "<|im_end|>", "<|im_sep|>", "<|endofprompt|>", "<think>", "</think>", "<|pad|>",
-]  # fmt: skip
 BY_VERB = {stage.verb: stage for stage in STAGES}
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 2, "kv_heads": 1,
          "head_dim": 16}  # fmt: skip
@@ -49,7 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     chat = chat_format(tokenizer)
     end = tokenizer.special["<|endoftext|>"]
     documents = [[*tokenizer.encode(t), end] for t in texts]
-    shards(root, documents)
+    write_shards(root, documents)
     write_records(root / "samples.parquet", samples, Sample)
     pairs = [
         Pair(
@@ -62,16 +58,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     write_records(root / "pairs.parquet", pairs, Pair)
     return {"root": root}
-
-
-def shards(root: Path, documents: list[list[int]]) -> None:
-    flat = np.concatenate([np.array(d, dtype="<u4") for d in documents])
-    (root / "tokens.bin").write_bytes(flat.tobytes())
-    bounds = np.cumsum([0, *(len(d) for d in documents)]).astype(np.int64)
-    np.save(root / "bounds.npy", bounds)
-    np.save(root / "sources.npy", np.zeros(len(documents), np.int64))
-    index = {"sources": ["synthetic"], "tokens": len(flat), "documents": len(documents)}
-    (root / "index.json").write_text(json.dumps(index))
 
 
 def run(verb: str, folder: Path, settings: dict[str, Any], **inputs: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ import torch
 from train_fixtures import tiny_model, tiny_rows
 
 from phikit.data.pack import Batches
+from phikit.files import Journal
 from phikit.models import checkpoint
 from phikit.records import Pair, Sample, Verdict
 from phikit.stage import Context
-from phikit.train import loop
+from phikit.train import loop, parallel
+from phikit.train.adapters import adapt, merged
 from phikit.train.objectives.dpo import Dpo, reference_logprobs
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken
-from phikit.train.settings import OptimiserSettings, TrainSettings
+from phikit.train.settings import LoraSettings, OptimiserSettings, TrainSettings
 from phikit.verify.base import VERIFIERS, Problem
 
-STEPS = {"adamw": 12, "muon": 12, "bf16": 12, "dpo": 10, "pivots": 10, "grpo": 6}
+STEPS = {"adamw": 12, "muon": 12, "bf16": 12, "lora": 12, "dpo": 10, "pivots": 10, "grpo": 6}
 
 
 class Rendered:
@@ -102,12 +105,14 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
     model = tiny_model()
     kind = "muon" if name == "muon" else "adamw"
     settings = TrainSettings(
-        lr=1e-2 if name in ("adamw", "muon", "bf16") else 3e-3,
+        lr=1e-2 if name in ("adamw", "muon", "bf16", "lora") else 3e-3,
         precision="bf16" if name == "bf16" else "f32",
         optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
         checkpoint_every=2 if name == "grpo" else every,
         warmup=2,
     )
+    if name == "lora":
+        adapt(model, LoraSettings(rank=4, alpha=16), 3)
     objective: Any
     if name == "grpo":
         objective = grpo(model, GrpoLoss(updates=2, kl=0.1, kl_to="reference"))
@@ -117,9 +122,11 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
         reference = reference_logprobs(model, chosen, 200, "f32")
         objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
     else:
-        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=5)
+        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=3)
     loop.train(ctx, model, objective, settings, STEPS[name])
-    checkpoint.save(model, ctx.dir / "model", torch.float32)
+    model = parallel.whole(model)
+    if parallel.rank() == 0:
+        checkpoint.save(merged(model), ctx.dir / "model", torch.float32)
     return model
 
 
@@ -134,9 +141,34 @@ def write_curves(path: Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+class StopAfter:
+    """A display that ends the run after so many steps, as a kill would; never with 0."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+
+    def update(self, done: float, total: float, **fields: float | str) -> None:
+        if done == self.stop:
+            raise KeyboardInterrupt
+
+
+def in_processes(name: str, folder: Path, stop: int) -> None:
+    """The run in this process, or as one of those that torchrun started."""
+    if parallel.launched():
+        parallel.join()
+    with tempfile.TemporaryDirectory() as scratch:
+        ctx = Context(folder)
+        if parallel.rank():  # the first one's metrics are the run's
+            ctx._metrics = Journal(Path(scratch) / "metrics.jsonl")
+        ctx.progress = StopAfter(stop)
+        with suppress(KeyboardInterrupt):
+            run(name, ctx)
+    parallel.leave()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "curves":
         write_curves(Path(__file__).with_name("curves.json"))
     else:
-        run(sys.argv[1], Context(Path(sys.argv[2])))
+        in_processes(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 0)

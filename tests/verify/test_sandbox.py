@@ -15,6 +15,8 @@ from phikit.verify.sandbox import Check, Limits, Outcome, Program, run_python
 
 # a busy machine may take minutes to give a program its second
 SHORT = Limits(cpu_seconds=1, wall_seconds=300.0)
+# for what another limit is to stop: a slow machine takes seconds to write as much as memory allows
+PATIENT = Limits(cpu_seconds=120, wall_seconds=300.0)
 IMPATIENT = Limits(cpu_seconds=60, wall_seconds=1.0)
 
 
@@ -52,7 +54,7 @@ def test_runs_programs_in_order_and_reports_what_separated_them() -> None:
     ],
 )  # fmt: skip
 def test_what_a_program_cannot_do(source: str, error: str) -> None:
-    outcome = one(source)
+    outcome = one(source, PATIENT)
     assert outcome.status == "raised"
     assert error in outcome.error
 

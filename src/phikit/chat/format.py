@@ -75,6 +75,7 @@ class ChatFormat:
     Attributes:
         stop_ids: the tokens that end a completion, the end of the turn first.
         end_id, document_end_id, pad_id: single control tokens, by what they do.
+        media_ids: kind → the token that stands in the places of what is seen or heard.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
@@ -94,7 +95,13 @@ class ChatFormat:
         self._tools = [self._frame(token) for token in template.tools or ()]
         self._system = tokenizer.split_control(template.system, self._inner)
         self._unprompted_end = self._frame(template.unprompted_end)
-        self._media = {kind: tokenizer.id_of(token) for kind, token in template.media}
+        self.media_ids = {kind: tokenizer.id_of(token) for kind, token in template.media}
+        self._modes = {
+            mode: tokenizer.special[token]
+            for mode, tokens in template.modes
+            for token in tokens
+            if token in tokenizer.special
+        }
 
     @classmethod
     def phi4(cls, tokenizer: Tokenizer) -> ChatFormat:
@@ -106,6 +113,7 @@ class ChatFormat:
         messages: Sequence[Message],
         generation_prompt: bool = False,
         media: Mapping[str, int] | None = None,
+        mode: str | None = None,
     ) -> Rendered:
         """The ids of a conversation, and with `generation_prompt` the start of an answer.
 
@@ -114,13 +122,16 @@ class ChatFormat:
                 JSON text, where the template has a place for them.
             media: placeholder, such as `<|image_1|>`, → the number of tokens that stand for it.
                 Each is in exactly one message. A placeholder that is not named here is text.
+            mode: makes the answer begin in one of the template's `modes`; only with
+                `generation_prompt`.
 
         Raises:
             PhikitError: a message has an unknown role, no content, or tools that the template has
-                no place for; a placeholder is missing. Names the message's number.
+                no place for; a placeholder is missing; there is no such mode. Names the message's
+                number.
         """
         writer = _Writer(self.tokenizer)
-        places = _Places(self._media, media or {})
+        places = _Places(self.media_ids, media or {})
         for number, message in enumerate(messages, 1):
             self._check(message, number)
         rest = self._write_system(writer, messages, places)
@@ -135,6 +146,7 @@ class ChatFormat:
             writer.add(self._after_end)
         if generation_prompt:
             writer.add(self._headers["assistant"])
+            writer.add(self._mode(mode))
         else:
             writer.add(self._unprompted_end)
         places.check()
@@ -158,6 +170,16 @@ class ChatFormat:
             "clean_up_tokenization_spaces": False,
             "chat_template": self.template.jinja(),
         }
+
+    def _mode(self, mode: str | None) -> list[int | str]:
+        if mode is None:
+            return []
+        if mode not in self._modes:
+            raise PhikitError(
+                f"the format {self.template.name} has no mode {mode!r} of answering",
+                f"it has {', '.join(self._modes)}" if self._modes else "leave it out",
+            )
+        return [self._modes[mode]]
 
     def _frame(self, text: str) -> list[int | str]:
         return self.tokenizer.split_control(text, self.template.control())
@@ -255,7 +277,9 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     written = tokenizer.config.get("chat_template")
     for template in TEMPLATES:
         has_tokens = all(token in tokenizer.special for token in template.control())
-        if has_tokens and (not template.system or template.system in str(written)):
+        # the first line tells them apart, however a file writes line breaks
+        begins = template.system.partition("\n")[0]
+        if has_tokens and begins in str(written):
             return ChatFormat(template, tokenizer)
     needs = "; ".join(f"{t.name}: {' '.join(t.control())}" for t in TEMPLATES if not t.system)
     raise PhikitError(

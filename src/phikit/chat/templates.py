@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 THINK = ("<think>", "</think>")
+NOTHINK = "<|dummy_84|>"
 NANO_SPECIAL = (
     "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|im_start|>",
     "<|im_end|>", "<|im_sep|>", "<|endofprompt|>", *THINK, "<|pad|>",
@@ -37,6 +38,9 @@ class Template:
             "instead": when the first message is one, `system` is left out.
         tools: control tokens around the `tools` of a system message, which is JSON text.
         media: kind → the control token that stands, repeated, for a placeholder `<|kind_1|>`.
+        media_gap: stands between what is seen or heard and the text after it.
+        modes: how an answer can be made to begin, by name: the control token that says so, under
+            any of its names.
         unprompted_end: ends a rendering without generation prompt, when it is not empty.
     """
 
@@ -52,6 +56,8 @@ class Template:
     system_rule: Literal["replaced", "appended", "instead"] = "replaced"
     tools: tuple[str, str] | None = None
     media: tuple[tuple[str, str], ...] = ()
+    media_gap: str = ""
+    modes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unprompted_end: str = ""
 
     def control(self) -> tuple[str, ...]:
@@ -140,6 +146,44 @@ PHI4_REASONING = replace(
     "the conclusion. Now, try to solve the following question through the above guidelines:",
 )
 
+# Published with Phi-4-reasoning-vision-15B (its double spaces and "backtracing" are its own). The
+# no-thinking token, <nothink> in the model card, has kept its old name in the tokenizer. The place
+# of a picture is `<image>` there, which is no token; vLLM puts the first dummy token into it. (One
+# published copy of the template has line breaks between messages; the model's own has none.)
+PHI4_REASONING_VISION = replace(
+    PHI4,
+    name="phi4-reasoning-vision",
+    inner=(*THINK, NOTHINK),
+    media=(("image", "<|dummy_0|>"),),
+    media_gap="\n",
+    modes=(("think", ("<think>",)), ("nothink", ("<nothink>", NOTHINK))),
+    system="You are Phi, a multimodal model trained by Microsoft to help users.  Your role as an "
+    "assistant is to provide accurate, coherent, and actionable responses, adapting your reasoning "
+    'mode ("NOTHINK" vs "THINK") automatically based on the complexity, clarity, and confidence of '
+    "each task.\n\n#### NOTHINK Mode\nUse this mode when the task is clear, factual, "
+    "low-complexity, or can be confidently answered immediately without iterative reasoning. Such "
+    "as when the input is clear and unambiguous or visual recognition or text comprehension is "
+    "straightforward, and where a factual, numeric, or short procedural answer is sufficient. "
+    "Provide a concise, accurate, and confident answer. Please structure your response into one "
+    f"section: using the specified format: {NOTHINK} {{Solution section}}. In the Solution "
+    "section, present the final solution that you deem correct. The Solution section should be "
+    "logical, accurate, and concise.\n\n#### THINK Mode\nThis requires engaging in a "
+    "comprehensive cycle of analysis, summarizing, exploration, reassessment, reflection, "
+    "backtracing, and iteration to develop well-considered thinking process. Use this mode when "
+    "multiple modalities must be integrated, the task involves analysis, inference, design, or "
+    "planning, the query is ambiguous, multi-step, or requires judgment.  Think through the visual "
+    "and textual context before responding. Please structure your response into two main sections: "
+    "Thought and Solution using the specified format: <think> {Thought section} </think> {Solution "
+    "section}. In the Thought section, detail your reasoning process in steps. Each step should "
+    "include detailed considerations such as analysing questions, summarizing relevant findings, "
+    "brainstorming new ideas, verifying the accuracy of the current steps, refining any errors, "
+    "and revisiting previous steps. In the Solution section, based on various attempts, "
+    "explorations, and reflections from the Thought section, systematically present the final "
+    "solution that you deem correct. The Solution section should be logical, accurate, and concise "
+    "and detail necessary steps needed to reach the conclusion.\n\nNow, try to solve the following "
+    "question through the above guidelines:",
+)
+
 # Published template of Phi-4-mini-instruct. Results of tools come back in the role "tool".
 PHI4_MINI = Template(
     name="phi4-mini",
@@ -183,7 +227,8 @@ CHATML = replace(SMOLLM2, name="chatml", system="")
 
 #: In the order in which they are tried: those that ask for more come first.
 TEMPLATES = (
-    PHI4_REASONING, PHI4, PHI4_MINI_REASONING, PHI4_MULTIMODAL, PHI4_MINI, SMOLLM2, CHATML,
+    PHI4_REASONING_VISION, PHI4_REASONING, PHI4, PHI4_MINI_REASONING, PHI4_MULTIMODAL, PHI4_MINI,
+    SMOLLM2, CHATML,
 )  # fmt: skip
 
 

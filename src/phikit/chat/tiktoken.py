@@ -19,7 +19,14 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from phikit.chat.format import ChatFormat
-from phikit.chat.templates import PHI4, PHI4_MINI, PHI4_REASONING, THINK, Template
+from phikit.chat.templates import (
+    PHI4,
+    PHI4_MINI,
+    PHI4_REASONING,
+    PHI4_REASONING_VISION,
+    THINK,
+    Template,
+)
 from phikit.chat.tokenizer import BYTES, Tokenizer
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
@@ -97,6 +104,9 @@ CL100K_REASONING = replace(
     name="cl100k-reasoning",
     special=_PHI4_SPECIAL | {THINK[0]: 100_350, THINK[1]: 100_351},
     template=PHI4_REASONING,
+)
+CL100K_REASONING_VISION = replace(
+    CL100K_REASONING, name="cl100k-reasoning-vision", template=PHI4_REASONING_VISION
 )
 O200K = Encoding(
     "o200k",

@@ -6,6 +6,7 @@ and where, is the generator's business. Prompts go in as token ids and rollouts 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,10 +14,33 @@ from typing import NamedTuple, Protocol
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A form that a completion must keep to, from its first token to its end.
+
+    Attributes:
+        kind: "json_schema", "regex" or "grammar" (Lark syntax).
+        source: the schema as JSON text, the expression, or the grammar.
+    """
+
+    kind: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONSTRAINTS:
+            raise PhikitError(
+                f"the constraint's kind is {self.kind!r}; it must be one of {', '.join(CONSTRAINTS)}"
+            )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Sampling:
-    """How to draw tokens. Filters apply in the order: temperature, top-k, top-p, min-p.
+    """How to draw tokens.
+
+    In order: constraint, logit bias, penalties, temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: 0 is greedy.
@@ -25,6 +49,15 @@ class Sampling:
         min_p: drop tokens below this fraction of the most probable one's probability.
         max_tokens: the longest completion, the end token included.
         stop_ids: tokens that end a completion; the one that did is its last id.
+        stop: texts that end a completion, also across tokens; the token that completed one is its
+            last id. Needs a generator that can decode.
+        repetition_penalty: the logits of tokens that the prompt or the completion holds are divided
+            by this where positive and multiplied where negative (Keskar et al. 2019).
+        presence_penalty: taken from the logits of tokens that the completion holds.
+        frequency_penalty: taken from them once per occurrence.
+        logit_bias: (token, what to add to its logit).
+        constraint: the form that the completion keeps to.
+        top_logprobs: how many of the most probable tokens to report at every step.
     """
 
     temperature: float = 1.0
@@ -33,6 +66,13 @@ class Sampling:
     min_p: float = 0.0
     max_tokens: int = 256
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -46,6 +86,24 @@ class Sampling:
                 f"top_k is {self.top_k} and max_tokens {self.max_tokens}; "
                 "they must be at least 0 and 1"
             )
+        if not self.repetition_penalty > 0:
+            raise PhikitError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is none)"
+            )
+        if any(not text for text in self.stop):
+            raise PhikitError("a stop text is empty; every completion would end at once")
+        if self.top_logprobs < 0:
+            raise PhikitError(f"top_logprobs is {self.top_logprobs}; it must be 0 or more")
+
+    def __repr__(self) -> str:
+        """The six settings that there always were, and of the others those that are not at rest:
+        searches on disk know their settings by this text."""
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for i, f in enumerate(dataclasses.fields(self))
+            if i < 6 or getattr(self, f.name) != f.default
+        ]
+        return f"Sampling({', '.join(shown)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +119,34 @@ class Request:
     n: int = 1
     seed: int = 0
     first_sample: int = 0
+
+
+def check(request: Request, vocab_size: int, max_positions: int) -> None:
+    """Whether a model of this vocabulary and context can take the request.
+
+    Raises:
+        PhikitError: it cannot.
+    """
+    ids = request.prompt_ids
+    if not ids:
+        raise PhikitError("the prompt is empty", "give at least one token")
+    if request.n < 1 or request.first_sample < 0:
+        raise PhikitError(
+            f"n is {request.n} and first_sample {request.first_sample}; "
+            "they must be at least 1 and 0"
+        )
+    if len(ids) >= max_positions:
+        raise PhikitError(
+            f"the prompt has {len(ids)} tokens; the model's context is {max_positions}, "
+            "so none can follow",
+            "shorten the prompt",
+        )
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise PhikitError(
+            f"token id {wrong} is not in the vocabulary of {vocab_size}",
+            "encode the prompt with this model's own tokenizer",
+        )
 
 
 class Finished(NamedTuple):

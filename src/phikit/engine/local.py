@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from phikit.engine.base import Finished, Request
-from phikit.engine.batch import Batch
+from phikit.engine.base import Finished, Request, check
+from phikit.engine.native.runner import NativeRunner
+from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
+
+_PREFILL_TOKENS = 8192  # computed in one step: nobody waits for the first token here
 
 
 class LocalEngine:
@@ -41,12 +44,12 @@ class LocalEngine:
         self.max_batch = max_batch
         self.tokens_generated = 0
         self.tokens_prefilled = 0
-        own = model.lm_head.weight.dtype
+        own = model.model.embed_tokens.weight.dtype  # a head may be packed
         self._copy: Decoder | None = None
         if dtype is not None and dtype != own:
             with torch.device("meta"):
                 self._copy = Decoder(model.config).to(dtype)
-            self._copy.to_empty(device=model.lm_head.weight.device)
+            self._copy.to_empty(device=model.model.embed_tokens.weight.device)
             if model.config.tied:
                 self._copy.lm_head.weight = self._copy.model.embed_tokens.weight
 
@@ -61,33 +64,38 @@ class LocalEngine:
         """
         requests = list(requests)
         for index, request in enumerate(requests):
-            self._check(index, request)
+            try:
+                check(request, self.model.config.vocab_size, self.model.config.max_positions)
+            except PhikitError as error:
+                raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
-        weights = self._weights()
         rows = min(self.max_batch, sum(r.n for r in requests))
+        if not rows:
+            return
+        weights = self._weights()
         count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
         shards = divide(requests, count)
-        batches = [
-            Batch(weights, [part.request for part in shard], -(-self.max_batch // len(shards)))
-            for shard in shards
-        ]
+        most = -(-self.max_batch // len(shards))
+        schedulers = [self._scheduler(weights, min(most, rows), len(shards)) for _ in shards]
         try:
-            if len(batches) == 1:
-                yield from self._run_alone(batches[0])
-            else:
-                yield from run_together(batches, shards)
+            yield from run_together(schedulers, shards)
         finally:  # also when the caller stops early
-            self.tokens_generated += sum(b.tokens_generated for b in batches)
-            self.tokens_prefilled += sum(b.tokens_prefilled for b in batches)
+            self.tokens_generated += sum(s.generated for s in schedulers)
+            self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
 
     @staticmethod
-    def _run_alone(batch: Batch) -> Iterator[Finished]:
-        while batch.busy:
-            with torch.inference_mode():  # not around the yield: the caller may be training
-                finished = batch.step()
-            yield from finished
+    def _scheduler(weights: Decoder, rows: int, shards: int) -> Scheduler:
+        return Scheduler(
+            NativeRunner(weights),
+            max_rows=rows,
+            cache_share=1 / shards,
+            prefill_tokens=_PREFILL_TOKENS,
+            refill=max(1, rows // 8),
+            keep=False,
+            most_cached=4 * rows,
+        )
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one sample as they are drawn: the same as `generate` gives.
@@ -95,19 +103,19 @@ class LocalEngine:
         Raises:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
-        self._check(0, request)
+        check(request, self.model.config.vocab_size, self.model.config.max_positions)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[int]:
-        batch = Batch(self._weights(), [request], 1)
-        while batch.busy:
-            with torch.inference_mode():
-                batch.step()
-            self.tokens_generated += 1
-            yield batch.newest
-        self.tokens_prefilled += batch.tokens_prefilled
+        scheduler = self._scheduler(self._weights(), 1, 1)
+        scheduler.submit(request)
+        while scheduler.busy:
+            for event in scheduler.step().tokens():
+                self.tokens_generated += 1
+                yield event.token
+        self.tokens_prefilled += scheduler.runner.prefilled
 
     @torch.no_grad()
     def _weights(self) -> Decoder:
@@ -116,26 +124,3 @@ class LocalEngine:
         for target, source in zip(self._copy.parameters(), self.model.parameters(), strict=True):
             target.copy_(source)
         return self._copy
-
-    def _check(self, index: int, request: Request) -> None:
-        config, ids = self.model.config, request.prompt_ids
-        if not ids:
-            raise PhikitError(f"request {index}: the prompt is empty", "give at least one token")
-        if request.n < 1 or request.first_sample < 0:
-            raise PhikitError(
-                f"request {index}: n is {request.n} and first_sample {request.first_sample}; "
-                "they must be at least 1 and 0"
-            )
-        if len(ids) >= config.max_positions:
-            raise PhikitError(
-                f"request {index}: the prompt has {len(ids)} tokens; the model's context is "
-                f"{config.max_positions}, so none can follow",
-                "shorten the prompt",
-            )
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < config.vocab_size)
-            raise PhikitError(
-                f"request {index}: token id {wrong} is not in the vocabulary of "
-                f"{config.vocab_size}",
-                "encode the prompt with this model's own tokenizer",
-            )

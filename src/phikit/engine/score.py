@@ -66,7 +66,7 @@ def _group(model: Decoder, lengths: list[int]) -> int:
 def _score(
     model: Decoder, sequences: list[tuple[Sequence[int], Sequence[int]]], temperature: float
 ) -> list[list[float]]:
-    device = model.lm_head.weight.device
+    device = model.model.embed_tokens.weight.device
     longest = max(1, max(len(p) + len(c) - 1 for p, c in sequences))
     ids_BL = torch.zeros(len(sequences), longest, dtype=torch.int64)
     row_S: list[int] = []

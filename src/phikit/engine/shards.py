@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from phikit.engine.base import Finished, Request
-from phikit.engine.batch import Batch
+from phikit.engine.scheduler import Scheduler
 from phikit.models.lanes import Lanes, lane_count
 
 _ROWS = 16  # a batch with fewer rows is not worth a core
@@ -57,24 +55,28 @@ def divide(requests: Sequence[Request], count: int) -> list[list[Part]]:
     return [s for s in shards if s]
 
 
-def run_together(batches: Sequence[Batch], shards: Sequence[Sequence[Part]]) -> Iterator[Finished]:
-    """Drives the batches to their end, one thread each; yields in an order that does not depend
+def run_together(
+    schedulers: Sequence[Scheduler], shards: Sequence[Sequence[Part]]
+) -> Iterator[Finished]:
+    """Drives the schedulers to their end, one thread each; yields in an order that does not depend
     on the threads' speed, with the numbers that the undivided requests have."""
+    parts: list[dict[int, Part]] = []
+    for scheduler, shard in zip(schedulers, shards, strict=True):
+        parts.append({scheduler.submit(part.request).number: part for part in shard})
+    steps = _STEPS if len(schedulers) > 1 else 1
 
     def advance(number: int) -> list[Finished]:
-        done: list[Finished] = []
-        with torch.inference_mode():
-            for _ in range(_STEPS):
-                if not batches[number].busy:
-                    break
-                done += batches[number].step()
-        parts = shards[number]
-        return [
-            Finished(parts[f.request].index, parts[f.request].offset + f.sample, f.rollout)
-            for f in done
-        ]
+        scheduler = schedulers[number]
+        found: list[Finished] = []
+        for _ in range(steps):
+            if not scheduler.busy:
+                break
+            for done in scheduler.step().finished:
+                part = parts[number][done.ticket.number]
+                found.append(Finished(part.index, part.offset + done.sample, done.rollout))
+        return found
 
-    with Lanes(len(batches)) as lanes:
-        while any(batch.busy for batch in batches):
-            for finished in lanes.map(advance, range(len(batches))):
+    with Lanes(len(schedulers)) as lanes:
+        while any(scheduler.busy for scheduler in schedulers):
+            for finished in lanes.map(advance, range(len(schedulers))):
                 yield from finished

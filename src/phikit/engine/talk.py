@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from phikit.chat.format import ChatFormat, chat_format
-from phikit.chat.gguf import tokenizer_of
+from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling
 from phikit.engine.local import LocalEngine
 from phikit.models.decoder import Decoder
-from phikit.models.gguf import GGUF
 from phikit.models.load import load
 
 Message = Mapping[str, str]
@@ -74,9 +73,7 @@ class Conversation:
         self, directory: Path, temperature: float = 0.5, top_p: float = 0.95, seed: int = 0
     ) -> None:
         self.model = load(directory)
-        packed = directory.suffix == ".gguf"
-        tokenizer = tokenizer_of(GGUF(directory)) if packed else Tokenizer.load(directory)
-        self.form = chat_format(tokenizer)
+        self.form = chat_format(load_tokenizer(directory))
         self.sampling = Sampling(
             temperature=temperature,
             top_p=top_p,

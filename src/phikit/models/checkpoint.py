@@ -6,8 +6,10 @@ Weights are safetensors only, one file or sharded with an index; nothing is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +18,19 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_json
-from phikit.models.config import read_config, write_config
+from phikit.models.architectures import (
+    QUANTISED,
+    Config,
+    build,
+    config_json,
+    part,
+    read_config,
+    tensors_for,
+)
 from phikit.models.decoder import Decoder
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -26,7 +39,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         PhikitError: there are none, or the index names a file that is not there.
     """
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     if index.exists():
         files = sorted({directory / name for name in read_json(index)["weight_map"].values()})
         missing = [f.name for f in files if not f.exists()]
@@ -50,19 +63,32 @@ def weight_files(directory: Path) -> list[Path]:
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) one by one from the memory-mapped files of a model directory.
 
+    A file is mapped anew for each tensor: what has been read of a mapping counts as this process's
+    memory until the mapping ends, so that a single one would come to hold the whole file.
+
     Raises:
         PhikitError: a file is truncated or corrupt; names it.
     """
     for file in weight_files(directory):
-        try:
-            with explain_os_errors(file, "reading"), safe_open(file, framework="pt") as f:
-                for name in f.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, f.get_tensor(name)
-        except SafetensorError as e:
-            raise PhikitError(
-                f"{file}: corrupt or truncated safetensors file ({e})",
-                "delete the file and make or fetch it again",
-            ) from e
+        with _opened(file) as f:
+            names = list(f.keys())
+        for name in names:
+            with _opened(file) as f:
+                tensor = f.get_tensor(name)
+            yield name, tensor
+            del tensor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with explain_os_errors(file, "reading"), safe_open(file, framework="pt") as f:
+            yield f
+    except SafetensorError as e:
+        raise PhikitError(
+            f"{file}: corrupt or truncated safetensors file ({e})",
+            "delete the file and make or fetch it again",
+        ) from e
 
 
 def fuse_llama(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -86,6 +112,11 @@ def fuse_llama(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
             yield target, torch.cat([parts[p] for p in wanted])
     for target, parts in waiting.items():
         raise PhikitError(f"{target} cannot be fused: only {', '.join(parts)} are in the files")
+
+
+def llama_tensors(_: Config, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What `architectures` asks of Llama-shaped files."""
+    return fuse_llama(tensors)
 
 
 def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: str) -> None:
@@ -124,52 +155,140 @@ def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: 
         raise PhikitError(f"{where}: the tensors do not fit the model:\n    {shown}{more}")
 
 
-def load(
+def empty(config: Config, dtype: torch.dtype, device: str | torch.device) -> torch.nn.Module:
+    """A module with memory for its weights but nothing in it yet; tied weights are one."""
+    with torch.device("meta"):
+        model = build(config)
+    first: dict[int, str] = {}
+    ties = [
+        (name, first[id(t)])
+        for name, t in model.state_dict(keep_vars=True).items()
+        if first.setdefault(id(t), name) != name
+    ]
+    model = model.to(dtype).to_empty(device=device)
+    for name, twin in ties:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(twin))
+    return model
+
+
+def main_precision(directory: Path) -> torch.dtype:
+    """The precision that most numbers of a model directory are in.
+
+    A few may be in another: what exponentials are taken of is kept in float32 in some models.
+    """
+    counts: dict[torch.dtype, int] = {}
+    for _, tensor in read_tensors(directory):  # memory-mapped: nothing is read
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    if not counts:
+        raise PhikitError(f"{directory}: there are no tensors in its files")
+    return max(counts, key=counts.__getitem__)
+
+
+def quantisation(directory: Path) -> Callable[..., Any] | None:
+    """What loads a directory of quantised weights; None when they are not quantised.
+
+    Raises:
+        PhikitError: they are quantised in a way that is not read.
+    """
+    raw = read_json(directory / "config.json")
+    found = raw.get("quantization_config") if isinstance(raw, dict) else None
+    if not found:
+        return None
+    method = str(found.get("quant_method") if isinstance(found, dict) else found)
+    if method not in QUANTISED:
+        raise PhikitError(
+            f"{directory}: its weights are quantised by {method!r}, which is not read",
+            "give the model in bfloat16; phikit quantize makes it small",
+        )
+    return part(QUANTISED[method])
+
+
+def load_any(
     directory: str | Path,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> Decoder:
-    """Loads a model directory.
+) -> torch.nn.Module:
+    """Loads a model directory of any architecture that `architectures` lists.
 
     Args:
         directory: has `config.json` and safetensors weights.
         dtype: the precision to hold the weights in; that of the files when left out.
 
     Raises:
-        PhikitError: a file is missing or corrupt, or the tensors do not fit.
+        PhikitError: a file is missing or corrupt, the architecture is not known, or the tensors do
+            not fit.
     """
     directory = Path(directory)
+    if (quantised := quantisation(directory)) is not None:
+        loaded: torch.nn.Module = quantised(directory, dtype, device)
+        return loaded
     config = read_config(directory)
     if dtype is None:
-        dtype = next(t.dtype for _, t in read_tensors(directory))
-    with torch.device("meta"):
-        model = Decoder(config)
-    model = model.to(dtype).to_empty(device=device)
-    if config.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    tensors = read_tensors(directory)
-    if config.architecture == "LlamaForCausalLM":
-        tensors = fuse_llama(tensors)
-    fill(model, tensors, str(directory))
+        dtype = main_precision(directory)
+    model = empty(config, dtype, device)
+    fill(model, tensors_for(config, read_tensors(directory)), str(directory))
+    make_buffers(model)
     return model.eval()
 
 
-def save(model: Decoder, directory: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory.
+def make_buffers(model: torch.nn.Module) -> None:
+    """Lets every submodule that keeps computed tensors compute them (see `architectures`)."""
+    for module in model.modules():
+        if callable(make := getattr(module, "make_buffers", None)):
+            make()
 
-    The head of a tied model is not written twice. Use inside `files.atomic_directory`.
+
+def load(
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """`load_any` for what works with dense decoders only: training, search, export.
+
+    Raises:
+        PhikitError: as `load_any`; or the directory holds another kind of model.
     """
-    config = model.config
-    state = {
-        name: t.detach().to("cpu", dtype or t.dtype).contiguous()
-        for name, t in model.state_dict().items()
-        if not (config.tied and name == "lm_head.weight")
-    }
+    named = read_config(Path(directory)).architecture
+    model = load_any(directory, dtype, device)
+    if not isinstance(model, Decoder):
+        raise PhikitError(
+            f"{directory}: it holds a {named}, where a dense decoder is needed",
+            "give a model of phi-4's or phi-4-mini's kind",
+        )
+    return model
+
+
+def save(
+    model: torch.nn.Module,
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes `config.json`, `generation_config.json` and the weights into a directory.
+
+    The weights are `model.safetensors`, or shards with an index when they are larger than one.
+    Weights that are tied are written once. Use inside `files.atomic_directory`.
+
+    Args:
+        model: has its configuration as `config`.
+        dtype: the precision to write; the model's own when left out. No more than a shard is held
+            in it at a time.
+        shard_bytes: the largest shard; a larger tensor is a shard of its own.
+    """
+    config: Config = model.config  # type: ignore[assignment]
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, t in model.state_dict(keep_vars=True).items():
+        if id(t) not in seen:
+            seen.add(id(t))
+            state[name] = t.detach()
+    held = dtype or next(iter(state.values())).dtype
     with explain_os_errors(directory, "writing"):
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-    held = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    write_config(directory, config, held)
+        _write_shards(state, directory, dtype, shard_bytes)
+    raw = config_json(config, str(held).removeprefix("torch."))
+    write_json(directory / "config.json", raw)
     write_json(
         directory / "generation_config.json",
         {
@@ -178,3 +297,29 @@ def save(model: Decoder, directory: Path, dtype: torch.dtype | None = None) -> N
             "pad_token_id": config.pad_id,
         },
     )
+
+
+def _write_shards(
+    state: Mapping[str, Tensor], directory: Path, dtype: torch.dtype | None, shard_bytes: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, t in state.items():
+        nbytes = t.numel() * (dtype or t.dtype).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+        total += nbytes
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = {n: state[n].to("cpu", dtype or state[n].dtype).contiguous() for n in names}
+        save_file(part, directory / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:  # last, so that it never names a shard that is not there
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_json(directory / INDEX, index)

@@ -11,20 +11,25 @@ position attends to* is the `attend` function it is called with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phikit.models.config import DecoderConfig
+from phikit.models.attention import causal
+from phikit.models.decoder_config import DecoderConfig
 
 #: (layer index, q_BHLK, k_BGLK, v_BGLK) → out_BHLK
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) × weight, computed in float32 and scaled in x's precision, as the reference."""
+    """x / rms(x) × weight, computed in float32 and scaled in x's precision, as the reference.
+
+    Without gradients torch's own is taken, which is several times faster on a CPU and rounds once;
+    with them its backward pass makes it the slower one.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -32,23 +37,29 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return F.rms_norm(x_BLD, self.weight.shape, self.weight, self.eps)
         wide = x_BLD.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x_BLD.dtype)
 
 
 def rope_tables(
-    config: DecoderConfig, positions_BL: Tensor, length: int | None = None
+    config: DecoderConfig, positions_BL: Tensor, length: int | Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation, float32, each [B, L, R] (halves repeated: NeoX style).
 
     Args:
         positions_BL: integer positions.
-        length: the sequence length that decides between LongRoPE's short and long factors; the
-            largest position plus one when it is left out.
+        length: the sequence length that decides between LongRoPE's short and long factors, for
+            all rows or for each; the largest position plus one when it is left out.
 
     With LongRoPE both tables are scaled by sqrt(1 + ln(max / original) / ln(original)).
     """
+    if isinstance(length, Sequence):
+        rows = zip(positions_BL.expand(len(length), -1).split(1), length, strict=True)
+        cos, sin = zip(*(rope_tables(config, row_1L, own) for row_1L, own in rows), strict=True)
+        return torch.cat(cos), torch.cat(sin)
     r = config.rotary_dim
     device = positions_BL.device
     inverse_R2 = config.rope_theta ** (
@@ -81,9 +92,7 @@ def rotate(x_BHLK: Tensor, cos_BLR: Tensor, sin_BLR: Tensor) -> Tensor:
 
 def causal_attend(_: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
     """Every position attends to itself and all earlier ones of its row: no cache, no packing."""
-    return F.scaled_dot_product_attention(
-        q_BHLK, k_BGLK, v_BGLK, is_causal=True, enable_gqa=q_BHLK.shape[1] != k_BGLK.shape[1]
-    )
+    return causal(q_BHLK, k_BGLK, v_BGLK)
 
 
 def windowed_attend(window: int) -> Attend:
@@ -192,7 +201,8 @@ class Decoder(nn.Module):
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
+        inputs_embeds_BLD: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D], after the last norm.
 
@@ -201,12 +211,16 @@ class Decoder(nn.Module):
             positions_BL: their positions; 0, 1, 2, ... when left out.
             attend: what each position attends to; causal within the row when left out.
             rope_length: see `rope_tables`.
+            inputs_embeds_BLD: what goes into the first layer, where it is not the embeddings of
+                the ids alone: a prompt with pictures. Of the ids only the shape counts then.
         """
         if positions_BL is None:
             positions_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
         rope = rope_tables(self.config, positions_BL, rope_length)
         attend = attend or self.attend
-        x_BLD = self.model.embed_tokens(ids_BL)
+        x_BLD = inputs_embeds_BLD
+        if x_BLD is None:
+            x_BLD = self.model.embed_tokens(ids_BL)
         for layer in self.model.layers:
             x_BLD = layer(x_BLD, rope, attend)
         return self.model.norm(x_BLD)
@@ -216,7 +230,7 @@ class Decoder(nn.Module):
         ids_BL: Tensor,
         positions_BL: Tensor | None = None,
         attend: Attend | None = None,
-        rope_length: int | None = None,
+        rope_length: int | Sequence[int] | None = None,
     ) -> Tensor:
         """Logits [B, L, V]; arguments as for `hidden`."""
         return self.lm_head(self.hidden(ids_BL, positions_BL, attend, rope_length))

@@ -7,10 +7,13 @@ counts, memory) is computed in `sizes.py`, never typed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.models.config import DecoderConfig, LongRope
+from phikit.models.decoder_config import DecoderConfig, LongRope
+from phikit.models.flash.config import PHI_4_MINI_FLASH, FlashConfig
+from phikit.models.multimodal.config import Phi4MMConfig
+from phikit.models.vision.reasoning_config import ReasoningVisionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +24,14 @@ class Member:
         name: how phikit calls it.
         repository: where its weights are published, as owner/name.
         about: what it is for, in a few words.
-        config: its decoder's shape. For a model that also sees or hears: of the decoder alone.
+        config: its shape.
         aliases: other names that are understood.
     """
 
     name: str
     repository: str
     about: str
-    config: DecoderConfig
+    config: DecoderConfig | FlashConfig
     aliases: tuple[str, ...] = ()
 
 
@@ -51,6 +54,16 @@ PHI_4 = DecoderConfig(
 
 # Phi-4-reasoning report (arXiv 2504.21318): the base of RoPE doubled, 32K positions.
 PHI_4_REASONING = PHI_4.with_context(32_768, 500_000.0)
+
+# Published config.json: phi-4-reasoning's decoder, which ends its answers with <|im_end|> alone,
+# and SigLIP 2 before it; the tower and the numbers of patches are the configuration's defaults.
+PHI_4_REASONING_VISION = ReasoningVisionConfig(
+    **{
+        field.name: getattr(replace(PHI_4_REASONING, eos_ids=(100_265,)), field.name)
+        for field in fields(DecoderConfig)
+        if field.name != "architecture"
+    }
+)
 
 # One divisor for each of the 48 rotated pairs: 0.75 × 128 / 2. Published config.json.
 # fmt: off
@@ -89,6 +102,12 @@ PHI_4_MINI = DecoderConfig(
     pad_id=199_999,
 )
 
+# Phi-4-Mini report (arXiv 2503.01743) and the published config.json: phi-4-mini, and beside its
+# matrices two adapters. What sees and hears has the published sizes as its defaults.
+PHI_4_MULTIMODAL = Phi4MMConfig(
+    **{f.name: getattr(PHI_4_MINI, f.name) for f in fields(PHI_4_MINI) if f.name != "architecture"}
+)
+
 # SmolLM2-135M-Instruct (Apache-2.0): no Phi, but shaped so much like one that the same decoder
 # runs it. A real pretrained model for a laptop.
 SMOLLM2 = DecoderConfig(
@@ -123,6 +142,13 @@ MEMBERS = (
         PHI_4_REASONING,
     ),
     Member(
+        "phi-4-reasoning-vision",
+        "microsoft/Phi-4-reasoning-vision-15B",
+        "phi-4-reasoning that also sees pictures, and thinks where it must",
+        PHI_4_REASONING_VISION,
+        aliases=("phi-4-reasoning-vision-15b",),
+    ),
+    Member(
         "phi-4-mini",
         "microsoft/Phi-4-mini-instruct",
         "general, small, multilingual, calls tools",
@@ -134,6 +160,20 @@ MEMBERS = (
         "microsoft/Phi-4-mini-reasoning",
         "phi-4-mini that thinks: mathematics",
         PHI_4_MINI,
+    ),
+    Member(
+        "phi-4-mini-flash-reasoning",
+        "microsoft/Phi-4-mini-flash-reasoning",
+        "thinks long and cheaply: most of its memory does not grow; mathematics",
+        PHI_4_MINI_FLASH,
+        aliases=("phi-4-mini-flash",),
+    ),
+    Member(
+        "phi-4-multimodal",
+        "microsoft/Phi-4-multimodal-instruct",
+        "phi-4-mini that also sees pictures and hears speech",
+        PHI_4_MULTIMODAL,
+        aliases=("phi-4-multimodal-instruct",),
     ),
     Member(
         "smollm2",
@@ -174,7 +214,7 @@ def member(name: str) -> Member:
     return found
 
 
-def config(name: str) -> DecoderConfig:
+def config(name: str) -> DecoderConfig | FlashConfig:
     """The shape of a member's decoder: `config("phi-4-mini")`.
 
     Raises:

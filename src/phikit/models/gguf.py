@@ -21,8 +21,8 @@ from torch import Tensor
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
 from phikit.models.checkpoint import fill, fuse_llama
-from phikit.models.config import DecoderConfig, LongRope
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig, LongRope
 from phikit.models.quants import FORMATS, OTHERS, Format, decode
 
 _CHUNK = 2**22  # weights that are decoded at once, so that float32 copies stay small

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from phikit.models import checkpoint
-from phikit.models.decoder import Decoder
 from phikit.models.gguf import load_gguf
 
 
@@ -15,7 +15,7 @@ def load(
     path: str | Path,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> Decoder:
+) -> Any:
     """Loads a model directory, or a GGUF file.
 
     Args:
@@ -23,10 +23,15 @@ def load(
         dtype: the precision to hold the weights in; when left out, that of the files, and bfloat16
             for a GGUF file.
 
+    Returns:
+        a torch module, of the architecture that the files name (see `architectures`): called with
+        token ids [B, L] it gives logits [B, L, V].
+
     Raises:
-        PhikitError: a file is missing or corrupt, or the tensors do not fit.
+        PhikitError: a file is missing or corrupt, the architecture is not known, or the tensors do
+            not fit.
     """
     path = Path(path)
     if path.suffix == ".gguf":
         return load_gguf(path, dtype or torch.bfloat16, device)
-    return checkpoint.load(path, dtype, device)
+    return checkpoint.load_any(path, dtype, device)

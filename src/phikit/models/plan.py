@@ -1,7 +1,7 @@
-"""What training or serving a dense decoder takes: memory, operations, time, money.
+"""What training or serving a model takes: memory, operations, time, money.
 
-Estimates from shapes and from the figures of a GPU; what cannot be derived (which part of the peak
-a real run reaches, what an hour costs) is a setting with its default stated.
+Estimates from shapes and from the figures of a GPU. Which part of the peak a training reaches is
+either stated or estimated by `throughput`; what an hour costs is a setting.
 """
 
 from __future__ import annotations
@@ -9,40 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.models.config import DecoderConfig
-from phikit.models.sizes import BF16, PRECISIONS, sizes
+from phikit.models.gpus import Gpu
+from phikit.models.sizes import BF16, PRECISIONS, Plannable, sizes
+from phikit.models.throughput import RECOMPUTED, Setting, step
 
 DAY = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """Dense bf16 peak in operations per second, memory in bytes, memory bandwidth in bytes/s."""
-
-    name: str
-    peak: float
-    memory: float
-    bandwidth: float
-
-
-#: Vendor figures of the SXM modules, without sparsity.
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("a100", 312e12, 80e9, 2.039e12),
-        Gpu("h100", 989e12, 80e9, 3.35e12),
-        Gpu("h200", 989e12, 141e9, 4.8e12),
-        Gpu("b200", 2250e12, 180e9, 7.7e12),
-    )
-}
-
-
-def gpu_named(name: str) -> Gpu:
-    """Raises PhikitError when the GPU is not known."""
-    if name.lower() not in GPUS:
-        raise PhikitError(f"no figures for the GPU {name!r}", did_you_mean(name.lower(), GPUS))
-    return GPUS[name.lower()]
-
 
 # --- training ------------------------------------------------------------------------------------
 
@@ -52,14 +23,16 @@ class Training:
     """A training run as it would be. Memory in bytes per device, `cost` in the price's currency.
 
     Attributes:
+        utilisation: the useful part of the bf16 peak (MFU), stated or estimated.
         state: weights, gradients and Adam's two moments in f32, sharded over the devices.
         gathered: bf16 weights of two layers, the one at work and the next, and of the embedding
             and the head.
-        activations: what is kept of each sequence when every layer is computed again backwards.
+        activations: what is kept of each sequence for the backward pass.
     """
 
     flops_per_token: float
     flops: float
+    utilisation: float
     seconds: float
     tokens_per_second_per_gpu: float
     cost: float
@@ -73,47 +46,49 @@ class Training:
 
 
 def training(
-    config: DecoderConfig,
+    config: Plannable,
     gpu: Gpu,
-    gpus: int,
+    setting: Setting,
     tokens: float,
-    context: int,
-    utilisation: float,
     price: float,
-    sequences: int = 1,
+    utilisation: float | None = None,
 ) -> Training:
-    """Training with fully sharded data parallelism, bf16 products and activation recomputation.
+    """Training with fully sharded data parallelism and bf16 products.
 
-    operations/token = 3 × (2 × weights that multiply + 4 × layers × heads × head size × context/2):
-    forward once and backward twice, a position attending to half of the context on average.
-    Recomputation is not counted, so `utilisation` is the useful part of the peak (MFU).
+    operations/token = 3 × (2 × weights that multiply + attention's to half of the context): forward
+    once and backward twice, a position attending to half of the context on average. Recomputation
+    is not counted, so `utilisation` is the useful part of the peak (MFU).
 
-    activations = sequences × context × (width × layers × 2 bytes + working set of one layer:
-    2 bytes × (4 × width + q/k/v + 3 × FFN) × 2 for its gradients), the loss computed in chunks.
+    activations = tokens × (what is kept + working set of one layer with its gradients), the loss
+    computed in chunks. Kept are the layers' inputs, and of the inputs and outputs of every product
+    the part that is not computed again.
 
     Args:
         tokens: trained on in all.
-        context: tokens per sequence.
-        utilisation: part of the peak, 0 to 1.
         price: of one GPU for one hour.
-        sequences: per device and step.
+        utilisation: part of the peak, 0 to 1; estimated from the setting when left out.
     """
-    size, d = sizes(config), config.hidden_size
-    per_token = 3 * config.flops_per_token(context // 2)
-    flops = per_token * tokens
-    seconds = flops / (gpus * gpu.peak * utilisation)
-    layer = size.matrices / config.layers
-    qkv = (config.heads + 2 * config.kv_heads) * config.head_dim
-    working = 2 * BF16 * (4 * d + qkv + 3 * config.intermediate_size)
+    size = sizes(config)
+    per_token = 3 * config.flops_per_token(setting.context // 2)
+    if utilisation is None:
+        utilisation = step(config, gpu, setting).utilisation(gpu)
+    seconds = per_token * tokens / (setting.gpus * gpu.peak * utilisation)
+    kept = (1 - RECOMPUTED[setting.recompute]) * size.activations + size.hidden * size.layers
+    working = 2 * (size.activations / size.layers)
+    held = setting.sequences * setting.context / (setting.tensor * setting.context_parallel)
+    group = setting.tensor * setting.pipeline
     return Training(
         flops_per_token=per_token,
-        flops=flops,
+        flops=per_token * tokens,
+        utilisation=utilisation,
         seconds=seconds,
-        tokens_per_second_per_gpu=tokens / seconds / gpus,
-        cost=seconds / 3600 * gpus * price,
-        state=16 * size.parameters / gpus,
-        gathered=BF16 * (2 * layer + size.embedding) if gpus > 1 else BF16 * size.parameters,
-        activations=sequences * context * (BF16 * d * config.layers + working),
+        tokens_per_second_per_gpu=tokens / seconds / setting.gpus,
+        cost=seconds / 3600 * setting.gpus * price,
+        state=16 * size.parameters / setting.gpus,
+        gathered=BF16 * (2 * size.matrices / size.layers + size.embedding) / group
+        if setting.gpus > 1
+        else BF16 * size.parameters,
+        activations=BF16 * held * (kept + working),
     )
 
 
@@ -141,7 +116,7 @@ class Serving:
 
 
 def serving(
-    config: DecoderConfig,
+    config: Plannable,
     gpu: Gpu,
     gpus: int,
     context: int,
@@ -152,10 +127,10 @@ def serving(
 ) -> Serving:
     """Weights and cache split evenly over the devices (tensor parallelism).
 
-    A step reads all weights once and half of every full cache (`context` positions); it takes the
-    longer of that, at `utilisation` of the bandwidth, and of its operations, at `utilisation` of
-    the peak. A tenth of the memory is left for everything else. Prefill is `context` tokens of one
-    sequence.
+    A step reads all weights once and every sequence's cache, half as long as `context`; it takes
+    the longer of that, at `utilisation` of the bandwidth, and of its operations, at `utilisation`
+    of the peak. A tenth of the memory is left for everything else. Prefill is `context` tokens of
+    one sequence.
 
     Raises:
         PhikitError: the precision is not known; the weights, or the sequences, do not fit.
@@ -166,7 +141,7 @@ def serving(
         )
     size = sizes(config)
     weights = size.weight_bytes(precision) / gpus
-    per_sequence = size.cache_bytes_per_token * context / gpus
+    per_sequence = config.cache_bytes(context) / gpus
     room = 0.9 * gpu.memory - weights
     fitting = int(room // per_sequence)
     if fitting < (sequences or 1):
@@ -177,32 +152,32 @@ def serving(
             "take more GPUs, fewer bits, a shorter context or fewer sequences",
         )
     running = sequences or fitting
-    read = (weights + running * per_sequence / 2) / gpu.bandwidth
+    read = (weights + running * config.cache_bytes(context // 2) / gpus) / gpu.bandwidth
     computed = running * config.flops_per_token(context // 2) / (gpus * gpu.peak)
-    step = max(read, computed) / utilisation
+    took = max(read, computed) / utilisation
     prefill = context * config.flops_per_token(context // 2) / (gpus * gpu.peak * utilisation)
     return Serving(
         weights=weights,
         cache_per_sequence=per_sequence,
         sequences=running,
         fitting=fitting,
-        step_seconds=step,
-        tokens_per_second=running / step,
+        step_seconds=took,
+        tokens_per_second=running / took,
         prefill_seconds=prefill,
-        cost_per_million=step / running * 1e6 / 3600 * gpus * price,
+        cost_per_million=took / running * 1e6 / 3600 * gpus * price,
     )
 
 
 # --- as text -------------------------------------------------------------------------------------
 
 
-def training_text(plan: Training, gpu: Gpu, gpus: int, tokens: float, utilisation: float) -> str:
+def training_text(plan: Training, gpu: Gpu, gpus: int, tokens: float) -> str:
     fits = "fits" if plan.memory < 0.95 * gpu.memory else "does not fit"
     parts = ((plan.state, "state"), (plan.gathered, "gathered"), (plan.activations, "activations"))
     return "\n".join(
         [
             f"training on {tokens:.3g} tokens, {gpus:,} × {gpu.name}, "
-            f"{utilisation:.1%} of the bf16 peak",
+            f"{plan.utilisation:.1%} of the bf16 peak",
             f"  operations  {plan.flops_per_token:.3g} per token, {plan.flops:.3g} in all",
             f"  time        {plan.seconds / DAY:.2f} days, "
             f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s per GPU",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import MEMBERS, Member
+from phikit.models.flash.config import FlashConfig
+from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.sizes import PRECISIONS, Sizes, layer_matrices, sizes
+from phikit.models.vision.reasoning_config import ReasoningVisionConfig
 
 _NAME, _SHAPE, _COUNT = 24, 32, 8  # widths of the drawing's columns
 
@@ -27,6 +30,7 @@ def as_data(members: Sequence[Member] = MEMBERS) -> list[dict[str, Any]]:
                 "context": size.context,
                 "weight_bytes": {p: size.weight_bytes(p) for p in PRECISIONS},
                 "cache_bytes_per_token": size.cache_bytes_per_token,
+                "full_cache_bytes": size.full_cache_bytes,
             }
         )
     return rows
@@ -45,7 +49,7 @@ def table(members: Sequence[Member] = MEMBERS) -> str:
                 f"{size.context:,}",
                 *(gigabytes(size.weight_bytes(p)) for p in PRECISIONS),
                 f"{size.cache_bytes_per_token / 1000:.1f} kB",
-                gigabytes(size.cache_bytes_per_token * size.context),
+                gigabytes(size.full_cache_bytes),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -76,11 +80,36 @@ def explain(member: Member) -> str:
             f"context     {config.max_positions:,} positions",
             "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
             f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
-            f"{gigabytes(size.cache_bytes_per_token * size.context)} GB when the context is full",
+            f"{gigabytes(size.full_cache_bytes)} GB when the context is full",
+            *_beside(config),
             "",
-            *_drawing(config),
+            *(_drawing(config) if isinstance(config, DecoderConfig) else _flash(config)),
         ]
     )
+
+
+def _beside(config: DecoderConfig | FlashConfig) -> list[str]:
+    """What a model has that is not its decoder."""
+    if isinstance(config, ReasoningVisionConfig):
+        vision = config.vision
+        seeing = config.parameters - config.decoder.parameters
+        return [
+            f"sees        SigLIP 2, {vision.layers} layers of {vision.hidden_size:,}, a picture as "
+            f"{config.least_patches:,} to {config.most_patches:,} patches of {vision.patch_size} × "
+            f"{vision.patch_size} pixels, each a token; {count(seeing)} with its projector",
+        ]
+    if isinstance(config, Phi4MMConfig):
+        vision, audio, adapters = config.vision, config.audio, config.adapter_parameters
+        return [
+            f"sees        SigLIP, {vision.layers} layers of {vision.hidden_size:,}, crops of "
+            f"{config.crop} × {config.crop}; {count(config.image_parameters)} with its projector",
+            f"hears       conformer, {audio.layers} blocks of {audio.hidden_size:,}, 80 ms to a "
+            f"token; {count(audio.parameters)} with its two projectors",
+            f"adapters    vision of rank {config.vision_lora.rank} ({count(adapters['vision'])}), "
+            f"speech of rank {config.speech_lora.rank} ({count(adapters['speech'])}), beside every "
+            "matrix of the layers",
+        ]
+    return []
 
 
 def count(number: float) -> str:
@@ -99,12 +128,22 @@ def _memory(size: Sizes, precision: str) -> str:
     return f"{gigabytes(size.weight_bytes(precision))} GB in {precision}"
 
 
+def row(name: str, shape: str = "", parameters: int = 0) -> str:
+    held = count(parameters) if parameters else ""
+    return f"{name:<{_NAME}}{shape:<{_SHAPE}}{held:>{_COUNT}}".rstrip()
+
+
+def _box(title: str, lines: list[str]) -> list[str]:
+    width = _NAME + _SHAPE + _COUNT
+    return [
+        f"┌─┴{f' {title} ':─<{width}}┐",
+        *(f"│ {line:<{width}} │" for line in lines),
+        f"└─┬{'':─<{width}}┘",
+    ]
+
+
 def _drawing(config: DecoderConfig) -> list[str]:
     d, matrices = config.hidden_size, layer_matrices(config)
-
-    def row(name: str, shape: str = "", parameters: int = 0) -> str:
-        held = count(parameters) if parameters else ""
-        return f"{name:<{_NAME}}{shape:<{_SHAPE}}{held:>{_COUNT}}".rstrip()
 
     def matrix(name: str) -> str:
         rows, columns = matrices[name]
@@ -127,18 +166,68 @@ def _drawing(config: DecoderConfig) -> list[str]:
         "⊕─╯",
     ]
     layer = sum(rows * columns for rows, columns in matrices.values()) + 2 * d
-    title = f" {config.layers} layers of {count(layer)} "
+    title = f"{config.layers} layers of {count(layer)}"
     vocab = config.vocab_size
     head = "the embedding's matrix" if config.tied else f"{d:,} → {vocab:,}"
-    width = _NAME + _SHAPE + _COUNT
     return [
         "  token ids",
         "  " + row("embed_tokens", f"{vocab:,} × {d:,}", vocab * d),
-        f"┌─┴{title:─<{width}}┐",
-        *(f"│ {line:<{width}} │" for line in inside),
-        f"└─┬{'':─<{width}}┘",
+        *_box(title, inside),
         "  " + row("norm", f"RMSNorm, {epsilon}", d),
         "  " + row("lm_head", head, 0 if config.tied else vocab * d),
+        "  logits",
+    ]
+
+
+def _flash(config: FlashConfig) -> list[str]:
+    """Mixers only: the MLP that follows each is the same everywhere, and drawn last."""
+    d, f, i = config.hidden_size, config.intermediate_size, config.inner_size
+    vocab, epsilon = config.vocab_size, f"ε {config.norm_eps:g}"
+
+    def matrix(name: str, columns: int, rows: int) -> str:
+        return row(f"│ │ {name}", f"{columns:,} → {rows:,}", rows * columns)
+
+    def block(*lines: str) -> list[str]:
+        return [row("├─╮ LayerNorm", epsilon, 2 * d), *lines, "⊕─╯"]
+
+    keys = 2 * config.kv_heads * config.head_dim
+
+    def attention(rows: int, *seen: str) -> list[str]:
+        lines = [f"│ │ {line}" for line in seen]
+        return block(matrix("Wqkv", d, rows), *lines, matrix("out_proj", d, d))
+
+    mamba = block(
+        matrix("in_proj", d, 2 * i),
+        f"│ │ convolution over {config.conv_width} positions, SiLU",
+        matrix("x_proj", i, config.dt_rank + 2 * config.state_size),
+        matrix("dt_proj", config.dt_rank, i),
+        f"│ │ scan: {config.state_size} states of {i:,} channels, gated",
+        matrix("out_proj", i, d),
+    )
+    heads = f"{config.heads} query, {config.kv_heads} key, {config.kv_heads} value heads of "
+    memory = [*mamba[:-2], "│ │ before its gate: kept as the memory", *mamba[-2:]]
+    window = f"differential attention to the latest {config.sliding_window:,}"
+    everything = "differential attention to all earlier positions"
+    gated = block(matrix("in_proj", d, i), "│ │ gates the memory", matrix("out_proj", i, d))
+    mlp = block(
+        matrix("fc1", d, 2 * f), f"│ │ SiLU(gate) × up, {f:,} each", matrix("fc2", f, d)
+    )  # fmt: skip
+    pairs = config.layers // 4
+    return [
+        "  token ids",
+        "  " + row("embed_tokens", f"{vocab:,} × {d:,}", vocab * d),
+        *_box(
+            f"{pairs} pairs of layers: Mamba, window",
+            [*mamba, *attention(d + keys, f"{heads}{config.head_dim}", window)],
+        ),
+        *_box("1 pair: what is kept", [*memory, *attention(d + keys, everything)]),
+        *_box(
+            f"{pairs - 1} pairs: gated memory, cross-attention",
+            [*gated, *attention(d, f"{everything},", "with the keys and values kept above")],
+        ),
+        *_box("after each mixer above", mlp),
+        "  " + row("final_layernorm", f"LayerNorm, {epsilon}", 2 * d),
+        "  " + row("lm_head", "the embedding's matrix" if config.tied else f"{d:,} → {vocab:,}"),
         "  logits",
     ]
 

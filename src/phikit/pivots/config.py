@@ -91,3 +91,15 @@ class SearchConfig(Config):
             max_tokens=self.max_tokens - already,
             stop_ids=stop_ids,
         )
+
+
+class PivotsConfig(SearchConfig):
+    """`SearchConfig`, and:
+
+    Attributes:
+        problems: how many problems to try, spread evenly over the file; 0 tries all.
+        batch: sequences generated at once.
+    """
+
+    problems: int = Field(0, ge=0)
+    batch: int = Field(256, ge=1)

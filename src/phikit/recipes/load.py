@@ -77,7 +77,9 @@ def load(
     specs = tuple(
         _spec(entry, stages[i], i, checked.stages, places) for i, entry in enumerate(checked.stages)
     )
-    return Recipe(checked.name, checked.about, checked.seed, checked.threads, specs)
+    return Recipe(
+        checked.name, checked.about, checked.seed, checked.threads, specs, checked.cluster
+    )
 
 
 def _stage(registry: Registry, entry: dict[str, Any], places: Places, i: int) -> Stage[Any]:

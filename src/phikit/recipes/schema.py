@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
@@ -31,6 +31,22 @@ class RawStage(Config):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+class Cluster(Config):
+    """What a recipe is meant to run on, so that --dry-run can say what it takes there.
+
+    Attributes:
+        utilisation: the part of the GPUs' peak that training reaches.
+        generation: the part that drawing tokens reaches.
+        price: of one GPU for one hour.
+    """
+
+    gpu: Literal["a100", "h100", "h200", "b200"] = "h100"
+    gpus: Annotated[int, Field(ge=1)]
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.4
+    generation: Annotated[float, Field(gt=0, le=1)] = 0.05
+    price: Annotated[float, Field(gt=0)] = 2.5
+
+
 class RawRecipe(Config):
     """A recipe file, as it is written."""
 
@@ -38,6 +54,7 @@ class RawRecipe(Config):
     about: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] = 2
+    cluster: Cluster | None = None
     stages: Annotated[list[RawStage], Field(min_length=1)]
 
 
@@ -64,6 +81,7 @@ class Recipe:
     seed: int
     threads: int
     stages: tuple[StageSpec, ...]
+    cluster: Cluster | None = None
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as a file would state it with every default written out."""
@@ -72,6 +90,7 @@ class Recipe:
             "about": self.about,
             "seed": self.seed,
             "threads": self.threads,
+            **({"cluster": self.cluster.model_dump()} if self.cluster else {}),
             "stages": [
                 {
                     "name": spec.name,

@@ -12,6 +12,7 @@ from phikit.reporting.run_dir import Done, Run
 
 MOST_SOLUTIONS = 12
 FEW = 20  # rollouts below which an untested token's change is too noisy to colour
+Key = tuple[str, tuple[int, ...]]
 UNIT = Axis(0.0, 1.0, tuple((i / 4, i / 4) for i in range(5)))
 
 
@@ -128,13 +129,11 @@ def searches(run: Run) -> list[Search]:
 
 
 def _search(run: Run, stage: Done) -> Search:
-    pivots: dict[tuple[str, tuple[int, ...]], Mapping[str, Any]] = {
-        (p["problem"], (*p["prefix_ids"], p["token"])): p for p in stage.rows("pivots.jsonl")
-    }
+    pivots = {pivot_key(p): p for p in stage.rows("pivots.jsonl")}
     traces = [row for row in stage.rows("searches.jsonl") if row["solutions"]]
     problems = _problems(run, stage) if traces else {}
     solutions = [
-        _solution(row, raw, problems.get(row["problem"]), pivots)
+        solution(row, raw, problems.get(row["problem"]), pivots)
         for row in traces
         for raw in row["solutions"]
     ]
@@ -165,12 +164,18 @@ def _problems(run: Run, stage: Done) -> dict[str, Sample]:
     return {sample.id: sample for name in files for sample in given.records(name, Sample)}
 
 
-def _solution(
+def pivot_key(pivot: Mapping[str, Any]) -> Key:
+    """What tells a row of pivots.jsonl from the others: its problem, prefix and token."""
+    return pivot["problem"], (*pivot["prefix_ids"], pivot["token"])
+
+
+def solution(
     row: Mapping[str, Any],
     raw: Mapping[str, Any],
     problem: Sample | None,
-    pivots: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]],
+    pivots: Mapping[Key, Mapping[str, Any]],
 ) -> Solution:
+    """One of the solutions (`raw`) of a row of searches.jsonl, with its confirmed pivots."""
     ids = raw["ids"]
     points = tuple(
         Point(p["position"], p["p"], p["lower"], p["upper"], p["n"]) for p in raw["points"]

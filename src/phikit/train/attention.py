@@ -1,13 +1,17 @@
 """Attention confined to each document of packed rows.
 
 Shapes: B rows, L sequence, T = B·L tokens, S documents of one bucket, P their padded length,
-H query heads, G key-value heads, R = H / G, K head size, Q queries of one block.
+H query heads, G key-value heads, R = H / G, M = H + 2G heads of the fused projection, K head size,
+Q queries of one block.
 
 Documents are taken out of their rows and put into buckets of about equal length, so a token pays
 for its own document's length and not for its row's: nothing can leak, there is no mask to apply,
 and packing costs no attention. Within a bucket plain batched products do the work, a block of
 queries at a time; on a CPU that is up to twice as fast as torch's fused kernels, whose backward
 pass is slow, above all with a mask.
+
+Queries and keys are rotated on their way into the buckets and their gradients on the way back, so
+all that is kept for the backward pass is the fused projection itself.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from phikit.models.decoder import Attend
-
 QUERY_BLOCK = 128
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,62 @@ class Bucket:
 
     Attributes:
         shape: documents S and padded length P.
-        tokens: where in [T] the documents' tokens are.
+        tokens: where in [T] the documents' tokens are; None: all of them, in order, unpadded.
         places: where in [S · P] they go, in the same order.
         branches_SP: the branch of each position, if any document has branches.
     """
 
     shape: tuple[int, int]
-    tokens: Tensor
-    places: Tensor
+    tokens: Tensor | None
+    places: Tensor | None
     branches_SP: Tensor | None
 
+    def take(self, x_TC: Tensor) -> Tensor:
+        """The bucket's documents [S, P, C], zeros where they are shorter."""
+        s, p = self.shape
+        if self.tokens is None or self.places is None:
+            return x_TC.view(s, p, -1)
+        out = x_TC.new_zeros(s * p, x_TC.shape[1])
+        out.index_copy_(0, self.places, x_TC.index_select(0, self.tokens))
+        return out.view(s, p, -1)
 
-def confined(segments_BL: Tensor, branches_BL: Tensor | None = None) -> Attend:
+    def put(self, x_SPC: Tensor, out_TC: Tensor) -> None:
+        """The way back: every real position to its token."""
+        flat = x_SPC.view(-1, x_SPC.shape[-1])
+        if self.tokens is None or self.places is None:
+            out_TC.copy_(flat)
+        else:
+            out_TC.index_copy_(0, self.tokens, flat.index_select(0, self.places))
+
+
+class Confined:
     """What each position attends to: itself and the earlier positions of its own document.
+
+    It is an `Attend`; training calls `fused`, which is the same on the projection as it comes.
+    """
+
+    def __init__(self, buckets: list[Bucket]) -> None:
+        self.buckets = buckets
+        self._rope: Rope | None = None
+        self._turns: list[Rope | None] = [None] * len(buckets)
+
+    def __call__(self, _: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
+        heads, kv_heads = q_BHLK.shape[1], k_BGLK.shape[1]
+        qkv_BLMK = torch.cat((q_BHLK, k_BGLK, v_BGLK), dim=1).transpose(1, 2)
+        none: list[Rope | None] = [None] * len(self.buckets)
+        out = _Attention.apply(qkv_BLMK, self.buckets, none, heads, kv_heads)
+        return out.transpose(1, 2)
+
+    def fused(self, qkv_BLMK: Tensor, rope: Rope, heads: int, kv_heads: int) -> Tensor:
+        """Attention over a fused projection that is not rotated yet; returns [B, L, H, K]."""
+        if self._rope is None or self._rope[0] is not rope[0]:
+            self._rope = rope
+            self._turns = [_turns(bucket, rope, qkv_BLMK) for bucket in self.buckets]
+        return _Attention.apply(qkv_BLMK, self.buckets, self._turns, heads, kv_heads)
+
+
+def confined(segments_BL: Tensor, branches_BL: Tensor | None = None) -> Confined:
+    """Attention that keeps to each document of the rows.
 
     Args:
         segments_BL: the number of each position's document in its row; documents are contiguous.
@@ -51,12 +98,7 @@ def confined(segments_BL: Tensor, branches_BL: Tensor | None = None) -> Attend:
 
     Padding (segment 0) attends to nothing and comes out as zeros.
     """
-    buckets = _buckets(segments_BL, branches_BL)
-
-    def attend(_: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
-        return _Attention.apply(q_BHLK, k_BGLK, v_BGLK, buckets)
-
-    return attend
+    return Confined(_buckets(segments_BL, branches_BL))
 
 
 def _buckets(segments_BL: Tensor, branches_BL: Tensor | None) -> list[Bucket]:
@@ -75,12 +117,14 @@ def _buckets(segments_BL: Tensor, branches_BL: Tensor | None) -> list[Bucket]:
         first_S, length_S = starts[chosen], lengths[chosen]
         offset_P = torch.arange(width, device=segments.device)
         inside_SP = offset_P < length_S[:, None]
-        tokens = (first_S[:, None] + offset_P)[inside_SP]
-        places = inside_SP.reshape(-1).nonzero().squeeze(1)
+        tokens: Tensor | None = (first_S[:, None] + offset_P)[inside_SP]
+        places: Tensor | None = inside_SP.reshape(-1).nonzero().squeeze(1)
         branches = None
         if branches_BL is not None:
             branches = torch.zeros_like(inside_SP, dtype=branches_BL.dtype)
             branches[inside_SP] = branches_BL.reshape(-1)[tokens]
+        if len(first_S) * width == len(segments) and bool((length_S == width).all()):
+            tokens = places = None
         buckets.append(Bucket((len(first_S), width), tokens, places, branches))
     return buckets
 
@@ -89,38 +133,76 @@ def _up(lengths: Tensor, multiple: int) -> Tensor:
     return (lengths + multiple - 1) // multiple * multiple
 
 
-def _take(x_BHLK: Tensor, bucket: Bucket) -> Tensor:
-    """The bucket's documents, [S, H, P, K] and contiguous, zeros where they are shorter."""
-    b, h, n, k = x_BHLK.shape
-    flat = x_BHLK.transpose(1, 2).reshape(b * n, h * k)
+def _turns(bucket: Bucket, rope: Rope, like_BLMK: Tensor) -> Rope:
+    """The bucket's halves of the tables, each [S, P, 1, R / 2], in the projection's precision."""
+    half = rope[0].shape[-1] // 2
+    b, n = like_BLMK.shape[:2]
+    taken = (
+        bucket.take(table[..., :half].to(like_BLMK.dtype).expand(b, n, half).reshape(b * n, half))
+        for table in rope
+    )
+    cos, sin = (t.view(*bucket.shape, 1, half) for t in taken)
+    return cos, sin
+
+
+def _turn(x_SPMK: Tensor, turns: Rope | None, out_SPMK: Tensor, back: bool = False) -> None:
+    """Rotates the first R dimensions of every head, or back, from one layout into another."""
+    if turns is None:
+        out_SPMK.copy_(x_SPMK)
+        return
+    cos, sin = turns
+    half = cos.shape[-1]
+    first, second = x_SPMK[..., :half], x_SPMK[..., half : 2 * half]
+    sign = -1.0 if back else 1.0
+    out = out_SPMK[..., :half]
+    torch.mul(first, cos, out=out)
+    out.addcmul_(second, sin, value=-sign)
+    out = out_SPMK[..., half : 2 * half]
+    torch.mul(second, cos, out=out)
+    out.addcmul_(first, sin, value=sign)
+    if 2 * half < x_SPMK.shape[-1]:
+        out_SPMK[..., 2 * half :] = x_SPMK[..., 2 * half :]
+
+
+def _heads(
+    qkv_TC: Tensor, bucket: Bucket, turns: Rope | None, heads: int, kv_heads: int, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled and rotated queries, rotated keys, values: [S, H or G, P, K], contiguous."""
     s, p = bucket.shape
-    out = flat.new_zeros(s * p, h * k)
-    out.index_copy_(0, bucket.places, flat.index_select(0, bucket.tokens))
-    return out.view(s, p, h, k).transpose(1, 2).contiguous()
+    x = bucket.take(qkv_TC).view(s, p, heads + 2 * kv_heads, k)
+    parts = x.split((heads, kv_heads, kv_heads), dim=2)
+    q, keys, values = (x.new_empty(s, part.shape[2], p, k) for part in parts)
+    _turn(parts[0], turns, q.transpose(1, 2))
+    _turn(parts[1], turns, keys.transpose(1, 2))
+    values.copy_(parts[2].transpose(1, 2))
+    return q.mul_(k**-0.5), keys, values
 
 
-def _put(x_SHPK: Tensor, bucket: Bucket, out_THK: Tensor) -> None:
-    """The way back: every real position to its token."""
-    s, h, p, k = x_SHPK.shape
-    flat = x_SHPK.transpose(1, 2).reshape(s * p, h, k)
-    out_THK.index_copy_(0, bucket.tokens, flat.index_select(0, bucket.places))
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(i, min(i + QUERY_BLOCK, length)) for i in range(0, length, QUERY_BLOCK)]
+
+
+def _block(x_SHPK: Tensor, start: int, end: int, kv_heads: int) -> Tensor:
+    """A block of positions of every head, by the key-value head it goes with [S·G, R·Q, K]."""
+    return x_SHPK[:, :, start:end].reshape(x_SHPK.shape[0] * kv_heads, -1, x_SHPK.shape[-1])
 
 
 def _probabilities(
-    q_SHPK: Tensor, k_SGPK: Tensor, start: int, end: int, branches_SP: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """For queries start..end: scaled queries [S·G, R·Q, K] and probabilities [S·G, R·Q, end]."""
-    s, h, _, k = q_SHPK.shape
-    g = k_SGPK.shape[1]
-    query = (q_SHPK[:, :, start:end] * k**-0.5).reshape(s * g, (h // g) * (end - start), k)
-    keys = k_SGPK[:, :, :end].reshape(s * g, end, k)
-    scores = torch.bmm(query, keys.mT).view(s, h, end - start, end)
-    later = torch.ones(end - start, end - start, dtype=torch.bool, device=scores.device).triu(1)
-    scores[..., start:].masked_fill_(later, float("-inf"))
-    if branches_SP is not None:
+    query: Tensor, seen: Tensor, heads: int, start: int, bucket: Bucket, later: Tensor
+) -> Tensor:
+    """[S·G, R·Q, end], for queries [S·G, R·Q, K] and the keys they may see [S·G, end, K]."""
+    s, end = bucket.shape[0], seen.shape[1]
+    scores = torch.bmm(query, seen.mT).view(s, heads, end - start, end)
+    scores[..., start:].masked_fill_(later[: end - start, : end - start], float("-inf"))
+    if (branches_SP := bucket.branches_SP) is not None:
         mine, theirs = branches_SP[:, None, start:end, None], branches_SP[:, None, None, :end]
         scores.masked_fill_((mine != theirs) & (theirs != 0), float("-inf"))
-    return query, scores.softmax(-1).view(s * g, -1, end)
+    return scores.softmax(-1).view(len(query), -1, end)
+
+
+def _later(p: int, like: Tensor) -> Tensor:
+    n = min(p, QUERY_BLOCK)
+    return torch.ones(n, n, dtype=torch.bool, device=like.device).triu(1)
 
 
 class _Attention(Function):
@@ -128,54 +210,70 @@ class _Attention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, buckets: list[Bucket]
+        ctx: Any,
+        qkv_BLMK: Tensor,
+        buckets: list[Bucket],
+        turns: list[Rope | None],
+        heads: int,
+        kv_heads: int,
     ) -> Tensor:
-        b, h, n, k = q_BHLK.shape
-        out = q_BHLK.new_zeros(b * n, h, k)
-        for bucket in buckets:
-            q, keys, values = (_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK))
-            s, g, p, _ = keys.shape
-            result = torch.empty_like(q)
-            for start in range(0, p, QUERY_BLOCK):
-                end = min(start + QUERY_BLOCK, p)
-                _, probabilities = _probabilities(q, keys, start, end, bucket.branches_SP)
-                seen = values[:, :, :end].reshape(s * g, end, k)
-                result[:, :, start:end] = torch.bmm(probabilities, seen).view(s, h, -1, k)
-            _put(result, bucket, out)
-        ctx.save_for_backward(q_BHLK, k_BGLK, v_BGLK)
-        ctx.buckets = buckets
-        return out.view(b, n, h, k).transpose(1, 2)
+        b, n, m, k = qkv_BLMK.shape
+        qkv_TC = qkv_BLMK.reshape(b * n, m * k)
+        out_TC = qkv_TC.new_zeros(b * n, heads * k)
+        for bucket, turn in zip(buckets, turns, strict=True):
+            q, keys, values = _heads(qkv_TC, bucket, turn, heads, kv_heads, k)
+            s, p = bucket.shape
+            keys, values = (x.view(s * kv_heads, p, k) for x in (keys, values))
+            later = _later(p, q)
+            result = q.new_empty(s, p, heads, k)
+            for start, end in _blocks(p):
+                query = _block(q, start, end, kv_heads)
+                chances = _probabilities(query, keys[:, :end], heads, start, bucket, later)
+                block = torch.bmm(chances, values[:, :end]).view(s, heads, end - start, k)
+                result[:, start:end] = block.transpose(1, 2)
+            bucket.put(result.view(s, p, heads * k), out_TC)
+        ctx.save_for_backward(qkv_TC)
+        ctx.rest = buckets, turns, heads, kv_heads, qkv_BLMK.shape
+        return out_TC.view(b, n, heads, k)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_BHLK, k_BGLK, v_BGLK = ctx.saved_tensors
-        b, h, n, k = q_BHLK.shape
-        groups = k_BGLK.shape[1]
-        dq, dk, dv = (q_BHLK.new_zeros(b * n, heads, k) for heads in (h, groups, groups))
-        for bucket in ctx.buckets:
-            taken = [_take(x, bucket) for x in (q_BHLK, k_BGLK, v_BGLK, grads[0])]
-            for out, d in zip((dq, dk, dv), _bucket_backward(bucket, *taken), strict=True):
-                _put(d, bucket, out)
-        dq, dk, dv = (d.view(b, n, -1, k).transpose(1, 2) for d in (dq, dk, dv))
-        return dq, dk, dv, None
+        (qkv_TC,) = ctx.saved_tensors
+        buckets, turns, heads, kv_heads, shape = ctx.rest
+        k = shape[-1]
+        grad_TC = grads[0].reshape(len(qkv_TC), heads * k)
+        out_TC = torch.zeros_like(qkv_TC)
+        for bucket, turn in zip(buckets, turns, strict=True):
+            q, keys, values = _heads(qkv_TC, bucket, turn, heads, kv_heads, k)
+            s, p = bucket.shape
+            grad = bucket.take(grad_TC).view(s, p, heads, k).transpose(1, 2)
+            dq, dk, dv = _bucket_backward(bucket, q, keys, values, grad)
+            d_SPMK = qkv_TC.new_empty(s, p, heads + 2 * kv_heads, k)
+            parts = d_SPMK.split((heads, kv_heads, kv_heads), dim=2)
+            _turn(dq.mul_(k**-0.5).transpose(1, 2), turn, parts[0], back=True)
+            _turn(dk.transpose(1, 2), turn, parts[1], back=True)
+            parts[2].copy_(dv.transpose(1, 2))
+            bucket.put(d_SPMK.view(s, p, -1), out_TC)
+        return out_TC.view(shape), None, None, None, None
 
 
 def _bucket_backward(
     bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one bucket's queries, keys and values."""
+    """Gradients of one bucket's scaled queries, keys and values."""
     s, h, p, k = q.shape
     g = keys.shape[1]
+    keys, values = keys.view(s * g, p, k), values.view(s * g, p, k)
+    later = _later(p, q)
     dq = torch.empty_like(q)
     dk, dv = (torch.zeros_like(keys, dtype=torch.float32) for _ in range(2))
-    for start in range(0, p, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, p)
-        query, probabilities = _probabilities(q, keys, start, end, bucket.branches_SP)
-        upstream = grad[:, :, start:end].reshape(s * g, -1, k)
-        d = torch.bmm(upstream, values[:, :, :end].reshape(s * g, end, k).mT)
-        d = torch._softmax_backward_data(d, probabilities, -1, probabilities.dtype)
-        dv[:, :, :end] += torch.bmm(probabilities.mT, upstream).view(s, g, end, k)
-        dk[:, :, :end] += torch.bmm(d.mT, query).view(s, g, end, k)
-        dq_block = torch.bmm(d, keys[:, :, :end].reshape(s * g, end, k)).mul_(k**-0.5)
-        dq[:, :, start:end] = dq_block.view(s, h, -1, k)
-    return dq, dk.to(keys.dtype), dv.to(values.dtype)
+    for start, end in _blocks(p):
+        query, upstream = _block(q, start, end, g), _block(grad, start, end, g)
+        chances = _probabilities(query, keys[:, :end], h, start, bucket, later)
+        d = torch.bmm(upstream, values[:, :end].mT)
+        d = torch._softmax_backward_data(d, chances, -1, chances.dtype)
+        dv[:, :end] += torch.bmm(chances.mT, upstream)
+        dk[:, :end] += torch.bmm(d.mT, query)
+        dq[:, :, start:end] = torch.bmm(d, keys[:, :end]).view(s, h, -1, k)
+    dk, dv = (x.to(keys.dtype).view(s, g, p, k) for x in (dk, dv))
+    return dq, dk, dv

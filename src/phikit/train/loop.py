@@ -14,21 +14,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import resource
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
-from phikit.models.lanes import Lanes, lane_count
+from phikit.models.lanes import Lanes
 from phikit.stage import Context
+from phikit.train import parallel
+from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.optim import Optimiser
+from phikit.train.rows import Rows, peak_mib
 from phikit.train.schedules import factor
 from phikit.train.settings import TrainSettings
 from phikit.train.state import Checkpoints, State
@@ -103,22 +105,30 @@ def train(
     """
     torch.manual_seed(ctx.seed)
     model.train().float()
+    if parallel.world() > 1:
+        parallel.shard(model)
     optimiser = Optimiser(model, settings.optimiser)
-    checkpoints = Checkpoints(ctx.dir / "checkpoints", settings.keep_checkpoints)
+    checkpoints = Checkpoints(
+        ctx.dir / "checkpoints", settings.keep_checkpoints, settings.checkpoint_in_background
+    )
     counters = _Counters()
     start = 0
-    if (saved := checkpoints.latest()) is not None:
+    if (saved := checkpoints.latest(_like(model, optimiser))) is not None:
         start = saved.step
         _restore(model, optimiser, objective, saved, str(checkpoints.folder))
         counters = _Counters(**saved.counters)  # type: ignore[arg-type]
     ctx.metrics.rewrite([row for row in ctx.metrics.rows if row["step"] <= start])
     _add_cost(ctx, counters)
-    rows = _Rows(ctx, steps, counters.tokens)
-    lanes = Lanes(lane_count(model.config.parameters, ctx.threads))
-    with _prepared(model, settings), lanes:
+    track = settings.track if parallel.rank() == 0 else ()
+    rows = Rows(
+        ctx, steps, counters.tokens, counters.flops, settings.precision,
+        model.lm_head.weight.device, track,
+    )  # fmt: skip
+    lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
+    with _prepared(model, settings), lanes, rows.trackers, checkpoints:
         for step in range(start, steps):
             row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
-            rows.add(row, counters)
+            rows.add(row, counters.tokens, counters.flops)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
                 rows.flush()
@@ -144,7 +154,7 @@ def summary(ctx: Context, tokens_per_s: float) -> dict[str, Any]:
         "loss_last": losses[-1] if losses else None,
         "skipped_steps": len(ctx.metrics.rows) - len(losses),
         "tokens_per_s": round(tokens_per_s, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_mib(),
     }
 
 
@@ -198,68 +208,62 @@ def _gradients(
     Microbatches go through the model side by side when there are lanes for them, and are added up
     in their own order either way.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    sums: dict[str, float] = {}
 
-    def one(micro: M) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+    def count(loss: Loss, counts: float = 1.0) -> None:
+        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
+            sums[name] = sums.get(name, 0.0) + counts * float(value)
+
+    if lanes.count == 1:
+        with autocast(model, settings.precision):  # its copies of the weights serve the whole step
+            for micro, counts in parallel.share(batch.micros):
+                loss = objective.loss(model, micro)
+                with torch.autocast(loss.total.device.type, enabled=False):
+                    (loss.total * counts / batch.weight).backward()
+                count(loss, counts)
+        return parallel.add_up(sums)
+
+    parameters = [p for _, p in trained(model)]
+
+    def one(micro: M) -> tuple[Loss, tuple[Tensor | None, ...]]:
         with autocast(model, settings.precision):
             loss = objective.loss(model, micro)
-        grads = torch.autograd.grad(loss.total / batch.weight, parameters, allow_unused=True)
-        named = {"loss": loss.total.detach(), **loss.sums}
-        return {name: float(value) for name, value in named.items()}, grads
+        return loss, torch.autograd.grad(loss.total / batch.weight, parameters, allow_unused=True)
 
-    sums: dict[str, float] = {}
     for start in range(0, len(batch.micros), lanes.count):
-        micros = batch.micros[start : start + lanes.count]
-        for values, grads in lanes.map(one, micros):
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
+        for loss, grads in lanes.map(one, batch.micros[start : start + lanes.count]):
+            count(loss)
             for p, grad in zip(parameters, grads, strict=True):
                 if grad is not None:
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
     return sums
 
 
-class _Rows:
-    """Metrics on their way to the disk and to the screen: seldom enough not to slow training."""
-
-    def __init__(self, ctx: Context, steps: int, tokens: int) -> None:
-        self.ctx, self.steps = ctx, steps
-        self.waiting: list[dict[str, Any]] = []
-        self.began = self.flushed = time.monotonic()
-        self.first = self.last = tokens
-
-    def add(self, row: dict[str, Any], counters: _Counters) -> None:
-        self.waiting.append(row)
-        self.last = counters.tokens
-        shown: dict[str, float | str] = {"tokens_per_s": self.tokens_per_s()}
-        if row["loss"] is not None:
-            shown = {"loss": row["loss"], **shown}
-        self.ctx.progress.update(row["step"], self.steps, **shown)
-        if time.monotonic() - self.flushed > 1.0:
-            self.flush()
-
-    def flush(self) -> None:
-        self.ctx.metrics.append(*self.waiting)
-        self.waiting = []
-        self.flushed = time.monotonic()
-
-    def tokens_per_s(self) -> float:
-        return (self.last - self.first) / max(1e-9, time.monotonic() - self.began)
+def trained(model: Decoder) -> Iterator[tuple[str, Parameter]]:
+    """The parameters that training changes; the others are the input model's."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def autocast(model: Decoder, precision: str) -> torch.autocast:
-    """Products in bfloat16 when the settings say so."""
+    """Products in bfloat16 when the settings say so.
+
+    Copies of the weights are kept within it, unless the weights are sliced to save memory.
+    """
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(
+        device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=parallel.world() == 1
+    )
 
 
 @contextlib.contextmanager
 def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
-    """Applies recomputation and compilation from outside, and takes them off again."""
-    layers = list(model.model.layers)
+    """Applies what only changes speed and memory from outside, and takes it off again."""
+    layers: list[Any] = decoder_layers(model)
     for layer in layers:
         if settings.compile:
             layer.compile()
+        else:
+            layer.forward = functools.partial(layer_forward, layer)
         if settings.recompute:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
@@ -277,16 +281,21 @@ def _state(
     step: int,
     counters: _Counters,
 ) -> State:
-    weights = {f"model.{n}": p for n, p in model.named_parameters()}
+    weights = {f"model.{n}": p for n, p in trained(model)}
     moments = {f"optimiser.{n}": t for n, t in optimiser.state().items()}
     return State(step, objective.state(), vars(counters).copy(), weights | moments)
+
+
+def _like(model: Decoder, optimiser: Optimiser) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {f"model.{n}": p for n, p in trained(model)}
+    return weights | {f"optimiser.{n}": t for n, t in optimiser.like().items()}
 
 
 @torch.no_grad()
 def _restore(
     model: Decoder, optimiser: Optimiser, objective: Objective[M], saved: State, where: str
 ) -> None:
-    for name, p in model.named_parameters():
+    for name, p in trained(model):
         held = saved.tensors.get(f"model.{name}")
         if held is None or held.shape != p.shape:
             raise PhikitError(

@@ -3,13 +3,14 @@
 Shapes: N tokens, D model width, V vocabulary.
 
 The head's product with all hidden states is the largest tensor of a training step (8,192 tokens ×
-200,064 words in float32 = 6.5 GB). Here it exists only a few rows at a time: small enough to stay
-in the cache, which is also why this is no slower than the plain functions at a small vocabulary.
-Matrix products run in autocast's precision when autocast is on; everything else in float32.
+200,064 words in float32 = 6.5 GB). Here it exists a chunk of tokens at a time, in the precision of
+the product; what needs float32 is done to a few rows of the chunk at a time, which stay in the
+cache. Matrix products run in autocast's precision when autocast is on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,11 @@ from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
 
-CHUNK_BYTES = 8 << 20  # of float32 logits at a time: about the size of a core's cache
+CACHE_BYTES = 8 << 20  # of float32 logits at a time: about what stays in the cache
+CHUNK_BYTES = 96 << 20  # of logits in all
+# Adding up the head's gradient costs the head's size in every chunk, so chunks of a large
+# vocabulary have this many rows, if that many fit.
+CHUNK_ROWS = 1024
 
 
 class CrossEntropy(NamedTuple):
@@ -69,10 +74,17 @@ def cross_entropy(
 
 
 def token_logprobs(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float = 1.0
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
 ) -> TokenLogprobs:
-    """Log-probability of each target and entropy, both differentiable; logits are made twice."""
-    return TokenLogprobs(*_TokenLogprobs.apply(hidden_ND, head_VD, targets_N, temperature))
+    """Log-probability of each target and entropy, both differentiable; logits are made twice.
+
+    Without `entropy` it is not computed and comes out as zeros.
+    """
+    return TokenLogprobs(*_TokenLogprobs.apply(hidden_ND, head_VD, targets_N, temperature, entropy))
 
 
 def _precision(hidden: Tensor) -> torch.dtype:
@@ -80,25 +92,41 @@ def _precision(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    rows = max(16, CHUNK_BYTES // (4 * vocabulary))
-    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+def _cut(total: int, rows: int) -> list[slice]:
+    return [slice(start, min(start + rows, total)) for start in range(0, total, rows)]
 
 
-def _softmax(
-    hidden_CD: Tensor, head_VD: Tensor, targets_C: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities [C, V], log Z [C], the target's logit [C] and the logits' sum over V [C]."""
-    logits_CV = (hidden_CD @ head_VD.T).float()
-    if temperature != 1.0:
-        logits_CV /= temperature
-    target_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-    sum_C = logits_CV.sum(1)
-    top_C = logits_CV.amax(1)
-    p_CV = logits_CV.sub_(top_C[:, None]).exp_()
-    z_C = p_CV.sum(1)
-    p_CV /= z_C[:, None]
-    return p_CV, z_C.log() + top_C, target_C, sum_C
+def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
+    """The tokens whose logits exist at the same time."""
+    fitting = min(CHUNK_ROWS, CHUNK_BYTES // (dtype.itemsize * vocabulary))
+    return _cut(tokens, max(_cache_rows(vocabulary), fitting))
+
+
+def _cache_rows(vocabulary: int) -> int:
+    return max(16, CACHE_BYTES // (4 * vocabulary))
+
+
+class _Rows(NamedTuple):
+    """Some rows of a chunk, in float32: logits, probabilities, log Z and the target's logit."""
+
+    part: slice
+    logits_RV: Tensor
+    p_RV: Tensor
+    log_z_R: Tensor
+    target_R: Tensor
+
+
+def _rows(logits_CV: Tensor, targets_C: Tensor, temperature: float) -> Iterator[_Rows]:
+    """The rows of a chunk, a cacheful at a time."""
+    for part in _cut(len(logits_CV), _cache_rows(logits_CV.shape[1])):
+        logits = logits_CV[part].float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        p = logits.softmax(1)
+        # the likeliest token's probability is 1 / Z over its own exponential
+        log_z = logits.amax(1) - p.amax(1).log()
+        target = logits.gather(1, targets_C[part, None]).squeeze(1)
+        yield _Rows(part, logits, p, log_z, target)
 
 
 class _CrossEntropy(Function):
@@ -117,31 +145,34 @@ class _CrossEntropy(Function):
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         loss, nll = hidden_ND.new_zeros(2, dtype=torch.float64)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        grad_head = _Sum(head_VD) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = head_VD.to(dtype)
-            for part in _chunks(n, vocabulary):
-                h, t = hidden_ND[part].to(dtype), targets_N[part]
-                p, log_z, target, total = _softmax(h, head, t, temperature)
-                nll += (log_z - target).sum()
-                mean = total / vocabulary
-                loss += (log_z - (1 - label_smoothing) * target - label_smoothing * mean).sum()
-                if z_loss:
-                    loss += z_loss * log_z.square().sum()
-                    p *= (1 + 2 * z_loss * log_z)[:, None]
-                if not (wants_hidden or wants_head):
-                    continue
-                p.scatter_add_(1, t[:, None], p.new_full((len(t), 1), label_smoothing - 1.0))
-                if label_smoothing:
-                    p -= label_smoothing / vocabulary
-                if temperature != 1.0:
-                    p /= temperature
-                p = p.to(dtype)
+            for chunk in _chunks(n, vocabulary, dtype):
+                h, t = hidden_ND[chunk].to(dtype), targets_N[chunk]
+                logits_CV = h @ head.T
+                for part, logits, p, log_z, target in _rows(logits_CV, t, temperature):
+                    nll += (log_z - target).sum()
+                    loss += (log_z - (1 - label_smoothing) * target).sum()
+                    if label_smoothing:
+                        loss -= label_smoothing * logits.mean(1).sum()
+                    if z_loss:
+                        loss += z_loss * log_z.square().sum()
+                        p *= (1 + 2 * z_loss * log_z)[:, None]
+                    if not (wants_hidden or wants_head):
+                        continue
+                    less = p.new_full((len(p), 1), label_smoothing - 1.0)
+                    p.scatter_add_(1, t[part, None], less)
+                    if label_smoothing:
+                        p -= label_smoothing / vocabulary
+                    if temperature != 1.0:
+                        p /= temperature
+                    logits_CV[part] = p  # the logits' gradient takes their place
                 if grad_hidden is not None:
-                    grad_hidden[part] = p @ head
+                    grad_hidden[chunk] = logits_CV @ head
                 if grad_head is not None:
-                    grad_head += p.T @ h
-        ctx.save_for_backward(grad_hidden, grad_head)
+                    grad_head.add(logits_CV.T @ h)
+        ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.value)
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -157,21 +188,45 @@ class _CrossEntropy(Function):
         )  # fmt: skip
 
 
+class _Sum:
+    """A sum in float32 of matrices in another precision; the first is only converted."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.total: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        self.total = x.float() if self.total is None else self.total.add_(x)
+
+    @property
+    def value(self) -> Tensor:
+        if self.total is None:
+            return torch.zeros_like(self.like, dtype=torch.float32)
+        return self.total
+
+
 class _TokenLogprobs(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype, ctx.temperature = _precision(hidden_ND), temperature
         logprobs = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
-        entropy = torch.empty_like(logprobs)
+        entropy = torch.zeros_like(logprobs)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = head_VD.to(ctx.dtype)
-            for part in _chunks(len(hidden_ND), len(head_VD)):
-                h = hidden_ND[part].to(ctx.dtype)
-                p, log_z, target, _ = _softmax(h, head, targets_N[part], temperature)
-                logprobs[part] = target - log_z
-                entropy[part] = torch.special.entr(p).sum(1)
+            for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
+                logits_CV = hidden_ND[chunk].to(ctx.dtype) @ head.T
+                for rows in _rows(logits_CV, targets_N[chunk], temperature):
+                    logprobs[chunk][rows.part] = rows.target_R - rows.log_z_R
+                    if with_entropy:
+                        mean = torch.linalg.vecdot(rows.p_RV, rows.logits_RV)
+                        entropy[chunk][rows.part] = rows.log_z_R - mean
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy)
         return logprobs, entropy
 
@@ -181,26 +236,27 @@ class _TokenLogprobs(Function):
         grad_logprobs_N, grad_entropy_N = grads
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        grad_head = _Sum(head_VD) if wants_head else None
         with_entropy = bool(grad_entropy_N.any())
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = head_VD.to(ctx.dtype)
-            for part in _chunks(len(hidden_ND), len(head_VD)):
-                h, t = hidden_ND[part].to(ctx.dtype), targets_N[part]
-                p, _, _, _ = _softmax(h, head, t, ctx.temperature)
-                grad_C1 = grad_logprobs_N[part, None]
-                if with_entropy:
-                    # dH/dz = -p (log p + H); p log p is 0 where p is
-                    turn = torch.special.entr(p) - p * entropy_N[part, None]
-                    d = turn.mul_(grad_entropy_N[part, None]).sub_(p.mul_(grad_C1))
-                else:
-                    d = p.mul_(-grad_C1)
-                d.scatter_add_(1, t[:, None], grad_C1)
-                if ctx.temperature != 1.0:
-                    d /= ctx.temperature
-                d = d.to(ctx.dtype)
+            for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
+                h, t = hidden_ND[chunk].to(ctx.dtype), targets_N[chunk]
+                logits_CV = h @ head.T
+                for part, _, p, _, _ in _rows(logits_CV, t, ctx.temperature):
+                    grad_R1 = grad_logprobs_N[chunk][part, None]
+                    if with_entropy:
+                        # dH/dz = -p (log p + H); p log p is 0 where p is
+                        turn = torch.special.entr(p) - p * entropy_N[chunk][part, None]
+                        d = turn.mul_(grad_entropy_N[chunk][part, None]).sub_(p.mul_(grad_R1))
+                    else:
+                        d = p.mul_(-grad_R1)
+                    d.scatter_add_(1, t[part, None], grad_R1)
+                    if ctx.temperature != 1.0:
+                        d /= ctx.temperature
+                    logits_CV[part] = d
                 if grad_hidden is not None:
-                    grad_hidden[part] = d @ head
+                    grad_hidden[chunk] = logits_CV @ head
                 if grad_head is not None:
-                    grad_head += d.T @ h
-        return grad_hidden, grad_head, None, None
+                    grad_head.add(logits_CV.T @ h)
+        return grad_hidden, None if grad_head is None else grad_head.value, None, None, None

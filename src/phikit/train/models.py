@@ -11,8 +11,10 @@ from phikit.chat.tokenizer import Tokenizer
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors
 from phikit.models import checkpoint
-from phikit.models.config import DecoderConfig
 from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
+from phikit.train.adapters import adapt
+from phikit.train.settings import TrainSettings
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -26,6 +28,23 @@ def new_model(config: DecoderConfig, seed: int) -> Decoder:
 def load_model(folder: Path) -> Decoder:
     """The model that a stage wrote into its folder, with float32 weights."""
     return checkpoint.load(folder / "model", dtype=torch.float32)
+
+
+def starting_model(
+    folder: Path, settings: TrainSettings, seed: int, longer: tuple[int, float] | None = None
+) -> Decoder:
+    """The model that a training stage begins with.
+
+    Args:
+        settings: say whether an adapter is put on it.
+        longer: the context length and RoPE base to extend it to.
+    """
+    model = load_model(folder)
+    if longer is not None:
+        model = extended(model, *longer)
+    if settings.lora is not None:
+        adapt(model, settings.lora, seed)
+    return model
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from phikit.errors import PhikitError
 from phikit.models.lanes import Lanes
+from phikit.train import parallel
 from phikit.train.settings import OptimiserSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -63,14 +64,17 @@ class Muon:
     @torch.no_grad()
     def updates(self, lr: float) -> list[Callable[[], None]]:
         """Updates the momentum; returns the rest of the step, a piece for each shape of matrix."""
-        parameters: list[Tensor] = list(self.parameters.values())
-        grads = [p.grad for p in parameters if p.grad is not None]
+        parameters = [parallel.local(p) for p in self.parameters.values()]
+        grads = [parallel.local(p.grad) for p in self.parameters.values() if p.grad is not None]
         if len(grads) != len(parameters):
             raise PhikitError("a hidden matrix took no part in the loss, so it has no gradient")
-        buffers = list(self.buffers.values())
+        buffers = [parallel.local(b) for b in self.buffers.values()]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
         mixed = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
-        updates = dict(zip(self.parameters, mixed, strict=True))
+        updates = {
+            name: parallel.gathered(update, p)
+            for (name, p), update in zip(self.parameters.items(), mixed, strict=True)
+        }
         torch._foreach_mul_(parameters, 1 - lr * self.weight_decay)
         return [partial(self._update, lr, shape, updates) for shape in self.groups]
 
@@ -79,8 +83,16 @@ class Muon:
         parts = self.groups[shape]
         stack = orthogonalise(torch.stack([updates[name][part] for name, part in parts]))
         scale = -lr * 0.2 * math.sqrt(max(shape))
-        targets = [self.parameters[name][part] for name, part in parts]
-        torch._foreach_add_(targets, list(stack.to(targets[0].dtype)), alpha=scale)
+        targets, changes = [], []
+        for (name, part), change in zip(parts, stack, strict=True):
+            p = self.parameters[name]
+            held = parallel.rows_of(p)
+            first, end = max(part.start, held.start), min(part.stop, held.stop)
+            if first < end:
+                targets.append(parallel.local(p)[first - held.start : end - held.start])
+                changes.append(change[first - part.start : end - part.start].to(p.dtype))
+        if targets:
+            torch._foreach_add_(targets, changes, alpha=scale)
 
 
 class Optimiser:
@@ -118,7 +130,11 @@ class Optimiser:
 
     def clip_grads(self) -> float:
         """Scales the gradients down to the allowed norm; returns the norm they had."""
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True))
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = float(parallel.full(nn.utils.get_total_norm(grads, foreach=True)))
+        if not norm <= self.clip:  # a norm that is no number shall show in the gradients too
+            torch._foreach_mul_([parallel.local(g) for g in grads], self.clip / (norm + 1e-6))
+        return norm
 
     def step(self, lr: float, muon_lr: float, lanes: Lanes) -> None:
         for group in self.adam.param_groups:
@@ -137,6 +153,16 @@ class Optimiser:
         }
         if self.muon is not None:
             tensors |= {f"muon.{name}": buffer for name, buffer in self.muon.buffers.items()}
+        return tensors
+
+    def like(self) -> dict[str, Tensor]:
+        """Tensors by their names in the state, for how they are sliced over processes."""
+        moments = ("exp_avg", "exp_avg_sq")
+        tensors: dict[str, Tensor] = {
+            f"adam.{key}.{name}": p for name, p in self.adam_named.items() for key in moments
+        }
+        if self.muon is not None:
+            tensors |= {f"muon.{name}": p for name, p in self.muon.parameters.items()}
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor], where: str) -> None:

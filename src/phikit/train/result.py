@@ -8,7 +8,7 @@ from typing import Any
 
 from phikit.models.decoder import Decoder
 from phikit.stage import Context
-from phikit.train import loop
+from phikit.train import adapters, loop, parallel
 from phikit.train.models import write_model
 from phikit.train.settings import TrainSettings
 from phikit.train.state import Checkpoints
@@ -32,8 +32,14 @@ def finish(
         ctx.cost.tokens_trained = result["tokens"]
     else:
         result = run()
-        write_model(model, tokenizer, ctx.dir, settings.save_dtype)
-    checkpoints.remove()
+        model = parallel.whole(model)
+        if parallel.rank() == 0:
+            if settings.lora is not None:
+                adapters.save(model, settings.lora.name, ctx.dir / "adapter", str(tokenizer))
+            write_model(adapters.merged(model), tokenizer, ctx.dir, settings.save_dtype)
+    if parallel.rank() == 0:
+        checkpoints.remove()
+    parallel.barrier()
     return result
 
 

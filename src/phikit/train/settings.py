@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from phikit.models.config import DecoderConfig
+from phikit.models.decoder_config import DecoderConfig
 from phikit.stage import Config
 from phikit.train.schedules import Schedule
+from phikit.train.trackers import Tracker
 
 if TYPE_CHECKING:
     from phikit.chat.tokenizer import Tokenizer
@@ -38,6 +39,22 @@ class OptimiserSettings(Config):
     clip: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
 
 
+class LoraSettings(Config):
+    """A low-rank adapter that is trained instead of the weights (Hu et al. 2021)."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the adapter (phi-4-multimodal: 256)")
+    alpha: float = Field(
+        default=32.0, gt=0, description="its changes are scaled by alpha / rank (usually 2)"
+    )
+    targets: tuple[str, ...] = Field(
+        default=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        min_length=1,
+        description="the linear layers that get one, by the last part of their names",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input")
+    name: str = Field(default="default", pattern=r"^\w+$", description="the adapter's name")
+
+
 class TrainSettings(Config):
     """What the loop needs to know, whatever is minimised."""
 
@@ -55,6 +72,11 @@ class TrainSettings(Config):
         default=0.0, ge=0, lt=1, description="the lowest rate, as a share of the peak"
     )
     optimiser: OptimiserSettings = OptimiserSettings()
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="train an adapter (rank, alpha, targets, dropout, name) and freeze the rest; "
+        "writes adapter/ as PEFT reads it, and model/ with the adapter merged",
+    )
     precision: Literal["bf16", "f32"] = Field(
         default="bf16",
         description="bf16: products in bfloat16 (autocast); weights are always float32",
@@ -77,6 +99,13 @@ class TrainSettings(Config):
     )
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many checkpoints are kept")
+    checkpoint_in_background: bool = Field(
+        default=True,
+        description="write a copy of the state while training goes on: quicker, more memory",
+    )
+    track: tuple[Tracker, ...] = Field(
+        default=(), description="show the metrics in tensorboard or trackio too"
+    )
     bad_steps: int = Field(
         default=5,
         ge=1,
@@ -107,9 +136,18 @@ class ModelSettings(Config):
         default=0.02, gt=0, description="standard deviation of the first weights"
     )
 
-    def parameters(self, vocabulary: int) -> int:
-        """How many parameters the model has with so many different tokens."""
-        return DecoderConfig(vocab_size=vocabulary, max_positions=1, **self.model_dump()).parameters
+    vocabulary: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of the embedding; what the tokenizer needs if left out",
+    )
+
+    def planned(self, vocabulary: int, context: int) -> DecoderConfig:
+        """The shape before there is a tokenizer, for about so many different tokens."""
+        shape = self.model_dump(exclude={"vocabulary"})
+        return DecoderConfig(
+            vocab_size=self.vocabulary or vocabulary, max_positions=context, **shape
+        )
 
     def decoder(self, tokenizer: Tokenizer, context: int) -> DecoderConfig:
         """The whole configuration, for a tokenizer and a context length."""
@@ -117,10 +155,10 @@ class ModelSettings(Config):
         end = special.get("<|endoftext|>")
         rows = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return DecoderConfig(
-            vocab_size=rows,
+            vocab_size=max(rows, self.vocabulary or 0),
             max_positions=context,
             bos_id=end,
             eos_ids=tuple(special[t] for t in ("<|im_end|>", "<|endoftext|>") if t in special),
             pad_id=special.get("<|pad|>", end),
-            **self.model_dump(),
+            **self.model_dump(exclude={"vocabulary"}),
         )

@@ -42,13 +42,13 @@ class DpoSettings(TrainSettings):
 
 
 def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    from phikit.models.lanes import lane_count
-    from phikit.train import loop
-    from phikit.train.models import load_model, write_model
+    from phikit.train import loop, parallel
+    from phikit.train.adapters import merged
+    from phikit.train.models import starting_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
     from phikit.train.result import finish, last_steps
 
-    model = load_model(inputs["model"])
+    model = starting_model(inputs["model"], settings, ctx.seed)
     most = settings.max_tokens or model.config.max_positions
     read = [
         pair
@@ -58,7 +58,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     pairs = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:
         if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
-            write_model(model, inputs["model"] / "model", ctx.dir, settings.save_dtype)
+            write_model(merged(model), inputs["model"] / "model", ctx.dir, settings.save_dtype)
         return {"note": "no pairs: unchanged", "steps": 0, "tokens": 0, "pairs": {}, "left_out": 0}
     if not pairs:
         raise PhikitError(
@@ -70,14 +70,15 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.batch_pairs)
 
     def run() -> dict[str, Any]:
-        reference_P2 = stored_reference(
-            ctx.dir, inputs["model"] / "model" / "model.safetensors",
-            model, pairs, settings.micro_tokens, settings.precision,
-        )  # fmt: skip
+        with parallel.first_one_first():
+            reference_P2 = stored_reference(
+                ctx.dir, inputs["model"] / "model" / "model.safetensors",
+                model, pairs, settings.micro_tokens, settings.precision,
+            )  # fmt: skip
         objective = Dpo(
             pairs, reference_P2, settings.loss,
             settings.batch_pairs, settings.micro_tokens, ctx.seed,
-            lane_count(model.config.parameters, ctx.threads),
+            parallel.lanes(model.config.parameters, ctx.threads) * parallel.world(),
         )  # fmt: skip
         return loop.train(ctx, model, objective, settings, steps)
 
@@ -98,10 +99,13 @@ def _usable(pair: Pair, most: int) -> bool:
 
 def _dpo_size(settings: DpoSettings) -> Estimate:
     amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
+    longest = settings.max_tokens or 1024  # answers are about half as long
     return Estimate(
         f"{amount} of {settings.batch_pairs} pairs, LR {settings.lr:g}",
         seconds=2.0,
         passes=settings.epochs,
+        trained=(settings.steps or 0) * settings.batch_pairs * 2 * longest / 2,
+        context=longest,
     )
 
 

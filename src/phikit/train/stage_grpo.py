@@ -37,13 +37,12 @@ class GrpoSettings(TrainSettings):
 
 def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
     from phikit.chat.format import chat_format
-    from phikit.models.lanes import lane_count
-    from phikit.train import loop
-    from phikit.train.models import load_model, load_tokenizer
+    from phikit.train import loop, parallel
+    from phikit.train.models import load_model, load_tokenizer, starting_model
     from phikit.train.objectives.grpo import Grpo
     from phikit.train.result import finish, last_steps
 
-    model = load_model(inputs["model"])
+    model = starting_model(inputs["model"], settings, ctx.seed)
     chat = chat_format(load_tokenizer(inputs["model"]))
     room = model.config.max_positions - settings.rollouts.max_tokens
     read = read_problems(inputs["problems"])
@@ -63,11 +62,13 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     # a checkpoint never falls between the updates of one iteration
     every = settings.checkpoint_every * settings.loss.updates
     settings = settings.model_copy(update={"checkpoint_every": every})
-    frozen = load_model(inputs["model"]) if settings.loss.kl_to == "reference" else None
+    frozen = None
+    if settings.loss.kl_to == "reference":  # below an adapter the first weights are still there
+        frozen = model if settings.lora is not None else load_model(inputs["model"])
     objective = Grpo(
         model, chat, problems, settings.rollouts, settings.loss, settings.steps,
         settings.micro_tokens, settings.precision, ctx.seed, frozen,
-        lane_count(model.config.parameters, ctx.threads),
+        parallel.lanes(model.config.parameters, ctx.threads) * parallel.world(),
     )  # fmt: skip
     result = finish(
         ctx, model, inputs["model"] / "model", settings,
@@ -88,6 +89,7 @@ def _grpo_size(settings: GrpoSettings) -> Estimate:
         f"{settings.steps} steps, {r.prompts} × {r.group} answers, LR {settings.lr:g}",
         trained=tokens,
         generated=tokens,
+        context=r.max_tokens,
     )
 
 

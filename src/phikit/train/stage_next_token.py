@@ -78,6 +78,13 @@ class SftSettings(NextTokenSettings):
     context: int | None = Field(
         default=None, ge=8, description="tokens per row; the model's when left out"
     )
+    rope_theta: float | None = Field(
+        default=None, gt=0,
+        description="extend the model to `context` at this RoPE base (phi-4-reasoning: 500,000)",
+    )  # fmt: skip
+    packing: bool = Field(
+        default=True, description="several samples in a row, or one (mini-reasoning's step 2)"
+    )
     epochs: float = Field(default=2.0, gt=0, description="passes over the packed rows")
 
 
@@ -91,11 +98,13 @@ def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> di
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
-    from phikit.train.models import extended, load_model, pad_id
+    from phikit.models.architectures import read_config
+    from phikit.train.models import pad_id, starting_model
 
-    model = load_model(inputs["model"])
-    context = model.config.max_positions * settings.context_factor
-    model = extended(model, context, settings.rope_theta)
+    before = read_config(inputs["model"] / "model").max_positions
+    context = before * settings.context_factor
+    longer = context, settings.rope_theta
+    model = starting_model(inputs["model"], settings, ctx.seed, longer)
     rows = _shard_rows(inputs["shards"], context, pad_id(model))
     return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
 
@@ -103,9 +112,12 @@ def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> di
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.chat.format import chat_format
     from phikit.data.pack import pack
-    from phikit.train.models import load_model, load_tokenizer, pad_id
+    from phikit.train.models import load_tokenizer, pad_id, starting_model
 
-    model = load_model(inputs["model"])
+    longer = None
+    if settings.context is not None and settings.rope_theta is not None:
+        longer = settings.context, settings.rope_theta
+    model = starting_model(inputs["model"], settings, ctx.seed, longer)
     chat = chat_format(load_tokenizer(inputs["model"]))
     examples: list[Example] = []
     for folder in given(inputs, "samples"):
@@ -119,7 +131,8 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
             "give it the folder of a stage that writes chat samples",
         )
     context = settings.context or model.config.max_positions
-    rows = pack(examples, context, pad_id(model), overlong="truncate")
+    window = 8192 if settings.packing else 1
+    rows = pack(examples, context, pad_id(model), overlong="truncate", window=window)
     return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
 
 
@@ -135,16 +148,15 @@ def _next_token(
 ) -> dict[str, Any]:
     """Trains on packed rows and writes the model."""
     from phikit.data.pack import Batches
-    from phikit.models.lanes import lane_count
-    from phikit.train import loop
+    from phikit.train import loop, parallel
     from phikit.train.objectives.next_token import NextToken
     from phikit.train.result import finish
 
     steps = settings.total_steps(len(rows))
-    lanes = lane_count(model.config.parameters, ctx.threads)
+    lanes = parallel.lanes(model.config.parameters, ctx.threads)
     objective = NextToken(
         Batches(rows, settings.batch_rows, ctx.seed),
-        settings.microbatch or math.ceil(settings.batch_rows / lanes),
+        settings.microbatch or math.ceil(settings.batch_rows / (lanes * parallel.world())),
         settings.label_smoothing,
         settings.z_loss,
     )
@@ -164,15 +176,18 @@ _VOCABULARY = 2048  # for the rough time of a dry run, before there is a tokeniz
 
 def _size(settings: NextTokenSettings) -> Estimate:
     amount = f"{settings.steps:,} steps" if settings.steps else f"{settings.epochs:g} epochs"
-    shape = settings.model if isinstance(settings, PretrainSettings) else None
+    context = getattr(settings, "context", 0) or 0
+    config = None
+    if isinstance(settings, PretrainSettings):
+        config = settings.model.planned(_VOCABULARY, settings.context)
     return Estimate(
         f"{amount} of {settings.batch_rows} rows, LR {settings.lr:g}",
         seconds=3.0,
         passes=settings.epochs,
-        trained=(settings.steps or 0)
-        * settings.batch_rows
-        * (getattr(settings, "context", 0) or 0),
-        parameters=shape.parameters(_VOCABULARY) if shape else 0.0,
+        trained=(settings.steps or 0) * settings.batch_rows * context,
+        parameters=config.parameters if config else 0.0,
+        shape=config,
+        context=context,
     )
 
 

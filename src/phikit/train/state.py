@@ -1,14 +1,18 @@
 """Checkpoints: everything a run depends on, written at once or not at all.
 
 A checkpoint is a folder named by its step: `tensors.safetensors` (weights, optimiser, torch's
-random stream) and `state.json` (the rest). Nothing is pickled.
+random stream) and `state.json` (the rest). Several processes write a file of slices each instead
+(`phikit.train.sliced`); either kind is read by any number of processes. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,6 +22,9 @@ from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
+from phikit.train import parallel, sliced
+
+_FILE = "tensors.safetensors"
 
 
 @dataclass
@@ -38,29 +45,74 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved atomically, the last `keep` of them kept."""
+    """The checkpoints of one run: saved atomically, the last `keep` of them kept.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    In the `background`, a copy of the state is written while training goes on; the end of a `with`
+    block waits for it. Several processes together write at once and wait for each other.
+    """
+
+    def __init__(self, folder: Path, keep: int, background: bool = False) -> None:
         self.folder, self.keep = folder, keep
+        self.background = background and parallel.world() == 1
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
 
     def save(self, state: State) -> None:
-        with atomic_directory(self.folder / f"step-{state.step:08d}") as new:
-            tensors = state.tensors | {"random.torch": torch.get_rng_state()}
-            save_file({n: t.detach().contiguous() for n, t in tensors.items()},
-                      new / "tensors.safetensors")  # fmt: skip
-            write_json(
-                new / "state.json",
-                {"step": state.step, "objective": state.objective, "counters": state.counters},
-            )
+        """Saves a checkpoint; an error of the one before, in the background, is raised here."""
+        folder = self.folder / f"step-{state.step:08d}"
+        tensors = state.tensors | {"random.torch": torch.get_rng_state()}
+        rest = {"step": state.step, "objective": state.objective, "counters": state.counters}
+        self.wait()
+        if parallel.world() > 1:
+            sliced.write(folder, tensors, rest)
+            if parallel.rank() == 0:
+                self._prune()
+            return
+        held = {name: t.detach().contiguous() for name, t in tensors.items()}
+        if self.background:
+            held = {name: t.clone() for name, t in held.items()}
+            self._writing = self._writer.submit(self._write, folder, held, rest)
+        else:
+            self._write(folder, held, rest)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        with atomic_directory(folder) as new:
+            save_file(tensors, new / _FILE)
+            write_json(new / "state.json", rest)
+        self._prune()
+
+    def _prune(self) -> None:
         for old in self.saved()[: -self.keep]:
             _remove(old)
 
-    def latest(self) -> State | None:
+    def wait(self) -> None:
+        """Until what is being written in the background is written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.shutdown()
+        if error is None:
+            self.wait()
+
+    def latest(self, like: Mapping[str, Tensor]) -> State | None:
         """The newest checkpoint, with torch's random stream set to it; None when there is none.
+
+        Args:
+            like: tensors by name, for how they are sliced over several processes.
 
         Raises:
             PhikitError: it is corrupt; says so and how to go on.
@@ -68,16 +120,19 @@ class Checkpoints:
         saved = self.saved()
         if not saved:
             return None
-        file = saved[-1] / "tensors.safetensors"
+        file = saved[-1] / _FILE
+        raw = read_json(saved[-1] / "state.json")
         try:
             with explain_os_errors(file, "reading"):
-                tensors = load_file(file)
+                if parallel.world() == 1 and file.exists():
+                    tensors = load_file(file)
+                else:
+                    tensors = sliced.read(saved[-1], like, raw.get("scalars", {}))
         except SafetensorError as e:
             raise PhikitError(
                 f"{file}: corrupt checkpoint ({e})",
                 f"remove {saved[-1]} to go on from the checkpoint before it",
             ) from e
-        raw = read_json(saved[-1] / "state.json")
         torch.set_rng_state(tensors.pop("random.torch"))
         return State(raw["step"], raw["objective"], raw["counters"], tensors)
 

@@ -77,7 +77,15 @@ class Verifier(Protocol):
 
 
 VERIFIERS: dict[str, Callable[[], Verifier]] = {}
-BUILT_IN = ("math", "choice", "exact", "code", "refusal", "format")  # each in the module so named
+BUILT_IN = (
+    "math",
+    "number",
+    "choice",
+    "exact",
+    "code",
+    "refusal",
+    "format",
+)  # each in the module so named
 
 
 def register(name: str) -> Callable[[Callable[[], Verifier]], Callable[[], Verifier]]:

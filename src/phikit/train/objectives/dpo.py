@@ -21,6 +21,7 @@ from torch import Tensor
 from phikit.files import write_atomic
 from phikit.models.decoder import Decoder
 from phikit.records import Pair
+from phikit.train.fast import fast_layers
 from phikit.train.loop import Loss, StepBatch, autocast
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.trees import Forest, Tree, groups, plant, size
@@ -71,12 +72,12 @@ def reference_logprobs(
     trees = [tree(p) for p in pairs]
     order = sorted(range(len(trees)), key=lambda i: (size(trees[i]), i))
     result_P2 = torch.empty(len(pairs), 2)
-    for group in groups([size(trees[i]) for i in order], tokens):
-        chosen = [order[i] for i in group]
-        forest = plant([trees[i] for i in chosen])
-        with autocast(model, precision):
+    with fast_layers(model), autocast(model, precision):
+        for group in groups([size(trees[i]) for i in order], tokens):
+            chosen = [order[i] for i in group]
+            forest = plant([trees[i] for i in chosen])
             logprobs_N = forest.logprobs(model).logprobs_N
-        result_P2[chosen] = forest.per_completion(logprobs_N).view(-1, 2)
+            result_P2[chosen] = forest.per_completion(logprobs_N).view(-1, 2)
     return result_P2
 
 

@@ -25,6 +25,8 @@ from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models.decoder import Decoder
 from phikit.records import Rollout, Sample
+from phikit.train import parallel
+from phikit.train.adapters import merged, without
 from phikit.train.loop import Loss, StepBatch, autocast
 from phikit.train.objectives.grouping import Group, balanced, keep, mean, reward_group
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
@@ -85,7 +87,8 @@ def grpo_loss(
 class Grpo:
     """Problems in, rollouts, rewards and advantages made on the way.
 
-    `reference` is a frozen copy of the first weights, if the KL term is measured against it.
+    `reference` is a frozen copy of the first weights, if the KL term is measured against it; the
+    model itself when an adapter is trained, for it is taken off then.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Grpo:
             model, rollouts.max_batch, torch.bfloat16 if rollouts.precision == "bf16" else None
         )
         self.waiting: list[StepBatch[RolloutBatch]] = []
+        self.accuracy: dict[int, float] = {}  # of each problem, when it was last asked
 
     def draw(self, step: int) -> StepBatch[RolloutBatch]:
         if not self.waiting:
@@ -118,19 +122,22 @@ class Grpo:
         return self.waiting.pop(0)
 
     def loss(self, model: Decoder, micro: RolloutBatch) -> Loss:
-        logprobs_N, entropy_N = micro.forest.logprobs(model, micro.temperature)
+        logprobs_N, entropy_N = micro.forest.logprobs(model, micro.temperature, entropy=True)
         return Loss(*grpo_loss(logprobs_N, entropy_N, micro, self.settings))
 
     def state(self) -> dict[str, Any]:
-        """Nothing: an iteration follows from its step and the weights alone.
+        """How hard the problems were; the rest of an iteration follows from step and weights.
 
         Checkpoints fall between iterations, never within one.
         """
         assert not self.waiting
-        return {}
+        if not self.rollouts.hard_share:
+            return {}
+        return {"accuracy": {str(i): share for i, share in self.accuracy.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.waiting = []
+        self.accuracy = {int(i): share for i, share in state.get("accuracy", {}).items()}
 
     def temperature(self, step: int) -> float:
         """Linear from the first to the last value over a share of the steps, then fixed."""
@@ -140,10 +147,15 @@ class Grpo:
         return r.temperature + (last - r.temperature) * done
 
     def _iteration(self, step: int) -> list[StepBatch[RolloutBatch]]:
-        """Samples, verifies, rewards and filters; one batch per update."""
+        """Samples, verifies, rewards and filters; one batch per update.
+
+        Several processes all draw the same: each gathers the whole weights for it.
+        """
+        self.engine.model = merged(parallel.whole(self.model))
         iteration = step // self.settings.updates
         temperature = self.temperature(step)
-        samples = [self.problems[i] for i in self._chosen(iteration)]
+        numbers = self._chosen(iteration)
+        samples = [self.problems[i] for i in numbers]
         sampling = Sampling(
             temperature=temperature,
             max_tokens=self.rollouts.max_tokens,
@@ -159,6 +171,8 @@ class Grpo:
             for i, s in enumerate(samples)
         ]
         made = self._judged(samples, collect(self.engine, requests))
+        for number, group in zip(numbers, made, strict=True):
+            self.accuracy[number] = mean([float(x) for x in group.right])
         stream = np.random.default_rng([self.seed, _SHUFFLE, 1, iteration])
         kept = [g for g in made if keep(g, self.rollouts)]
         if self.rollouts.balance:
@@ -221,9 +235,7 @@ class Grpo:
             temperature=temperature,
             old_N=self._frozen(self.model, forest, temperature) if several else None,
             reference_N=(
-                None
-                if self.reference is None
-                else self._frozen(self.reference, forest, temperature)
+                None if self.reference is None else self._first(self.reference, forest, temperature)
             ),
         )
 
@@ -231,6 +243,10 @@ class Grpo:
     def _frozen(self, model: Decoder, forest: Forest, temperature: float) -> Tensor:
         with autocast(model, self.precision):
             return forest.logprobs(model, temperature).logprobs_N
+
+    def _first(self, reference: Decoder, forest: Forest, temperature: float) -> Tensor:
+        with without(reference):
+            return self._frozen(reference, forest, temperature)
 
     def _metrics(
         self, made: list[Group], kept: list[Group], temperature: float
@@ -247,17 +263,27 @@ class Grpo:
         }
 
     def _chosen(self, iteration: int) -> list[int]:
-        """This iteration's problems: the endless sequence of shuffled epochs, cut in pieces."""
-        count, n = len(self.problems), self.rollouts.prompts
+        """This iteration's problems: hard ones again, and the endless sequence of shuffled epochs.
+
+        Hard is what was answered rightly sometimes, but in less than half of the answers; the
+        hardest come first, and those of equal share in an order of the iteration's own.
+        """
+        count = len(self.problems)
+        again = round(self.rollouts.hard_share * self.rollouts.prompts)
+        stream = np.random.default_rng([self.seed, _SHUFFLE, 2, iteration])
+        hard = [i for i, share in sorted(self.accuracy.items()) if 0 < share < 0.5]
+        hard = [hard[i] for i in stream.permutation(len(hard))] if again else []
+        hard = sorted(hard, key=self.accuracy.__getitem__)[:again]
+        n = self.rollouts.prompts - again  # new ones, whether or not there are hard ones yet
         orders: dict[int, Any] = {}
-        chosen = []
+        chosen: list[int] = []
         for position in range(iteration * n, iteration * n + n):
             epoch, place = divmod(position, count)
             if epoch not in orders:
-                stream = np.random.default_rng([self.seed, _SHUFFLE, 0, epoch])
-                orders[epoch] = stream.permutation(count)
+                order = np.random.default_rng([self.seed, _SHUFFLE, 0, epoch])
+                orders[epoch] = order.permutation(count)
             chosen.append(int(orders[epoch][place]))
-        return chosen
+        return chosen + hard
 
     def _seed(self, iteration: int, index: int) -> int:
         text = f"{self.seed}/grpo/{iteration}/{index}".encode()

@@ -43,6 +43,11 @@ class RolloutSettings(Config):
         default=1.0, gt=0, le=1,
         description="drop groups whose lengths differ by more than this share of max_tokens",
     )  # fmt: skip
+    hard_share: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="share of each iteration's problems drawn again from those that few answers "
+        "got right so far (mini-reasoning over-samples hard prompts)",
+    )  # fmt: skip
     balance: bool = Field(
         default=False, description="keep all right answers and as many wrong ones, at random"
     )

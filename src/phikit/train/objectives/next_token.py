@@ -32,6 +32,18 @@ def cut(batch: Batch, rows: int) -> list[Batch]:
     ]
 
 
+def without_padding(batch: Batch) -> Batch:
+    """The same documents one after the other in a single row, so that padding costs nothing."""
+    used_BL = batch.segments_BL != 0
+    if bool(used_BL.all()):
+        return batch
+    numbers_BL = batch.segments_BL + batch.segments_BL.shape[1] * torch.arange(
+        len(used_BL), dtype=batch.segments_BL.dtype
+    ).unsqueeze(1)  # so that a row's last document is another than the next row's first
+    parts = (batch.ids_BL, batch.targets_BL, batch.positions_BL, numbers_BL)
+    return Batch(*(part[used_BL].unsqueeze(0) for part in parts))
+
+
 @dataclass
 class NextToken:
     """Cross entropy over the trained targets of packed rows, `microbatch` rows at once."""
@@ -54,6 +66,7 @@ class NextToken:
         )
 
     def loss(self, model: Decoder, micro: Batch) -> Loss:
+        micro = without_padding(micro)
         hidden_BLD = model.hidden(
             micro.ids_BL, micro.positions_BL, attend=confined(micro.segments_BL)
         )

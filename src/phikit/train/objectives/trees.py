@@ -54,12 +54,14 @@ class Forest:
         """Sum over the tokens of the positions each attends to."""
         return float((self.positions_1T + 1).sum())
 
-    def logprobs(self, model: Decoder, temperature: float = 1.0) -> TokenLogprobs:
-        """Log-probability and entropy at every completion token [N]."""
+    def logprobs(
+        self, model: Decoder, temperature: float = 1.0, entropy: bool = False
+    ) -> TokenLogprobs:
+        """Log-probability, and entropy if it is asked for, at every completion token [N]."""
         attend = confined(self.segments_1T, self.branches_1T)
         hidden_1TD = model.hidden(self.ids_1T, self.positions_1T, attend=attend)
         hidden_ND = hidden_1TD[0].index_select(0, self.reads_N)
-        return token_logprobs(hidden_ND, model.lm_head.weight, self.targets_N, temperature)
+        return token_logprobs(hidden_ND, model.lm_head.weight, self.targets_N, temperature, entropy)
 
     def per_completion(self, values_N: Tensor) -> Tensor:
         """Sums over each completion's tokens [S]."""

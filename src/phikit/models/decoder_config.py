@@ -5,14 +5,11 @@ The family's figures are literal data in `family.py`; this file says what the fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from phikit.errors import PhikitError
-from phikit.files import read_json, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +83,25 @@ class DecoderConfig:
         matrices = self.parameters - self.vocab_size * self.hidden_size * (not self.tied)
         return 2.0 * matrices + 4.0 * self.layers * self.heads * self.head_dim * context
 
+    def cache_bytes(self, context: int) -> int:
+        """Keys and values of one sequence of `context` positions in bf16."""
+        held = min(context, self.sliding_window or context)
+        return 4 * self.layers * self.kv_heads * self.head_dim * held
+
     def with_context(self, max_positions: int, rope_theta: float) -> DecoderConfig:
         """The same model at another context length and RoPE base, as midtraining makes it."""
         return replace(self, max_positions=max_positions, rope_theta=rope_theta)
 
 
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
-    """Reads a Hugging Face configuration (`Phi3ForCausalLM` or `LlamaForCausalLM`).
+    """Reads the dense decoder that a Hugging Face configuration describes.
 
+    That of a model that also sees or hears has these keys for its decoder.
     Both homes of the RoPE settings are read: `rope_theta` / `rope_scaling` beside the other keys,
     and `rope_parameters`, where transformers 5 writes them.
 
     Raises:
-        PhikitError: a needed key is missing, or the architecture is not a dense decoder.
+        PhikitError: a needed key is missing, or RoPE is scaled in a way the family does not use.
     """
 
     def need(key: str) -> Any:
@@ -106,9 +109,6 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig
             raise PhikitError(f"{where}: the key {key!r} is missing")
         return raw[key]
 
-    architecture = (raw.get("architectures") or ["?"])[0]
-    if architecture not in ("Phi3ForCausalLM", "LlamaForCausalLM"):
-        raise PhikitError(f"{where}: {architecture!r} is not a dense decoder that phikit knows")
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type") != "default" else {}) or {}
     kind = scaling.get("rope_type", scaling.get("type"))
@@ -149,7 +149,7 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig
         bos_id=raw.get("bos_token_id"),
         eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         pad_id=raw.get("pad_token_id"),
-        architecture=architecture,
+        architecture=(raw.get("architectures") or ["Phi3ForCausalLM"])[0],
     )
 
 
@@ -193,12 +193,3 @@ def to_hf(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str, Any]:
             "long_factor": list(config.long_rope.long_factor),
         }
     return raw
-
-
-def read_config(directory: Path) -> DecoderConfig:
-    path = directory / "config.json"
-    return from_hf(read_json(path), str(path))
-
-
-def write_config(directory: Path, config: DecoderConfig, dtype: str = "bfloat16") -> None:
-    write_atomic(directory / "config.json", json.dumps(to_hf(config, dtype), indent=2) + "\n")

@@ -1,0 +1,192 @@
+"""One stream: tokens per second, and time to the first, beside llama.cpp and the memory's limit.
+
+    python benchmarks/engine_single.py --peers DIR [CASE ...]     cases: see CASES below
+
+Weights are random, of the published shapes; llama.cpp gets the same shape as a llama-architecture
+GGUF file (its matrices q, k, v, gate and up are separate; everything is in the one format). DIR
+has node-llama-cpp installed; files are written there and deleted. Without --peers only ours is
+measured. Ours is what a user gets: `LocalEngine.stream`, greedy, with drawing and Python in the
+time. All of a case alternates within one run: reading memory, ours, llama.cpp; the table has
+medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import shapes
+import torch
+
+from phikit.engine.base import Request, Sampling
+from phikit.engine.local import LocalEngine
+from phikit.models.decoder import Decoder
+from phikit.models.family import config
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """`layers`: as many of the model's own, so that both models fit into memory; 0 for all."""
+
+    model: str
+    kind: str
+    form: str
+    prompt: int
+    tokens: int
+    goal: float | None  # ours / llama.cpp
+    limit_goal: float | None  # ours / the memory's limit
+    layers: int = 0
+    first: bool = False  # the time to the first token is what counts
+
+
+CASES = {
+    "smollm2-bf16": Case("smollm2", "bf16", "BF16", 200, 64, 1.5, None),
+    "smollm2-int8": Case("smollm2", "int8", "Q8_0", 200, 64, 1.5, None),
+    "smollm2-int4": Case("smollm2", "int4", "Q4_0", 200, 64, 1.5, None),
+    "mini-bf16": Case("phi-4-mini", "bf16", "BF16", 16, 12, 1.0, 0.85, layers=12),
+    "mini-int8": Case("phi-4-mini", "int8", "Q8_0", 16, 16, 1.0, 0.85),
+    "mini-int4": Case("phi-4-mini", "int4", "Q4_0", 16, 24, 1.0, 0.85),
+    "phi4-int4": Case("phi-4", "int4", "", 16, 12, None, 0.75),
+    "mini-first-token": Case("phi-4-mini", "int4", "Q4_0", 4000, 1, 1.3, None, first=True),
+}
+
+
+def read_rate(buffer: torch.Tensor) -> float:
+    """Bytes per second at which memory is read, by all threads."""
+    start = time.perf_counter()
+    buffer.sum()
+    return buffer.numel() * buffer.element_size() / (time.perf_counter() - start)
+
+
+def ours(model: Decoder, case: Case) -> tuple[float, float]:
+    """Seconds to the first token, and for the `tokens` after it."""
+    ids = tuple(100 + i * 37 % 9000 for i in range(case.prompt))
+    stream = LocalEngine(model, max_batch=1).stream(
+        Request(ids, Sampling(temperature=0, max_tokens=case.tokens + 1))
+    )
+    start = time.perf_counter()
+    next(stream)
+    first = time.perf_counter()
+    for _ in stream:
+        pass
+    return first - start, time.perf_counter() - first
+
+
+@contextmanager
+def llama_cpp(case: Case, shape: Any, peers: Path | None) -> Iterator[Any]:
+    """A function like `ours` for llama.cpp; None when it is not to be measured."""
+    if peers is None or not case.form:
+        yield None
+        return
+    path = (peers / f"random-{case.model}-{case.form}.gguf").resolve()
+    shapes.write_gguf(path, shape, case.form)
+    process = subprocess.Popen(
+        ["node", str(_HERE / "llama_cpp.mjs"), str(path), str(torch.get_num_threads()),
+         str(case.prompt + case.tokens + 64)],
+        cwd=peers, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    try:
+        json.loads(process.stdout.readline())
+
+        def measure() -> tuple[float, float]:
+            process.stdin.write(json.dumps({"prompt": case.prompt, "tokens": case.tokens}) + "\n")
+            process.stdin.flush()
+            said = json.loads(process.stdout.readline())
+            return said["prefill"], said["decode"]
+
+        yield measure
+    finally:
+        process.terminate()
+        process.wait()
+        path.unlink()
+
+
+def measure(name: str, peers: Path | None, rounds: int) -> list[dict[str, Any]]:
+    case = CASES[name]
+    shape = config(case.model)
+    if case.layers:
+        shape = replace(shape, layers=case.layers)
+    model = shapes.model(shape, case.kind)
+    weights = shapes.streamed_bytes(model)
+    buffer = torch.ones(2**28, dtype=torch.float32)
+    rates, mine, theirs = [], [], []
+    with llama_cpp(case, shape, peers) as peer:
+        for _ in range(rounds):
+            rates.append(read_rate(buffer))
+            mine.append(ours(model, case))
+            if peer:
+                theirs.append(peer())
+        rates.append(read_rate(buffer))
+    del model
+    gc.collect()
+    return _rows(name, case, weights, median(rates), mine, theirs)
+
+
+def _rows(
+    name: str, case: Case, weights: int, rate: float, mine: list[Any], theirs: list[Any]
+) -> list[dict[str, Any]]:
+    if case.first:
+        a, b = median(m[0] for m in mine), median(t[0] for t in theirs) if theirs else None
+        ratio = b / a if b else None
+        return [_row(f"{name}: seconds to the first token", a, b, ratio, case.goal)]
+    speed = case.tokens / median(m[1] for m in mine)
+    found = []
+    if theirs:
+        other = case.tokens / median(t[1] for t in theirs)
+        found.append(_row(f"{name}: tokens/s, llama.cpp {case.form}", speed, other,
+                          speed / other, case.goal))  # fmt: skip
+    limit = rate / weights
+    text = f"{name}: tokens/s, limit of {weights / 1e9:.2f} GB at {rate / 1e9:.1f} GB/s"
+    found.append(_row(text, speed, limit, speed / limit, case.limit_goal))
+    return found
+
+
+def _row(
+    name: str, a: float, b: float | None, ratio: float | None, goal: float | None
+) -> dict[str, Any]:
+    met = None if goal is None or ratio is None else ratio >= goal
+    return {"name": name, "ours": a, "peer": b, "ratio": ratio, "goal": goal, "met": met}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    def shown(x: Any) -> str:
+        return "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
+
+    lines = [f"{'':<66} {'ours':>8} {'peer':>8} {'ratio':>6} {'goal':>5}  met"]
+    for r in rows:
+        cells = [shown(r[k]) for k in ("ours", "peer", "ratio", "goal")]
+        lines.append(f"{r['name']:<66} {cells[0]:>8} {cells[1]:>8} {cells[2]:>6} {cells[3]:>5}"
+                     f"  {shown(r['met'])}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
+    for name in options.cases or CASES:
+        rows += measure(name, options.peers, options.rounds)
+        print(table(rows[-2:]), flush=True)
+    print(table(rows))
+    print(json.dumps({"bench": "engine_single", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""How the benchmark talks to a trainer in a process of its own: a word in, a line of JSON out.
+
+A job is a JSON file; a trainer reads it, gets ready, and then takes one optimiser step whenever it
+reads "step". Every contender is a process because its peak memory is that of a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_SELF = Path("/proc/self")
+
+
+def job() -> dict[str, Any]:
+    return json.loads(Path(sys.argv[1]).read_text())
+
+
+def say(**what: Any) -> None:
+    print("@" + json.dumps(what), file=sys.__stdout__, flush=True)
+
+
+def wait() -> None:
+    """Until the benchmark asks for a step; ends the process when it asks for no more."""
+    if sys.stdin.readline().strip() != "step":
+        say(peak=peak_bytes())
+        os._exit(0)  # trainers keep threads of their own
+
+
+class Clock:
+    """Reports each step: `start` waits for leave, `done` says what it took."""
+
+    def __init__(self) -> None:
+        say(ready=True)
+        self.began = 0.0
+
+    def start(self) -> None:
+        wait()
+        self.began = time.perf_counter()
+
+    def done(self, loss: float, tokens: int) -> None:
+        say(seconds=time.perf_counter() - self.began, loss=loss, tokens=tokens)
+
+
+def peak_bytes() -> int:
+    for line in (_SELF / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

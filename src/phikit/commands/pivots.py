@@ -1,0 +1,146 @@
+"""`phikit pivots run | show | export | plan`: Pivotal Token Search on one's own problems."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished search.")]
+
+
+def run(
+    model: Annotated[
+        str, typer.Option(metavar="M", help="A model or run directory, a GGUF file, or a name.")
+    ],
+    problems: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="JSON lines, Parquet, or the folder of a stage."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")],
+    verifier: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Judges problems that name none: math, choice, exact, code, refusal, format.",
+        ),
+    ] = "",
+    instruction: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help='Added to each problem, such as "End with a line Answer: and the number."',
+        ),
+    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting; `phikit pivots search -h` lists them."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads.")] = 2,
+) -> None:
+    """Search problems for the tokens that decide; write preference pairs.
+
+    Killed at any moment, the same command goes on without drawing a sample twice. Verifiers read
+    the last \\boxed{...} or the last line "Answer: ..." of a solution.
+
+    \b
+    phikit pivots run --model smollm2 --problems sums.jsonl --verifier math --out found
+    phikit pivots run --model runs/nano --problems runs/nano/17-pivot-problems --out found \\
+        --set total_tokens=2000000 --set max_tokens=256
+    """
+    from phikit import fetch, pivot_runs
+
+    directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+    job = pivot_runs.Job(
+        directory, problems, verifier, instruction, tuple(settings or ()), seed, threads
+    )
+    pivot_runs.run(job, out)
+    print(pivot_runs.table(out))
+    print(f"pairs: {out / 'pairs.parquet'}\nlook:  phikit pivots show {out}")
+
+
+def show(
+    folder: _Folder,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page [DIR/pivots.html].")
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Solutions on the page, the richest first.")
+    ] = 200,
+) -> None:
+    """Write a page to look at: solutions token by token, the curve of p(success), the evidence.
+
+    \b
+    phikit pivots show found
+    """
+    from phikit import pivot_page
+
+    print(pivot_page.write(folder, to or folder / "pivots.html", most))
+
+
+def export(
+    folder: _Folder,
+    form: Annotated[str, typer.Option("--to", metavar="FORM", help="trl, parquet or jsonl.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
+    model: Annotated[
+        str, typer.Option(metavar="M", help="Whose tokenizer gives the texts [the search's].")
+    ] = "",
+) -> None:
+    """Write the preference pairs for a trainer: token ids, their texts, the evidence.
+
+    \b
+    phikit pivots export found --to trl --out pairs.parquet
+    """
+    from phikit import fetch
+    from phikit.chat.load import load_tokenizer
+    from phikit.pivots import domains
+    from phikit.pivots.export import export as write
+    from phikit.pivots.read import search_folder
+
+    found = search_folder(folder)
+    pairs = found.pairs()
+    directory = (
+        fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+        if model
+        else found.model
+    )
+    count = write(pairs, form, to, load_tokenizer(directory).decode)
+    rows = [(str(p.evidence["verifier"]), str(p.evidence["domain"]), p.kind) for p in pairs]
+    print(f"{to}: {count} pairs\n\n{domains.table(domains.count(rows))}")
+
+
+def plan(
+    folder: Annotated[Path, typer.Argument(metavar="PILOT", help="A small finished search.")],
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="How many pairs are wanted.")],
+    tokens_per_s: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="The generator's rate [the pilot's]."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="X", help="Of the machine, in any currency.")
+    ] = None,
+    price_per_million: Annotated[
+        float | None, typer.Option(metavar="X", help="Of a million sampled tokens.")
+    ] = None,
+) -> None:
+    """What a number of pairs will take, judged by a pilot: problems, tokens, hours, money.
+
+    \b
+    phikit pivots plan found --pairs 10000 --price-per-hour 2.5
+    """
+    from phikit.pivots import plan as planning
+    from phikit.pivots.read import search_folder
+
+    forecast = planning.forecast(search_folder(folder), pairs, tokens_per_s)
+    print(planning.text(forecast, price_per_hour, price_per_million))
+
+
+def add(group: typer.Typer) -> None:
+    """Adds these commands to `phikit pivots`."""
+    for command in (run, show, export, plan):
+        group.command(command.__name__, no_args_is_help=True)(command)

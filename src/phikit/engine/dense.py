@@ -1,0 +1,213 @@
+"""Runs the dense decoders: prompts by pieces, then one token per row and step.
+
+Shapes: N rows, B pieces, L positions of a piece, D model width, H query heads, G key-value heads,
+K head size, R rotated part of a head, J blocks of a table, S positions of a block.
+
+This is the arithmetic of `models.decoder` over a paged cache. Matrices are called as modules, so
+that quantised or adapted ones can stand in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phikit.engine.attention import Plan, RowAttention, plan
+from phikit.engine.pool import Pool, block_bytes
+from phikit.engine.runner import Piece, Rows
+from phikit.models.decoder import Decoder, Layer, rope_tables
+from phikit.models.decoder_config import DecoderConfig
+
+_TOGETHER = 8192  # padded positions computed at once
+_TABLE = 256  # rotation tables grow by this many positions
+
+
+class RopeTable:
+    """Rotations of all positions up to a length, for LongRoPE's short and long factors."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
+        self.length = 0
+        self.cos_LR = self.sin_LR = torch.empty(0)
+
+    def fit(self, length: int) -> None:
+        if length <= self.length:
+            return
+        config = self.config
+        self.length = -(-max(length, 2 * self.length) // _TABLE) * _TABLE
+        position_1L = torch.arange(self.length, device=self.device)[None]
+        original = config.long_rope.original_max_positions if config.long_rope else 0
+        regimes = [original, original + 1] if config.long_rope else [self.length]
+        tables = [rope_tables(config, position_1L, regime) for regime in regimes]
+        self.cos_LR = torch.cat([cos[0] for cos, _ in tables]).to(self.dtype)
+        sin_LR = torch.cat([sin[0] for _, sin in tables]).to(self.dtype)
+        half = sin_LR.shape[1] // 2
+        # the sign of rotate-half's first half is kept in the table
+        self.sin_LR = torch.cat((-sin_LR[:, :half], sin_LR[:, half:]), dim=1)
+
+    def at(self, position_N: Tensor, long_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [N, 1, R] of each row's position under its own factors."""
+        index_N = position_N + long_N * self.length
+        return self.cos_LR[index_N, None], self.sin_LR[index_N, None]
+
+
+def rotate_rows(x_NHK: Tensor, cos_N1R: Tensor, sin_N1R: Tensor) -> Tensor:
+    """`models.decoder.rotate` for one position per row, with signed sines."""
+    r = cos_N1R.shape[-1]
+    turned = x_NHK[..., :r]
+    half = torch.cat((turned[..., r // 2 :], turned[..., : r // 2]), dim=-1)
+    turned = turned * cos_N1R + half * sin_N1R
+    return torch.cat((turned, x_NHK[..., r:]), dim=-1) if r < x_NHK.shape[-1] else turned
+
+
+class DenseRunner:
+    """A `runner.Runner` of a `Decoder`."""
+
+    states = None
+
+    def __init__(self, model: Decoder, block_size: int = 32) -> None:
+        config = model.config
+        self.model, self.config, self.block_size = model, config, block_size
+        self.vocab_size, self.max_positions = config.vocab_size, config.max_positions
+        self.original = config.long_rope.original_max_positions if config.long_rope else None
+        embedding = model.model.embed_tokens.weight
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self.block_bytes = block_bytes(config, self.dtype, block_size)
+        window = config.sliding_window
+        self.window = window if window and window < config.max_positions else None
+        self.rope = RopeTable(config, self.dtype, self.device)
+        self.prefilled = 0
+        self.pool: Pool
+        self._plan: Plan | None = None
+
+    def allocate(self, blocks: int) -> None:
+        self.pool = Pool(self.config, blocks, self.block_size, self.dtype, self.device)
+
+    def copy_blocks(self, source: Sequence[int], target: Sequence[int]) -> None:
+        self.pool.copy(source, target)
+
+    # --- one token per row -----------------------------------------------------------------------
+
+    def step(self, rows: Rows) -> Tensor:
+        """Logits [N, V] after feeding one token per row."""
+        return self.head(self.rows_hidden(rows))
+
+    def head(self, x_ND: Tensor) -> Tensor:
+        config = self.config
+        x_ND = F.rms_norm(
+            x_ND, (config.hidden_size,), self.model.model.norm.weight, config.norm_eps
+        )
+        return cast(Tensor, self.model.lm_head(x_ND))
+
+    def rows_hidden(self, rows: Rows) -> Tensor:
+        """What the last layer leaves of each row: [N, D]."""
+        config, size = self.config, self.block_size
+        column_N = rows.position_N // size
+        if not rows.same or self._plan is None:
+            j = int(column_N.max()) + 1
+            e = config.heads // config.kv_heads
+            self._plan = plan(
+                rows.table_NJ[:, :j], column_N + 1, config.kv_heads, e, self.device
+            )  # fmt: skip
+        self.rope.fit(int(rows.position_N.max()) + 1)
+        block_N = rows.table_NJ[np.arange(len(column_N)), column_N]
+        columns = np.stack((rows.token_N, rows.position_N, block_N, rows.long_N))
+        token_N, position_N, block_N_, long_N = torch.from_numpy(columns).to(self.device)
+        places = self.pool.places(block_N_, position_N % size)
+        attend = RowAttention(self.pool, self._plan, position_N, places, self.window)
+        return self._layers(token_N, self.rope.at(position_N, long_N), attend)
+
+    def _layers(self, token_N: Tensor, rope: tuple[Tensor, Tensor], attend: RowAttention) -> Tensor:
+        config, width = self.config, (self.config.hidden_size,)
+        heads, turned = config.heads, config.heads + config.kv_heads
+        every = config.heads + 2 * config.kv_heads
+        x_ND = self.model.model.embed_tokens(token_N)
+        for index, module in enumerate(self.model.model.layers):
+            layer = cast(Layer, module)
+            attention, mlp = layer.self_attn, layer.mlp
+            h_ND = F.rms_norm(x_ND, width, layer.input_layernorm.weight, config.norm_eps)
+            qkv = attention.qkv_proj(h_ND).view(-1, every, config.head_dim)
+            qk = rotate_rows(qkv[:, :turned], *rope)
+            out = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, turned:])
+            x_ND = x_ND + attention.o_proj(out)
+            h_ND = F.rms_norm(x_ND, width, layer.post_attention_layernorm.weight, config.norm_eps)
+            gate, up = mlp.gate_up_proj(h_ND).chunk(2, dim=-1)
+            x_ND = x_ND + mlp.down_proj(F.silu(gate) * up)
+        return x_ND
+
+    # --- prompts ---------------------------------------------------------------------------------
+
+    def prefill(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of like length go together; those of one RoPE regime, and with or without a
+        filled part before them."""
+        kinds: dict[tuple[bool, bool], list[Piece]] = {}
+        for piece in sorted(pieces, key=lambda p: -len(p.tokens)):
+            kinds.setdefault((piece.long, piece.start > 0), []).append(piece)
+        for (_, follows), same in kinds.items():
+            while same:
+                room = max(1, _TOGETHER // len(same[0].tokens))
+                self._prefill_group(same[:room], follows)
+                same = same[room:]
+
+    def _prefill_group(self, group: list[Piece], follows: bool) -> None:
+        size, longest = self.block_size, len(group[0].tokens)
+        ids_BL = np.zeros((len(group), longest), dtype=np.int64)
+        position_BL = np.array([[p.start] for p in group]) + np.arange(longest)
+        block_BL = np.zeros_like(ids_BL)
+        length_B = np.array([len(p.tokens) for p in group])
+        for row, piece in enumerate(group):
+            n = length_B[row]
+            ids_BL[row, :n] = piece.tokens
+            block_BL[row, :n] = np.asarray(piece.table)[position_BL[row, :n] // size]
+        real = torch.from_numpy(np.flatnonzero(np.arange(longest) < length_B[:, None]))
+        real = real.to(self.device)
+        where = torch.from_numpy(np.stack((block_BL, position_BL % size))).to(self.device)
+        places = self.pool.places(*where.flatten(1)[:, real])
+        causal = self.model.attend
+        if follows:
+            tables = [p.table[: (p.start + len(p.tokens) - 1) // size + 1] for p in group]
+            causal = self._following(tables, torch.from_numpy(position_BL).to(self.device))
+
+        def attend(layer: int, q: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
+            k, v = (t.transpose(1, 2).flatten(0, 1)[real] for t in (k_BGLK, v_BGLK))
+            self.pool.write(layer, places, k, v)
+            return causal(layer, q, k_BGLK, v_BGLK)
+
+        long = group[0].long
+        regime = None
+        if self.original is not None:
+            regime = self.original + 1 if long else self.original
+        self.model.hidden(
+            torch.from_numpy(ids_BL).to(self.device),
+            torch.from_numpy(position_BL).to(self.device),
+            attend=attend,
+            rope_length=regime,
+        )
+        self.prefilled += int(length_B.sum())
+
+    def _following(self, tables: Sequence[Sequence[int]], position_BL: Tensor):  # type: ignore[no-untyped-def]
+        """Attention of new positions to their tables, which hold them already."""
+        j = max(map(len, tables))
+        table_BJ = np.zeros((len(tables), j), np.int64)
+        for row, table in enumerate(tables):
+            table_BJ[row, : len(table)] = table
+        blocks = torch.from_numpy(table_BJ).to(self.device)
+        at_T = torch.arange(j * self.block_size, device=self.device)
+        seen_BLT = at_T <= position_BL[..., None]
+        if self.window is not None:
+            seen_BLT &= at_T > position_BL[..., None] - self.window
+        mask_B1LT = seen_BLT[:, None]
+
+        def attend(layer: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
+            k_BGTK, v_BGTK = self.pool.read(layer, blocks)
+            return F.scaled_dot_product_attention(
+                q_BHLK, k_BGTK, v_BGTK, attn_mask=mask_B1LT,
+                enable_gqa=q_BHLK.shape[1] != k_BGTK.shape[1],
+            )  # fmt: skip
+
+        return attend

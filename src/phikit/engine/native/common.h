@@ -1,0 +1,134 @@
+/* What the kernels share: the matrix, bfloat16, threads that split one piece of work after another.
+
+   Letters: M rows of activations (tokens), N rows of a weight matrix, K its columns.  */
+#ifndef PHIKIT_COMMON_H
+#define PHIKIT_COMMON_H
+
+#include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && \
+    defined(__AVX512BF16__) && !defined(PHIKIT_PORTABLE)
+#define PHIKIT_AVX512 1
+#include <immintrin.h>
+#else
+#define PHIKIT_AVX512 0
+#endif
+
+enum { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128 };
+
+/* A weight matrix [N, K].
+
+   BF16: row-major.
+   INT8: data[N/16][K/4][16][4], a byte is the weight + 128.
+   INT4: data[N/16][K/8][16][4], the low half of byte j is weight j of eight, the high half weight
+         j + 4; a half is the weight + 8.
+   Scales are bfloat16 [N/16][S][16]: S = K / group, or 1 when a row has a single scale. `group` is
+   also the length over which the activations share a scale.  */
+typedef struct {
+  int32_t kind, n, k, group, scale_groups, padding;
+  const void *data;
+  const uint16_t *scales;
+} Matrix;
+
+static inline float from_bf16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float out;
+  memcpy(&out, &bits, 4);
+  return out;
+}
+
+/* Round to nearest, ties to even; what is not a number stays so. */
+static inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (uint16_t)(x != x ? 0x7fc0 : rounded);
+}
+
+static inline float rounded(float x) { return from_bf16(to_bf16(x)); }
+
+/* --- threads ----------------------------------------------------------------------------------
+
+   A team runs one function; inside it, `claim` hands out the pieces of the current phase, so that a
+   core that is taken away by a neighbour does not hold the others up, and `meet` ends the phase.
+   Every result is computed whole by one thread: it does not depend on who was faster.  */
+typedef struct {
+  int threads;
+  atomic_int next, arrived, phase;
+} Team;
+
+static inline void meet(Team *team) {
+  if (team->threads == 1) {
+    atomic_store_explicit(&team->next, 0, memory_order_relaxed);
+    return;
+  }
+  int phase = atomic_load_explicit(&team->phase, memory_order_acquire);
+  if (atomic_fetch_add(&team->arrived, 1) == team->threads - 1) {
+    atomic_store(&team->arrived, 0);
+    atomic_store(&team->next, 0);
+    atomic_fetch_add(&team->phase, 1);
+    return;
+  }
+  for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (spins > 4000) sched_yield();
+  }
+}
+
+/* The next piece of `total` items in pieces of `size`: its first item, or -1 when none is left. */
+static inline int claim(Team *team, int total, int size) {
+  int first = atomic_fetch_add_explicit(&team->next, size, memory_order_relaxed);
+  return first < total ? first : -1;
+}
+
+/* A piece small enough to even out the threads, large enough to be read in a stream. */
+static inline int piece(const Team *team, int total) {
+  int size = total / (team->threads * 8);
+  return size < 1 ? 1 : size;
+}
+
+/* Runs work(member of the team, argument) in `threads` threads, the caller being one of them.
+   Fewer when the system gives fewer: `team->threads` is set before any of them begins.  */
+void phikit_run_team(int threads, void (*work)(Team *, void *), void *argument);
+
+/* --- products ---------------------------------------------------------------------------------*/
+
+/* Activations made ready for one kind of weights; every thread keeps its own. */
+typedef struct {
+  int8_t *high, *low; /* [M][K]: the activation is scale × (256 high + low) */
+  float *scale;       /* [M][K/group] */
+  int32_t *sum;       /* [M][K/group]: of 256 high + low */
+  uint16_t *bf16;     /* [M][K] */
+} Ready;
+
+size_t phikit_ready_bytes(int m, int k);
+void phikit_ready_init(Ready *ready, char *memory, int m, int k);
+void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m);
+/* y[16] for each of m rows: y_MP[row * stride + 0..15] of the 16 weight rows of unit `unit`. */
+void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, int stride);
+
+/* Two units at once, each into its own y[m][16]: the faster way at one row. */
+void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m, float *y_a,
+                 float *y_b);
+
+static inline int units(const Matrix *w) { return (w->n + LANES - 1) / LANES; }
+
+/* Units 2 × pair and 2 × pair + 1, the second of which may be past the end. */
+static inline void phikit_two(const Matrix *w, int pair, const Ready *x, int m,
+                              float y[2][MAX_ROWS * LANES]) {
+  if (2 * pair + 1 < units(w))
+    phikit_pair(w, 2 * pair, 2 * pair + 1, x, m, y[0], y[1]);
+  else
+    phikit_unit(w, 2 * pair, x, m, y[0], LANES);
+}
+
+#endif

@@ -1,0 +1,63 @@
+"""Products with packed weights, and their unpacking, by the C kernels.
+
+Shapes: M rows of activations, N rows of a weight matrix, K columns, S scales per row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from phikit.engine.native.build import Matrix
+from phikit.errors import PhikitError
+
+#: Rows of activations in one call of the kernels.
+MOST_ROWS = 16
+#: Weight rows that lie side by side.
+LANES = 16
+KINDS = {"bf16": 0, "int8": 1, "int4": 2}
+
+
+def matrix(
+    kind: str, n: int, k: int, data: Tensor, scales: Tensor | None = None, group: int = 32
+) -> Matrix:
+    """The C view of a matrix. It holds addresses: the tensors must outlive it.
+
+    Args:
+        kind: "bf16", "int8" or "int4"; the layouts are in common.h.
+        group: columns over which the activations share a scale; the weights too, unless `scales`
+            has one per row.
+    """
+    tensors = [data] if scales is None else [data, scales]
+    if any(not t.is_contiguous() or t.device.type != "cpu" for t in tensors):
+        raise PhikitError("the kernels take contiguous tensors on the CPU")
+    scale_groups = 1 if scales is None else scales.shape[1]
+    return Matrix(
+        KINDS[kind], n, k, group, scale_groups, 0,
+        data.data_ptr(), 0 if scales is None else scales.data_ptr(),
+    )  # fmt: skip
+
+
+def linear(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> Tensor:
+    """x · wᵀ for up to `MOST_ROWS` rows of bfloat16 or float32: [M, N] in x's precision."""
+    m = x_MK.shape[0]
+    if m > MOST_ROWS or x_MK.shape[1] != weight.k:
+        raise PhikitError(f"{tuple(x_MK.shape)} does not fit [up to {MOST_ROWS}, {weight.k}]")
+    x_MK = x_MK.contiguous()
+    y_MN = x_MK.new_empty(m, weight.n)
+    wide = int(x_MK.dtype == torch.float32)
+    failed = library.phikit_linear(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads)
+    if failed:
+        raise PhikitError(f"no memory for a product of {m} rows with [{weight.n}, {weight.k}]")
+    return y_MN
+
+
+def unpack(library: ctypes.CDLL, weight: Matrix, threads: int) -> Tensor:
+    """The weights as bfloat16, transposed: [K, N]."""
+    # rows a power of two apart would fall on the same places of the processor's caches
+    stride = -(-weight.n // 32) * 32 + 32
+    out_KN = torch.empty(weight.k, stride, dtype=torch.bfloat16)
+    library.phikit_unpack(weight, out_KN.data_ptr(), stride, threads)
+    return out_KN[:, : weight.n]

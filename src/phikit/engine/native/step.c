@@ -1,0 +1,263 @@
+/* One decoding step of a dense decoder: up to 16 new tokens through all layers in a single call.
+
+   A small model's step is some four hundred short operations; called one by one, most of the time
+   goes into calling them. The arithmetic is that of models/decoder.py, rounded to bfloat16 where
+   bfloat16 tensors round it, so that log-probabilities agree with the trainer's forward pass.
+
+   Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
+   width, R rotated part of a head, V vocabulary, L positions.  */
+#include "common.h"
+
+typedef struct {
+  const uint16_t *input_norm, *post_norm; /* [D] */
+  Matrix qkv, o, gate_up, down;
+} Layer;
+
+typedef struct {
+  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window;
+  float eps;
+  const uint16_t *embedding, *norm; /* [V, D], [D] */
+  const Layer *layer;
+  Matrix head;
+} Model;
+
+/* Where keys and values are: position p of token m's sequence is in block
+   table[m][p / block_size] of each layer's store; strides count elements. */
+typedef struct {
+  uint16_t *const *keys, *const *values; /* [layers] */
+  int64_t block_stride, head_stride, position_stride;
+  int32_t block_size, table_width;
+  const int32_t *table; /* [M, table_width] */
+} Cache;
+
+typedef struct {
+  const Model *model;
+  const Cache *cache;
+  const int64_t *tokens;    /* [M] */
+  const int32_t *positions; /* [M] */
+  const float *cosine, *sine; /* [M, R], halves repeated */
+  int m;
+  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
+  float *logits;                   /* [M, V] */
+  int most;                        /* positions any token attends to */
+  atomic_int failed;
+} Step;
+
+/* e^x to about 2e-7, written so that compilers turn loops over it into vector code. */
+static inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  float n = floorf(x * 1.44269504f + 0.5f);
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, int width,
+                     float eps) {
+  for (int row = 0; row < m; row++, x += width, out += width) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < width; i++) sum += x[i] * x[i];
+    float inverse = 1.0f / sqrtf(sum / width + eps);
+    for (int i = 0; i < width; i++) out[i] = rounded(rounded(x[i] * inverse) * from_bf16(weight[i]));
+  }
+}
+
+/* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them.
+   The sines of the first half carry the minus sign of the rotation.  */
+static void rotate(float *head, const float *cosine, const float *sine, int rotary) {
+  int half = rotary / 2;
+  for (int i = 0; i < half; i++) {
+    float a = head[i], b = head[i + half];
+    head[i] = rounded(rounded(a * cosine[i]) + rounded(b * sine[i]));
+    head[i + half] = rounded(rounded(b * cosine[i + half]) + rounded(a * sine[i + half]));
+  }
+}
+
+static inline float dot_bf16(const uint16_t *a, const uint16_t *b, int n) {
+#if PHIKIT_AVX512
+  __m512 sum = _mm512_setzero_ps();
+  int i = 0;
+  for (; i + 32 <= n; i += 32)
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + i),
+                           (__m512bh)_mm512_loadu_si512(b + i));
+  if (i < n) {
+    __mmask32 rest = (__mmask32)((1u << (n - i)) - 1);
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(rest, a + i),
+                           (__m512bh)_mm512_maskz_loadu_epi16(rest, b + i));
+  }
+  return _mm512_reduce_add_ps(sum);
+#else
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; i++) sum += from_bf16(a[i]) * from_bf16(b[i]);
+  return sum;
+#endif
+}
+
+static inline size_t place(const Cache *c, const int32_t *table, int head, int at) {
+  return table[at / c->block_size] * c->block_stride + head * c->head_stride + (at % c->block_size) * c->position_stride;
+}
+
+static void store(const Step *s, int layer, int token, int group) {
+  const Model *net = s->model;
+  int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
+  float *key = s->qkv + (size_t)token * row + (net->heads + group) * k;
+  const float *value = key + net->kv_heads * k;
+  rotate(key, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
+  const int32_t *table = s->cache->table + (size_t)token * s->cache->table_width;
+  size_t at = place(s->cache, table, group, s->positions[token]);
+  for (int i = 0; i < k; i++) {
+    s->cache->keys[layer][at + i] = to_bf16(key[i]);
+    s->cache->values[layer][at + i] = to_bf16(value[i]);
+  }
+}
+
+/* One query head of one token: softmax(q · keys / sqrt(K)) · values. `score` holds [L]. */
+static void attend(const Step *s, int layer, int token, int head, float *score) {
+  const Model *net = s->model;
+  const Cache *cache = s->cache;
+  const uint16_t *keys = cache->keys[layer], *values = cache->values[layer];
+  const int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
+  const int group = head / (net->heads / net->kv_heads), last = s->positions[token];
+  const int first = net->window && last + 1 > net->window ? last + 1 - net->window : 0;
+  const int32_t *table = cache->table + (size_t)token * cache->table_width;
+  float *query = s->qkv + (size_t)token * row + head * k;
+  float *out = s->attended + (size_t)token * net->heads * k + head * k;
+  uint16_t q[512];
+  rotate(query, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
+  for (int i = 0; i < k; i++) q[i] = to_bf16(query[i]);
+  const float scale = 1.0f / sqrtf((float)k);
+  float largest = -INFINITY;
+  for (int at = first; at <= last; at++) {
+    float value = scale * dot_bf16(q, keys + place(cache, table, group, at), k);
+    score[at - first] = value;
+    largest = value > largest ? value : largest;
+  }
+  float sum = 0;
+  int n = last + 1 - first;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; i++) {
+    score[i] = fast_exp(score[i] - largest);
+    sum += score[i];
+  }
+  float total[512] = {0};
+  for (int at = first; at <= last; at++) {
+    const uint16_t *value = values + place(cache, table, group, at);
+    float weight = score[at - first];
+    for (int i = 0; i < k; i++) total[i] += weight * from_bf16(value[i]);
+  }
+  for (int i = 0; i < k; i++) out[i] = rounded(total[i] / sum);
+}
+
+/* The product of `ready` with a matrix: into `out`, or added to what is there. */
+static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, float *out, int add) {
+  int total = (units(w) + 1) / 2, size = piece(team, total);
+  for (int first; (first = claim(team, total, size)) >= 0;)
+    for (int pair = first; pair < first + size && pair < total; pair++) {
+      float y[2][MAX_ROWS * LANES];
+      phikit_two(w, pair, ready, s->m, y);
+      for (int m = 0; m < s->m; m++)
+        for (int n = 0; n < 2 * LANES && 2 * pair * LANES + n < w->n; n++) {
+          float *to = out + (size_t)m * w->n + 2 * pair * LANES + n;
+          float value = rounded(y[n / LANES][m * LANES + n % LANES]);
+          *to = add ? rounded(*to + value) : value;
+        }
+    }
+  meet(team);
+}
+
+/* act = silu(gate) × up: rows u and F + u of one matrix, so a thread computes both. */
+static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *ready) {
+  int inner = s->model->inner, total = inner / LANES, size = piece(team, total);
+  for (int first; (first = claim(team, total, size)) >= 0;)
+    for (int unit = first; unit < first + size && unit < total; unit++) {
+      float gate[MAX_ROWS * LANES], up[MAX_ROWS * LANES];
+      phikit_pair(w, unit, unit + total, ready, s->m, gate, up);
+      for (int m = 0; m < s->m; m++)
+        for (int n = 0; n < LANES; n++) {
+          float g = rounded(gate[m * LANES + n]), u = rounded(up[m * LANES + n]);
+          s->act[(size_t)m * inner + unit * LANES + n] =
+              rounded(rounded(g / (1.0f + fast_exp(-g))) * u);
+        }
+    }
+  meet(team);
+}
+
+static void run_layer(Team *team, Step *s, int index, Ready *ready, float *normed, float *score) {
+  const Model *net = s->model;
+  const Layer *layer = &net->layer[index];
+  int m = s->m, first;
+  /* what is short is computed by every thread for itself: cheaper than to meet */
+  rms_norm(s->x, layer->input_norm, normed, m, net->width, net->eps);
+  phikit_make_ready(ready, &layer->qkv, normed, m);
+  product(team, s, &layer->qkv, ready, s->qkv, 0);
+  while ((first = claim(team, m * net->kv_heads, 1)) >= 0)
+    store(s, index, first / net->kv_heads, first % net->kv_heads);
+  meet(team);
+  while ((first = claim(team, m * net->heads, 1)) >= 0)
+    attend(s, index, first / net->heads, first % net->heads, score);
+  meet(team);
+  phikit_make_ready(ready, &layer->o, s->attended, m);
+  product(team, s, &layer->o, ready, s->x, 1);
+  rms_norm(s->x, layer->post_norm, normed, m, net->width, net->eps);
+  phikit_make_ready(ready, &layer->gate_up, normed, m);
+  gated_product(team, s, &layer->gate_up, ready);
+  phikit_make_ready(ready, &layer->down, s->act, m);
+  product(team, s, &layer->down, ready, s->x, 1);
+}
+
+static void run(Team *team, void *argument) {
+  Step *s = argument;
+  const Model *net = s->model;
+  int widest = net->inner > net->width ? net->inner : net->width;
+  widest = net->heads * net->head_dim > widest ? net->heads * net->head_dim : widest;
+  size_t ready_bytes = phikit_ready_bytes(s->m, widest);
+  char *memory = malloc(ready_bytes + 4 * ((size_t)s->m * net->width + s->most));
+  if (!memory) s->failed = 1;
+  meet(team);
+  if (!s->failed) {
+    Ready ready;
+    phikit_ready_init(&ready, memory, s->m, widest);
+    float *normed = (float *)(memory + ready_bytes), *score = normed + (size_t)s->m * net->width;
+    for (int i = 0; i < net->layers; i++) run_layer(team, s, i, &ready, normed, score);
+    rms_norm(s->x, net->norm, normed, s->m, net->width, net->eps);
+    phikit_make_ready(&ready, &net->head, normed, s->m);
+    product(team, s, &net->head, &ready, s->logits, 0);
+  }
+  free(memory);
+}
+
+/* Feeds m tokens at their positions: their keys and values go into the cache, logits_MV come out.
+   Tokens of one sequence may be fed together: each attends to what is before it.
+   Returns 0, or -1 when there is no memory.  */
+int phikit_step(const Model *model, const Cache *cache, const int64_t *tokens,
+                const int32_t *positions, const float *cosine, const float *sine, int m,
+                float *logits, int threads) {
+  int row = (model->heads + 2 * model->kv_heads) * model->head_dim;
+  int out = model->heads * model->head_dim, width = model->width;
+  Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
+            .cosine = cosine, .sine = sine, .m = m, .logits = logits};
+  s.x = malloc(4 * (size_t)m * (width + row + out + model->inner));
+  if (!s.x) return -1;
+  s.qkv = s.x + (size_t)m * width;
+  s.attended = s.qkv + (size_t)m * row;
+  s.act = s.attended + (size_t)m * out;
+  for (int i = 0; i < m; i++) {
+    s.most = positions[i] + 1 > s.most ? positions[i] + 1 : s.most;
+    const uint16_t *vector = model->embedding + (size_t)tokens[i] * width;
+    for (int d = 0; d < width; d++) s.x[(size_t)i * width + d] = from_bf16(vector[d]);
+  }
+  phikit_run_team(threads, run, &s);
+  free(s.x);
+  return s.failed ? -1 : 0;
+}

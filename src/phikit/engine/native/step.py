@@ -1,0 +1,178 @@
+"""A whole decoding step in one call of the C kernels.
+
+Shapes: M new tokens (1 to 16), D model width, G key-value heads, K head size, R rotated part of a
+head, L positions, T blocks of a sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from phikit.engine.native import products
+from phikit.engine.native.build import Matrix
+from phikit.errors import PhikitError
+from phikit.models.decoder import Decoder, Layer
+
+_WIDEST_HEAD = 512  # of step.c
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A linear layer with packed weights."""
+
+    def matrix(self) -> Matrix: ...
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", ctypes.c_void_p), ("post_norm", ctypes.c_void_p),
+        ("qkv", Matrix), ("o", Matrix), ("gate_up", Matrix), ("down", Matrix),
+    )  # fmt: skip
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "layers", "width", "inner", "heads", "kv_heads", "head_dim", "rotary", "vocab",
+            "window")),
+        ("eps", ctypes.c_float),
+        ("embedding", ctypes.c_void_p), ("norm", ctypes.c_void_p),
+        ("layer", ctypes.POINTER(_Layer)), ("head", Matrix),
+    )  # fmt: skip
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.POINTER(ctypes.c_void_p)), ("values", ctypes.POINTER(ctypes.c_void_p)),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("block", "head", "position")),
+        ("block_size", ctypes.c_int32), ("table_width", ctypes.c_int32),
+        ("table", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the keys and values of the tokens' sequences are, bfloat16.
+
+    Attributes:
+        keys, values: for each layer [block, G, position in the block, K], all laid out alike, K
+            innermost.
+        table_MT: int32, the blocks of each token's sequence in order.
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    table_MT: Tensor
+
+
+def obstacle(model: nn.Module) -> str:
+    """Why a model cannot go through `DecodeStep`; empty when it can."""
+    if type(model) is not Decoder:
+        return f"a {type(model).__name__} is no dense decoder"
+    config = model.config
+    if model.model.embed_tokens.weight.dtype != torch.bfloat16:
+        return f"the weights are {model.model.embed_tokens.weight.dtype}, not bfloat16"
+    if model.model.embed_tokens.weight.device.type != "cpu":
+        return "it is not on the CPU"
+    if config.head_dim > _WIDEST_HEAD or config.intermediate_size % products.LANES:
+        return f"heads of {config.head_dim} or {config.intermediate_size} inner features"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if module.bias is not None or not module.weight.is_contiguous():
+                return f"{name} has a bias or is not contiguous"
+        elif isinstance(module, Packed):
+            continue
+        elif not list(module.children()) and type(module).__name__ not in ("RMSNorm", "Embedding"):
+            return f"{name} is a {type(module).__name__}"
+    return ""
+
+
+class DecodeStep:
+    """The decoder's step on the very weights of a model: changed weights are seen at once.
+
+    Args:
+        model: held as long as this object is; its parameters must not be replaced meanwhile.
+
+    Raises:
+        PhikitError: the model is none that the kernels run; says why.
+    """
+
+    def __init__(self, model: Decoder, library: ctypes.CDLL) -> None:
+        if reason := obstacle(model):
+            raise PhikitError(f"the step in C does not run this model: {reason}")
+        self.model, self._library, config = model, library, model.config
+        layers = (_Layer * config.layers)()
+        for target, module in zip(layers, model.model.layers, strict=True):
+            attention, mlp = cast(Layer, module).self_attn, cast(Layer, module).mlp
+            target.input_norm = cast(Layer, module).input_layernorm.weight.data_ptr()
+            target.post_norm = cast(Layer, module).post_attention_layernorm.weight.data_ptr()
+            target.qkv, target.o = _matrix(attention.qkv_proj), _matrix(attention.o_proj)
+            target.gate_up, target.down = _matrix(mlp.gate_up_proj), _matrix(mlp.down_proj)
+        window = config.sliding_window or 0
+        self._model = _Model(
+            config.layers, config.hidden_size, config.intermediate_size, config.heads,
+            config.kv_heads, config.head_dim, config.rotary_dim, config.vocab_size,
+            window if window < config.max_positions else 0, config.norm_eps,
+            model.model.embed_tokens.weight.data_ptr(), model.model.norm.weight.data_ptr(),
+            layers, _matrix(model.lm_head),
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        ids_M: Tensor,
+        positions_M: Tensor,
+        rope: tuple[Tensor, Tensor],
+        pages: Pages,
+        threads: int,
+    ) -> Tensor:
+        """Logits [M, V], float32, after feeding the tokens; their keys and values are stored.
+
+        Tokens of one sequence may come together, in order: each attends to those before it.
+
+        Args:
+            ids_M, positions_M: tokens and their positions.
+            rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
+                negative.
+            pages: has room for every token's position.
+
+        Raises:
+            PhikitError: more than 16 tokens, or no memory.
+        """
+        m = len(ids_M)
+        if m > products.MOST_ROWS:
+            raise PhikitError(f"{m} tokens in one step; at most {products.MOST_ROWS} fit")
+        table, first = pages.table_MT.contiguous(), pages.keys[0]
+        if any(t.stride() != first.stride() for t in (*pages.keys, *pages.values)):
+            raise PhikitError("the layers' keys and values are not laid out alike")
+        if first.stride(3) != 1 or first.dtype != torch.bfloat16 or table.dtype != torch.int32:
+            raise PhikitError("keys and values must be bfloat16, heads contiguous; tables int32")
+        pointers = ctypes.c_void_p * len(pages.keys)
+        cache = _Cache(
+            pointers(*(t.data_ptr() for t in pages.keys)),
+            pointers(*(t.data_ptr() for t in pages.values)),
+            *first.stride()[:3], first.shape[2], table.shape[1], table.data_ptr(),
+        )  # fmt: skip
+        ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
+        cosine, sine = (t.float().contiguous() for t in rope)
+        logits_MV = torch.empty(m, self.model.config.vocab_size)
+        failed = self._library.phikit_step(
+            ctypes.addressof(self._model), ctypes.addressof(cache), ids.data_ptr(), at.data_ptr(),
+            cosine.data_ptr(), sine.data_ptr(), m, logits_MV.data_ptr(), threads,
+        )  # fmt: skip
+        if failed:
+            raise PhikitError(f"no memory for a step of {m} tokens at position {int(at.max())}")
+        return logits_MV
+
+
+def _matrix(module: nn.Module) -> Matrix:
+    if isinstance(module, Packed):
+        return module.matrix()
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return products.matrix("bf16", weight.shape[0], weight.shape[1], weight.detach())

@@ -1,0 +1,133 @@
+"""What the scheduler hands out and keeps: tickets, samples in the making, events, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from phikit.engine.base import Request
+from phikit.engine.radix import Node
+from phikit.records import Rollout
+
+#: of one step: (token, log-probability as sampled, and as the model's own), the likeliest first
+Top = tuple[tuple[int, float, float], ...]
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A submitted request. `left` counts its samples that are not finished."""
+
+    number: int
+    request: Request
+    limit: int  # the most tokens that each sample may have
+    left: int
+    cancelled: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Sample:
+    """A sample in the making.
+
+    Attributes:
+        tokens, logprobs, raw_logprobs: what was drawn before it had to wait; while it runs, they
+            are in the columns of the batch.
+        table: its blocks; path: the prefix tree's nodes along them.
+        computed, goal: how many positions are there, and must be before it can run.
+        waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
+        order: when it was admitted.
+    """
+
+    ticket: Ticket
+    number: int
+    key: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    raw_logprobs: list[float] = field(default_factory=list)
+    top: list[Top] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
+    path: list[Node] = field(default_factory=list)
+    long: bool = False
+    computed: int = 0
+    goal: int = 0
+    waits: list[Node] = field(default_factory=list)
+    copy: tuple[Node, int] | None = None
+    state: int = -1
+    order: int = 0
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        return (*self.ticket.request.prompt_ids, *self.tokens)
+
+
+class Token(NamedTuple):
+    """One new token of a sample; `index` is its place in the completion."""
+
+    ticket: Ticket
+    sample: int
+    index: int
+    token: int
+    logprob: float
+    raw_logprob: float
+    top: Top
+
+
+class Done(NamedTuple):
+    """A finished sample."""
+
+    ticket: Ticket
+    sample: int
+    rollout: Rollout
+
+
+@dataclass(slots=True)
+class Events:
+    """What one step brought: `finished` samples, and by `tokens()` every new token.
+
+    The columns are of one entry per new token, in the order of the rows.
+    """
+
+    finished: list[Done] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    token: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    logprob: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    raw_logprob: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    top: list[Top] | None = None
+
+    def tokens(self) -> Iterator[Token]:
+        top = self.top or [()] * len(self.samples)
+        columns = (self.index, self.token, self.logprob, self.raw_logprob)
+        for sample, likeliest, *values in zip(
+            self.samples, top, *(c.tolist() for c in columns), strict=True
+        ):
+            yield Token(sample.ticket, sample.number, *values, likeliest)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Where a scheduler stands.
+
+    Attributes:
+        blocks, block_size: of the cache, and positions of a block.
+        used: blocks that rows hold; cached: blocks that only the prefix cache holds.
+        waiting, entering, running: samples in the queue, being computed, and being generated.
+        generated, prefilled: tokens so far.
+        reused: prompt tokens that were found in the cache; recomputed: tokens computed anew after
+            a sample had to give its blocks up; preempted: how often that was.
+    """
+
+    blocks: int
+    block_size: int
+    used: int
+    cached: int
+    waiting: int
+    entering: int
+    running: int
+    generated: int
+    prefilled: int
+    reused: int
+    recomputed: int
+    preempted: int

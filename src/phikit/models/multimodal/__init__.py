@@ -1,0 +1,1 @@
+"""phi-4-multimodal: phi-4-mini with eyes, ears and an adapter for each."""

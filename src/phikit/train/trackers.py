@@ -1,0 +1,65 @@
+"""A run's metrics in TensorBoard or trackio too, when a stage's `track` asks for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from phikit.errors import PhikitError
+
+Tracker = Literal["tensorboard", "trackio"]
+
+
+def _load(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise PhikitError(f"{name} is not installed", "pip install 'phikit[track]'") from e
+
+
+class Trackers:
+    """Passes on the numbers of every row, as they are written to metrics.jsonl.
+
+    TensorBoard's files go into `folder`/tensorboard; trackio keeps its own, under the project
+    "phikit" and the folder's name.
+
+    Raises:
+        PhikitError: one of them is not installed.
+    """
+
+    def __init__(self, names: Sequence[Tracker], folder: Path) -> None:
+        self._board: Any = None
+        self._trackio: Any = None
+        if "tensorboard" in names:
+            _load("TensorBoard", "tensorboard")
+            board = importlib.import_module("torch.utils.tensorboard")
+            self._board = board.SummaryWriter(str(folder / "tensorboard"))
+        if "trackio" in names:
+            self._trackio = _load("trackio", "trackio")
+            self._trackio.init(project="phikit", name=folder.name)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+            if self._board is not None:
+                for name, value in numbers.items():
+                    self._board.add_scalar(name, value, row["step"])
+            if self._trackio is not None:
+                self._trackio.log(numbers, step=row["step"])
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._trackio is not None:
+            self._trackio.finish()

@@ -1,0 +1,189 @@
+"""`phikit pivots run | show | export | plan` on a tiny model: whole, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pivot_fixtures import SETTINGS, job
+
+from phikit import pivot_page, pivot_runs
+from phikit.chat.load import load_tokenizer
+from phikit.errors import PhikitError
+from phikit.pivots import domains, plan
+from phikit.pivots.export import export
+from phikit.pivots.read import search_folder
+from phikit.records import Pair, read_records
+from phikit.verify.problems import load_problems
+
+
+def test_a_search_from_the_command_line_and_all_that_reads_it(
+    found: Path, made: dict[str, Path], tmp_path: Path
+) -> None:
+    search = search_folder(found)
+    pairs = search.pairs()
+    assert len(search.pivots) == search.record["summary"]["pivots"] >= 2 and pairs
+    shown = pivot_runs.table(found)
+    assert f"{len(search.pivots)} confirmed pivots" in shown and "kind-0" in shown
+
+    decode = load_tokenizer(search.model).decode
+    assert export(pairs, "trl", tmp_path / "t.parquet", decode) == len(pairs)
+    rows = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert [tuple(r["chosen_ids"]) for r in rows] == [p.chosen_ids for p in pairs]
+    assert rows[0]["prompt"] == decode(pairs[0].prompt_ids)
+    export(pairs, "jsonl", tmp_path / "t.jsonl", decode)
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [p.id for p in pairs]
+    export(pairs, "parquet", tmp_path / "p.parquet", decode)
+    assert read_records(tmp_path / "p.parquet", Pair) == pairs
+    with pytest.raises(PhikitError, match="did you mean 'trl'"):
+        export(pairs, "tlr", tmp_path / "x", decode)
+    with pytest.raises(PhikitError, match="no pairs"):
+        export([], "trl", tmp_path / "x", decode)
+
+    page = pivot_page.write(found, tmp_path / "page.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(data) == search.record["summary"]["kept"]
+    drawn = sum("alt" in t for s in data for t in s["tokens"])
+    assert drawn == len(search.pivots)
+    assert data[0]["tree"][0][:2] == [0, 0] and data[0]["points"][-1][0] == len(data[0]["tokens"])
+    assert "question 0" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_forecast_scales_the_pilot(found: Path) -> None:
+    search = search_folder(found)
+    one = plan.forecast(search, 10, tokens_per_s=100.0)
+    summary = search.record["summary"]
+    assert one.tokens.value == pytest.approx(10 * summary["tokens"] / summary["pairs"])
+    assert one.tokens.low <= one.tokens.value <= one.tokens.high
+    assert one.hours.value == pytest.approx(one.tokens.value / 100 / 3600)
+    many = plan.forecast(search, 1000, tokens_per_s=100.0)
+    assert many.tokens.value == pytest.approx(100 * one.tokens.value)
+    text = plan.text(one, price_per_hour=3600.0, price_per_million=1.0)
+    assert "problems to try" in text and "a larger one narrows" in text
+    assert f"{one.tokens.value:,.0f}" in text and f"{one.tokens.value / 1e6:,.2f}" in text
+    assert plan.forecast(search, 10).tokens_per_s == pytest.approx(
+        summary["tokens"] / search.record["cost"]["seconds"]
+    )
+
+
+def test_done_is_done_and_another_search_is_refused(
+    found: Path, made: dict[str, Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    before = {p: p.stat().st_mtime_ns for p in found.glob("[a-z]*")}
+    pivot_runs.run(job(made), found, said.append)
+    assert "done" in said[0]
+    assert {p: p.stat().st_mtime_ns for p in found.glob("[a-z]*")} == before
+    for changed, message in [
+        ({"settings": (*SETTINGS, "gap=0.3")}, "gap was 0.2, now 0.3"),
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"instruction": "Be brief."}, "the problems are others"),
+    ]:
+        with pytest.raises(PhikitError, match=message):
+            pivot_runs.run(job(made, **changed), found)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(PhikitError, match=r"not empty \(it holds thesis.txt\)"):
+        pivot_runs.run(job(made), tmp_path / "full")
+    with pytest.raises(PhikitError, match="did you mean 'gap'"):
+        pivot_runs.run(job(made, settings=("gpa=0.3",)), tmp_path / "new")
+    with pytest.raises(PhikitError, match="no search is here"):
+        search_folder(tmp_path / "full")
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from pivot_fixtures import FirstByte
+from phikit import pivot_runs
+from phikit.verify.base import VERIFIERS
+VERIFIERS["first-byte"] = FirstByte
+root = Path({root!r})
+job = pivot_runs.Job(root / "sft" / "model", root / "problems", settings={settings!r})
+print("begun", flush=True)
+pivot_runs.run(job, root / "killed")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_it_goes_on_without_drawing_again(
+    found: Path, made: dict[str, Path]
+) -> None:
+    root = made["model"].parent
+    script = _KILLED.format(tests=str(Path(__file__).parent), root=str(root), settings=SETTINGS)
+    killed = root / "killed"
+    rounds: list[int] = []
+    for number in range(8):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + 60
+        aim = number + 1  # so that a round at least is drawn before each kill
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(killed.glob("rounds/*.round"))) >= aim:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rounds.append(len(list(killed.glob("rounds/*.round"))))
+    assert rounds == sorted(rounds) and rounds[0] >= 1
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    for name in ("pairs.parquet", "pivots.jsonl", "searches.jsonl"):
+        assert (killed / name).read_bytes() == (found / name).read_bytes(), name
+    for file in (found / "rounds").iterdir():
+        assert (killed / "rounds" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"p\.jsonl:2: not valid JSON"),
+        ("[1]", r"p\.jsonl:2: a list, not an object"),
+        ('{"prompt": "q"}', r"p\.jsonl:2: has no 'answer'"),
+        ('{"promt": "q", "answer": "1"}', r"p\.jsonl:2: has no text under 'prompt'(.|\n)*'promt'"),
+        ('{"prompt": "q", "answer": "1", "verifier": "maths"}', "did you mean 'math'"),
+        ('{"messages": [], "answer": "1"}', "is no list of messages"),
+        ('{"messages": [{"role": "robot", "content": "x"}], "answer": "1"}', "not a message"),
+        ('{"messages": [{"role": "assistant", "content": "x"}], "answer": ""}', "nothing is asked"),
+    ],
+)
+def test_a_wrong_problem_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "fine", "answer": "1"}\n' + line + "\n")
+    with pytest.raises(PhikitError, match=message):
+        load_problems(path, "math")
+
+
+def test_problems_out_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"question": "2 + 2?", "answer": 4, "domain": "sums", "level": 1}\n\n'
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], '
+        '"answer": {"tests": []}, "verifier": "code"}\n'
+    )
+    first, second = load_problems(path, "math")
+    assert (first.kind, first.answer, first.verifier) == ("sums", "4", "math")
+    assert first.meta == {"level": 1} and first.messages[0]["content"] == "2 + 2?"
+    assert (second.verifier, second.answer) == ("code", '{"tests":[]}')
+    with pytest.raises(PhikitError, match="names no verifier"):
+        load_problems(path)
+    with pytest.raises(PhikitError, match="not a kind of file"):
+        load_problems(tmp_path / "p.csv", "math")
+
+
+def test_pairs_are_counted_as_in_the_report() -> None:
+    rows = [("math", "sums", "pivot"), ("choice", "q", "pivot"), ("code", "trace", "pivot"),
+            ("code", "debug-rust", "pivot"), ("math", "sums", "refusal"),
+            ("format", "f", "pivot")]  # fmt: skip
+    counts = domains.count(rows)
+    assert list(counts.values()) == [1, 1, 1, 1, 1, 1]
+    table = domains.table(counts)
+    assert "250,297" in table and "16.7 %" in table

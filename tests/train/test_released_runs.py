@@ -1,0 +1,74 @@
+"""Every recipe says beforehand what it takes; the released ones agree with what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from phikit import run, summary
+from phikit.recipes.load import built_in, load
+
+DAY = 86_400
+
+
+def forecasts(name: str, folder: Path) -> tuple[str, dict[str, summary.Planned]]:
+    recipe = load(name)
+    seen = run.preview(recipe, folder / "run")
+    assert not (folder / "run").exists()
+    return summary.table(seen, recipe, folder), summary.on_cluster(seen, recipe)
+
+
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_every_recipe_is_forecast(name: str, tmp_path: Path) -> None:
+    table, planned = forecasts(name, tmp_path)
+    recipe = load(name)
+    for spec in recipe.stages:
+        assert f" {spec.name} " in table
+    if recipe.cluster is not None:
+        trained = {s.name for s in recipe.stages if s.verb.startswith("train.")}
+        trained -= {s.name for s in recipe.stages if s.verb == "train.start"}
+        assert trained <= planned.keys()
+        assert all(1e9 < p.memory < 80e9 and p.seconds > 0 for p in planned.values())
+        assert "GB per GPU" in table
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "published_days"),
+    # model cards of phi-4, phi-4-mini and phi-4-reasoning
+    [
+        ("phi-4", ["pretrain"], 21),
+        ("phi-4-mini", ["pretrain"], 21),
+        ("phi-4-reasoning", ["sft"], 2.5),
+    ],
+)
+def test_time_is_about_what_was_published(
+    name: str, stages: list[str], published_days: float, tmp_path: Path
+) -> None:
+    _, planned = forecasts(name, tmp_path)
+    days = sum(planned[stage].seconds for stage in stages) / DAY
+    assert days == pytest.approx(published_days, rel=0.2)
+
+
+def test_published_settings() -> None:
+    def config(recipe: str, stage: str):  # type: ignore[no-untyped-def]
+        return next(s.config for s in load(recipe).stages if s.name == stage)
+
+    pretrain = config("phi-4", "pretrain")
+    assert (pretrain.lr, pretrain.batch_rows, pretrain.context) == (3e-4, 5760, 4096)
+    assert pretrain.schedule == "linear" and pretrain.optimiser.weight_decay == 0.1
+    assert pretrain.model.planned(1, 4096).parameters == 14_659_507_200
+    midtrain = config("phi-4", "midtrain")
+    assert (midtrain.lr, midtrain.rope_theta, midtrain.context_factor) == (3e-5, 250_000, 4)
+    mini = config("phi-4-mini", "pretrain")
+    assert (mini.lr, mini.warmup) == (5e-4, 3000)
+    assert mini.model.planned(1, 4096).parameters == 3_836_021_760
+    sft = config("phi-4-reasoning", "sft")
+    assert (sft.lr, sft.warmup, sft.steps, sft.batch_rows) == (1e-5, 450, 16_000, 32)
+    assert (sft.context, sft.rope_theta, sft.optimiser.weight_decay) == (32_768, 500_000, 1e-4)
+    grpo = config("phi-4-reasoning-plus", "grpo")
+    assert (grpo.lr, grpo.steps, grpo.warmup) == (5e-8, 90, 10)
+    assert (grpo.rollouts.prompts, grpo.rollouts.group) == (64, 8)
+    assert (grpo.rollouts.max_tokens, grpo.loss.kl, grpo.loss.entropy) == (31_744, 1e-3, 1e-3)
+    last = config("phi-4-mini-reasoning", "grpo")
+    assert (last.lr, last.rollouts.reward, last.rollouts.temperature_end) == (5e-7, "sign", 0.6)

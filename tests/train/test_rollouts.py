@@ -1,0 +1,180 @@
+"""Verified answers as training data, hard problems again, and what a recipe begins with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from train_fixtures import SPECIAL, tiny_model
+from train_runs import grpo
+
+from phikit.chat.format import chat_format
+from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.errors import PhikitError
+from phikit.models import checkpoint
+from phikit.models.decoder_config import DecoderConfig
+from phikit.records import Document, Pair, Rollout, Sample, Verdict, read_records, write_records
+from phikit.stage import Context
+from phikit.train.models import new_model
+from phikit.train.objectives.next_token import NextToken, cut, without_padding
+from phikit.train.stage_rollouts import right_answers, rollout_pairs
+from phikit.train.stages import STAGES
+
+New = Callable[..., Context]
+BY_VERB = {stage.verb: stage for stage in STAGES}
+
+
+def answer(n: int, right: bool, problem: str = "p", finish: str = "stop") -> Rollout:
+    return Rollout(
+        prompt_ids=(1, 2), completion_ids=tuple(range(3, 3 + n)), logprobs=(0.0,) * n,
+        finish=finish, meta={"problem": problem},
+        verdict=Verdict(passed=right, score=float(right), reason="", verifier="exact"),
+    )  # fmt: skip
+
+
+def test_pairs_are_right_over_wrong_and_of_like_length() -> None:
+    group = [
+        answer(4, True),
+        answer(9, True),
+        answer(30, False),
+        answer(8, False),
+        answer(5, False),
+    ]
+    found = rollout_pairs(group, 5, 2.0)
+    assert [(len(p.chosen_ids), len(p.rejected_ids)) for p in found] == [(4, 5), (9, 8)]
+    assert all(p.kind == "rollout" and len(p.parents) == 2 for p in found)
+    assert len(rollout_pairs(group, 1, 2.0)) == 1
+    assert rollout_pairs([answer(4, True, finish="length"), answer(4, False)], 2, 2.0) == []
+    assert rollout_pairs([answer(4, True), answer(40, False)], 2, 2.0) == []
+
+
+def test_what_is_distilled() -> None:
+    easy = [answer(4, True, "easy"), answer(5, True, "easy"), answer(5, True, "easy")]
+    hard = [answer(6, True, "hard"), answer(7, False, "hard"), answer(8, True, "hard", "length")]
+    kept = right_answers([*easy, *hard], 1.0)
+    assert [len(r.completion_ids) for r in kept] == [4, 5, 6]
+    assert [len(r.completion_ids) for r in right_answers([*easy, *hard], 0.7)] == [6]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """A tiny model with a chat tokenizer, problems it can be asked, and some text."""
+    texts = [f"What is {i} and {i}? Answer: {2 * i}" for i in range(40)]
+    tokenizer = train_bpe(texts, 300, SPECIAL)
+    ends = (tokenizer.special["<|im_end|>"],)
+    config = DecoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, layers=2, heads=2,
+        kv_heads=1, head_dim=16, max_positions=96, tied=True, eos_ids=ends,
+    )  # fmt: skip
+    folder = tmp_path / "start"
+    checkpoint.save(new_model(config, 0), folder / "model")
+    tokenizer.save(folder / "model")
+    problems = [
+        Sample(kind="sum", source="synthetic", verifier="exact", answer=str(2 * i),
+               messages=({"role": "user", "content": f"What is {i} and {i}?"},))
+        for i in range(6)
+    ]  # fmt: skip
+    write_records(folder / "samples.parquet", problems, Sample)
+    documents = [Document(text=t, source="web") for t in texts]
+    write_records(folder / "documents.parquet", documents, Document)
+    return folder
+
+
+def run(verb: str, ctx: Context, settings: dict[str, object], **inputs: Path) -> dict[str, object]:
+    stage = BY_VERB[verb]
+    return stage.run(ctx, stage.config(**settings), inputs)
+
+
+def test_from_rollouts_to_a_distilled_model(start: Path, new_context: New) -> None:
+    drawn = new_context("drawn")
+    made = run("train.rollouts", drawn, {"group": 3, "max_tokens": 8}, model=start, problems=start)
+    rollouts = read_records(drawn.dir / "rollouts.parquet", Rollout)
+    assert made["rollouts"] == len(rollouts) == 18
+    assert all(r.verdict is not None for r in rollouts)
+    assert len({r.meta["problem"] for r in rollouts}) == 6
+    assert read_records(drawn.dir / "pairs.parquet", Pair) == []  # it answers nothing rightly
+    with pytest.raises(PhikitError, match="none of 18 answers is right"):
+        run("train.distill", new_context("none"), {}, **{"model": start, "rollouts.0": drawn.dir})
+    chat = chat_format(Tokenizer.load(start / "model"))
+    right = [
+        Rollout(
+            prompt_ids=r.prompt_ids, completion_ids=(*range(40, 45), chat.stop_ids[0]),
+            logprobs=(0.0,) * 6, meta=r.meta, finish="stop",
+            verdict=Verdict(passed=True, score=1.0, reason="", verifier="exact"),
+        )
+        for r in rollouts
+    ]  # fmt: skip
+    write_records(drawn.dir / "rollouts.parquet", right, Rollout)
+    losses = {}
+    for packing in (True, False):
+        ctx = new_context(f"distilled-{packing}")
+        done = run(
+            "train.distill", ctx,
+            {"packing": packing, "steps": 8, "batch_rows": 3, "lr": 1e-2, "precision": "f32"},
+            **{"model": start, "rollouts.0": drawn.dir},
+        )  # fmt: skip
+        assert done["answers"] == 6  # equal answers once
+        losses[packing] = done
+        assert done["loss_last"] < done["loss_first"]
+        assert checkpoint.load(ctx.dir / "model").config.max_positions == 96
+    assert losses[False]["packing"]["rows"] == 6 > losses[True]["packing"]["rows"]
+
+
+def test_a_published_model_and_how_well_it_reads(start: Path, new_context: New) -> None:
+    begun = new_context("begun")
+    run("train.start", begun, {"model": str(start / "model")})
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (begun.dir / "model" / name).read_bytes() == (start / "model" / name).read_bytes()
+    settings = {"tokens": 200, "context": 32, "precision": "f32"}
+    read = run("train.perplexity", new_context("read"), settings, model=begun.dir, documents=start)
+    vocabulary = checkpoint.load(start / "model").config.vocab_size
+    assert read["perplexity"] == pytest.approx(vocabulary, rel=0.1)  # it knows nothing yet
+    with pytest.raises(PhikitError, match="phikit fetch no-such-model"):
+        run("train.start", new_context("none"), {"model": "no-such-model"})
+
+
+def test_padding_changes_nothing(new_context: New) -> None:
+    from phikit.data.pack import Batches, pack
+
+    model = tiny_model()
+    examples = [(list(range(2, 2 + n)), None) for n in (9, 14, 5)]
+    alone = next(Batches(pack(examples, 20, 0, window=1), 3, 0))
+    trimmed = without_padding(alone)
+    assert trimmed.ids_BL.shape == (1, 25)
+    objective = NextToken.__new__(NextToken)
+    objective.label_smoothing = objective.z_loss = 0.0
+    whole = objective.loss(model, alone).total
+    each = sum(objective.loss(model, row).total for row in cut(alone, 1))
+    assert float(whole.detach()) == pytest.approx(float(each.detach()), abs=1e-4)
+
+
+def test_hard_problems_come_again() -> None:
+    objective = grpo(tiny_model(), hard_share=0.5)
+    assert len(objective._chosen(0)) == 2  # nothing is known to be hard yet
+    objective.accuracy = {0: 0.25, 1: 0.0, 2: 1.0, 3: 0.1, 4: 0.4}
+    chosen = objective._chosen(1)
+    assert chosen[2:] == [3, 0]
+    assert chosen[:2] == grpo(tiny_model(), hard_share=0.5)._chosen(1)
+    saved = json.loads(json.dumps(objective.state()))
+    again = grpo(tiny_model(), hard_share=0.5)
+    again.load_state(saved)
+    assert again._chosen(1) == chosen
+
+
+def test_metrics_reach_tensorboard(new_context: New) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from train_fixtures import tiny_rows
+
+    from phikit.data.pack import Batches
+    from phikit.train import loop
+    from phikit.train.settings import TrainSettings
+
+    ctx = new_context()
+    objective = NextToken(Batches(tiny_rows(), 4, 0))
+    loop.train(ctx, tiny_model(), objective, TrainSettings(track=("tensorboard",)), 3)
+    board = events.EventAccumulator(str(ctx.dir / "tensorboard"))
+    board.Reload()
+    shown = [event.value for event in board.Scalars("loss")]
+    assert shown == pytest.approx([row["loss"] for row in ctx.metrics.rows])
