@@ -160,7 +160,9 @@ def test_count_names_every_text_that_check_would_find() -> None:
     filler = "Nothing of any item is in here, so there is nothing to check. " * 5000
     texts = [filler, "WHAT is 7 times 8", "", filler, " ".join(ITEM.split()[3:10]), filler]
     assert decontaminator.count(texts) == [1, 4]
-    assert all(bool(decontaminator.check(t)) == (n in (1, 4)) for n, t in enumerate(texts))
+    assert list(decontaminator.check_all(texts)) == [1, 4]
+    for number, text in enumerate(texts):
+        assert decontaminator.check_all(texts).get(number) == decontaminator.check(text)
 
 
 def test_no_items_find_nothing() -> None:
@@ -244,4 +246,13 @@ def test_shuffled_choices_and_changed_numbers_are_told() -> None:
     found = Decontaminator(items).check(shuffled)
     assert found is not None and found.verdict == "contaminated"
     found = check(ITEM.replace("48", "72"))
+    assert found is not None and found.verdict == "contaminated"
+
+
+def test_an_item_in_many_variants_is_still_found() -> None:
+    """All the wording of the first is common, and nothing else would tell it."""
+    variants = [ITEM, f"{ITEM} Explain.", f"{ITEM} Think first.", f"Solve this now. {ITEM}"]
+    decontaminator = Decontaminator(enumerate_ids(variants))
+    filler = "Some other text stands before and after it, and it goes on for quite a while. "
+    found = decontaminator.check(filler + ITEM + filler)
     assert found is not None and found.verdict == "contaminated"

@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from phikit.data.ngrams import Hashes, hash_words, ngrams, text_keys, text_ngrams, words
+from phikit.data.ngrams import Hashes, Words, hash_words, ngrams, text_keys, text_ngrams, words
 from phikit.records import Sample
 from phikit.stage import Config
 
 Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
 _AT_ONCE = 1 << 18  # characters hashed at once: their arrays stay in the cores' caches
-_BITS = 24  # of an n-gram's integer that the first look takes: a table of 2 MiB
+_BITS = 26  # of an n-gram's integer that the first look takes: a table of 8 MiB
 
 
 class DecontaminationConfig(Config):
@@ -108,16 +108,23 @@ class _Index:
         top = grams >> np.uint64(64 - _BITS)
         return np.flatnonzero(self.table[top >> np.uint64(3)] & _bit(top))
 
-    def holds(self, grams: Hashes) -> NDArray[np.bool_]:
-        """Which n-grams are in the index."""
-        if not len(self.grams):
-            return np.zeros(len(grams), np.bool_)
-        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        return self.grams[at] == grams
-
     def positions(self, hashes: Hashes) -> NDArray[np.int64]:
         """For each n-gram of a text its place in the index, or -1."""
         grams = ngrams(hashes, self.n)
+        result = np.full(len(grams), -1)
+        at = self.possible(grams)
+        result[at] = self._places(grams[at])
+        return result
+
+    def shared(self, found: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every n-gram of several texts that is in the index: (number of the text, its place)."""
+        grams = text_ngrams(found, self.n)
+        at = self.possible(grams.hashes)
+        places = self._places(grams.hashes[at])
+        at, places = at[places >= 0], places[places >= 0]
+        return np.searchsorted(grams.bounds, at, side="right") - 1, places
+
+    def _places(self, grams: Hashes) -> NDArray[np.int64]:
         if not len(self.grams):
             return np.full(len(grams), -1)
         at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
@@ -125,21 +132,29 @@ class _Index:
 
     def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these positions are in the index and not on the allow-list."""
-        return np.append(~self.allowed, False)[at]
+        if not len(self.allowed):
+            return np.zeros(len(at), np.bool_)
+        return (at >= 0) & ~self.allowed[at]
 
-    def count(self, at: NDArray[np.int64]) -> None:
-        """Notes a training text with n-grams at these positions."""
-        at = np.unique(at)
-        self.found[at[at >= 0]] += 1
+    def count(self, texts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Notes that texts have the n-grams at these places, each once."""
+        if len(places):
+            once = np.unique(texts * len(self.grams) + places) % len(self.grams)
+            np.add.at(self.found, once, 1)
 
     def settle(self) -> None:
         """Draws up the allow-list, and the number of other n-grams of each item."""
         holders = np.diff(self.starts)
-        self.allowed = (self.found >= self.settings.common_documents) | (
-            holders >= self.settings.common_items
-        )
-        kept = np.repeat(~self.allowed, holders)
+        frequent = self.found >= self.settings.common_documents
         count = int(self.owners.max()) + 1 if len(self.owners) else 0
+        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
+        wording = np.repeat(holders >= self.settings.common_items, holders)
+        left = np.bincount(self.owners[~wording], minlength=count)
+        needed = np.zeros(len(self.grams), np.bool_)
+        places = np.repeat(np.arange(len(self.grams)), holders)
+        needed[places[left[self.owners] == 0]] = True
+        self.allowed = frequent | ((holders >= self.settings.common_items) & ~needed)
+        kept = np.repeat(~self.allowed, holders)
         self.sizes = np.bincount(self.owners[kept], minlength=count)
 
     def holders(self, position: int) -> NDArray[np.int64]:
@@ -188,25 +203,45 @@ class Decontaminator:
     def _count(self, first: int, texts: Sequence[str]) -> Iterator[int]:
         found = hash_words(texts)
         keys = text_keys(found)
-        sharing = np.isin(keys, self._keys)
-        # whoever shares the longer n-gram shares the shorter ones in it
-        index = min(self._short, self._long, key=lambda i: i.n)
-        grams = text_ngrams(found, index.n)
-        at = index.possible(grams.hashes)
-        at = at[index.holds(grams.hashes[at])]
-        sharing[np.searchsorted(grams.bounds, at, side="right") - 1] = True
+        sharing = self._same(keys)
+        shared = [(index, *index.shared(found)) for index in (self._long, self._short)]
+        for _, holders, _ in shared:
+            sharing[holders] = True
+        new = np.zeros(len(texts), np.bool_)
         for text in np.flatnonzero(sharing).tolist():
-            if int(keys[text]) not in self._seen:
-                self._seen.add(int(keys[text]))
-                for each in (self._long, self._short):
-                    each.count(each.positions(found.of(text)))
+            key = int(keys[text])
+            new[text] = key not in self._seen
+            self._seen.add(key)
             yield first + text
+        for index, holders, places in shared:
+            index.count(holders[new[holders]], places[new[holders]])
+
+    def _same(self, keys: Hashes) -> NDArray[np.bool_]:
+        """Which texts have the very same words as an item."""
+        if not len(self._keys):
+            return np.zeros(len(keys), np.bool_)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[at] == keys
 
     def settle(self) -> dict[str, int]:
         """Fixes the allow-list; returns how many of the items' n-grams are on it, by size."""
         for index in (self._long, self._short):
             index.settle()
         return {f"{i.n}-grams": int(i.allowed.sum()) for i in (self._long, self._short)}
+
+    def check_all(self, texts: Sequence[str]) -> dict[int, Contamination]:
+        """The contamination of each of these texts that is not clean, by its number."""
+        result: dict[int, Contamination] = {}
+        for first, batch in _batches(texts):
+            found = hash_words(batch)
+            suspect = self._same(text_keys(found))
+            for index in (self._long, self._short):
+                holders, places = index.shared(found)
+                suspect[holders[index.counting(places)]] = True
+            for number in np.flatnonzero(suspect).tolist():
+                if (contamination := self.check(batch[number])) is not None:
+                    result[first + number] = contamination
+        return result
 
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
