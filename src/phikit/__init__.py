@@ -18,7 +18,7 @@ __all__ = ["__version__", "config", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from phikit.models.load import load
+        from phikit.engine.load import load
 
         return load
     if name == "config":

@@ -8,7 +8,17 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from phikit.commands import family, pivots, planning, quantize, runs, stages, talk
+from phikit.commands import (
+    family,
+    generate,
+    pivots,
+    planning,
+    quantize,
+    runs,
+    serve,
+    stages,
+    talk,
+)
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
@@ -52,7 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _commands in (runs, talk, family, planning, quantize):
+for _commands in (runs, talk, generate, serve, family, planning, quantize):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
 pivots.add(GROUPS["pivots"])

@@ -9,6 +9,8 @@ from pathlib import Path
 from phikit import ledger
 from phikit.evals.statistics import Estimate
 from phikit.models import plan
+from phikit.models.gpus import gpu_named
+from phikit.models.throughput import Setting
 from phikit.progress import duration, quantity
 from phikit.recipes.schema import Cluster, Recipe
 from phikit.reporting.evaluations import Comparison, Evaluations
@@ -55,7 +57,7 @@ def on_cluster(forecasts: Sequence[Forecast], recipe: Recipe) -> dict[str, Plann
     cluster = recipe.cluster
     if cluster is None:
         return {}
-    gpu = plan.gpu_named(cluster.gpu)
+    gpu = gpu_named(cluster.gpu)
     found = {}
     for cast in forecasts:
         estimate = cast.estimate
@@ -68,8 +70,8 @@ def on_cluster(forecasts: Sequence[Forecast], recipe: Recipe) -> dict[str, Plann
         memory = 2.0 * estimate.parameters  # bf16 weights, whole on each GPU
         if estimate.trained:
             training = plan.training(
-                estimate.shape, gpu, cluster.gpus, estimate.trained, context, cluster.utilisation,
-                cluster.price,
+                estimate.shape, gpu, Setting(cluster.gpus, context), estimate.trained,
+                cluster.price, cluster.utilisation,
             )  # fmt: skip
             seconds, memory = seconds + training.seconds, training.memory
         found[cast.step.name] = Planned(seconds, memory, work)

@@ -12,7 +12,7 @@ from phikit.data.decontaminate import (
     item_text,
     sample_text,
 )
-from phikit.data.ngrams import WordHasher, ngrams, words
+from phikit.data.ngrams import hash_words, ngrams, text_keys, text_ngrams, words
 from phikit.records import Sample
 
 ITEM = (
@@ -117,7 +117,7 @@ def test_template_wording_is_allowed_but_copies_are_found() -> None:
     texts = [t for t in (problem(rng) for _ in range(300)) if t not in items]
     texts += [items[0].upper(), items[1]]
     decontaminator = Decontaminator(enumerate_ids(items))
-    assert all([decontaminator.count(text) for text in texts])
+    assert decontaminator.count(texts) == list(range(len(texts)))
     before = [t for t in texts if decontaminator.check(t)]
     assert len(before) > 200  # the template's own 13-grams are in most texts
     allowed = decontaminator.settle()
@@ -150,21 +150,24 @@ def test_wording_common_to_the_items_is_allowed_without_any_texts() -> None:
 def test_copies_of_one_text_make_nothing_common() -> None:
     decontaminator = Decontaminator(ITEMS)
     for n in range(50):
-        decontaminator.count(ITEM.replace(" ", " " * (n % 3 + 1)) + " And so on.")
+        decontaminator.count([ITEM.replace(" ", " " * (n % 3 + 1)) + " And so on."])
     assert decontaminator.settle() == {"13-grams": 0, "7-grams": 0}
     assert decontaminator.check(ITEM + " And so on.").verdict == "contaminated"
 
 
 def test_count_names_every_text_that_check_would_find() -> None:
     decontaminator = Decontaminator(ITEMS)
-    assert not decontaminator.count("Nothing of any item is in here, so there is nothing to check.")
-    assert decontaminator.count("WHAT is 7 times 8")
-    assert decontaminator.count(" ".join(ITEM.split()[3:10]))
+    filler = "Nothing of any item is in here, so there is nothing to check. " * 5000
+    texts = [filler, "WHAT is 7 times 8", "", filler, " ".join(ITEM.split()[3:10]), filler]
+    assert decontaminator.count(texts) == [1, 4]
+    assert list(decontaminator.check_all(texts)) == [1, 4]
+    for number, text in enumerate(texts):
+        assert decontaminator.check_all(texts).get(number) == decontaminator.check(text)
 
 
 def test_no_items_find_nothing() -> None:
     decontaminator = Decontaminator([])
-    assert not decontaminator.count(ITEM)
+    assert decontaminator.count([ITEM, ""]) == []
     assert decontaminator.settle() == {"13-grams": 0, "7-grams": 0}
     assert decontaminator.check(ITEM) is None
 
@@ -200,7 +203,56 @@ def test_ngram_integers_depend_on_the_ngram_alone(values, n) -> None:
 
 
 def test_word_hashes_are_the_same_on_every_machine() -> None:
-    assert WordHasher().hashes("Salt").tolist() == [WordHasher().hashes("ѕalt")[0]]
-    assert words("It's  5kg of “Ѕalt” -- 1,200 cafés!") == [
-        "its", "5", "kg", "of", "salt", "1200", "cafes",
+    assert hash_words(["Salt"]).hashes.tolist() == hash_words(["ѕalt"]).hashes.tolist()
+    assert hash_words(["salt"]).hashes.tolist() == [17405588496834098335]
+    assert words("It's  5kg of “Ѕalt” -- 1,200 cafés! 中文") == [
+        "its", "5", "kg", "of", "salt", "1200", "cafes", "中", "文",
     ]  # fmt: skip
+
+
+ALPHABET = "abcZ '`,1234.-_\n" + "éßœ’“中カ٣½①ⅷ\u200b\u00adЅ\U0001d41a\u0301\ud800\ue000🎉ª²"
+
+
+@given(st.lists(st.text(ALPHABET, max_size=30), max_size=4))
+def test_words_and_their_hashes_agree_whatever_the_batch(texts) -> None:
+    found = hash_words(texts)
+    assert len(found) == len(texts)
+    alone = [hash_words([word]).hashes[0] for text in texts for word in words(text)]
+    assert found.hashes.tolist() == alone
+    assert np.diff(found.bounds).tolist() == [len(words(text)) for text in texts]
+    for number, text in enumerate(texts):
+        assert text_keys(found)[number] == text_keys(hash_words([text]))[0]
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=8), max_size=5), st.integers(1, 4))
+def test_ngrams_of_many_texts_are_those_of_each(texts, n) -> None:
+    found = hash_words([" ".join(t) for t in texts])
+    plain, filled = text_ngrams(found, n), text_ngrams(found, n, shorter=True)
+    for number in range(len(texts)):
+        hashes = found.of(number)
+        assert plain.of(number).tolist() == ngrams(hashes, n).tolist()
+        least = min(n, len(hashes))
+        assert filled.of(number).tolist() == (ngrams(hashes, least).tolist() if least else [])
+
+
+def test_shuffled_choices_and_changed_numbers_are_told() -> None:
+    """The choices' order changes few 7-grams; the numbers change more, and leave the wording."""
+    question = (
+        "Which of these gases makes up the largest part of the air that people on Earth breathe "
+        "at the level of the sea on an ordinary day? "
+    )
+    items = [("q-1", question + "A) oxygen B) nitrogen C) argon D) carbon dioxide")]
+    shuffled = question + "A) argon B) carbon dioxide C) oxygen D) nitrogen"
+    found = Decontaminator(items).check(shuffled)
+    assert found is not None and found.verdict == "contaminated"
+    found = check(ITEM.replace("48", "72"))
+    assert found is not None and found.verdict == "contaminated"
+
+
+def test_an_item_in_many_variants_is_still_found() -> None:
+    """All the wording of the first is common, and nothing else would tell it."""
+    variants = [ITEM, f"{ITEM} Explain.", f"{ITEM} Think first.", f"Solve this now. {ITEM}"]
+    decontaminator = Decontaminator(enumerate_ids(variants))
+    filler = "Some other text stands before and after it, and it goes on for quite a while. "
+    found = decontaminator.check(filler + ITEM + filler)
+    assert found is not None and found.verdict == "contaminated"

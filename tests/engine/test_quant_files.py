@@ -9,6 +9,7 @@ import torch
 from engine_fixtures import CONFIGS, make
 
 from phikit.engine.base import Request, Sampling, collect
+from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.engine.quant import check, files, gptq, settings
 from phikit.engine.quant.linear import QuantLinear
@@ -17,7 +18,6 @@ from phikit.engine.quant.settings import Settings
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
 from phikit.models.decoder import Decoder
-from phikit.models.load import load
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 

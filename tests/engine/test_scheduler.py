@@ -37,8 +37,8 @@ def drain(scheduler, found=None):
     while scheduler.busy:
         events = scheduler.step()
         for t in events.tokens():
-            first, got = streams.setdefault((t.ticket.number, t.sample), (t.index, []))
-            assert t.index == first + len(got)  # none left out, none twice
+            first, got = streams.setdefault((t.ticket.number, t.sample), (t.place, []))
+            assert t.place == first + len(got)  # none left out, none twice
             got.append(t.token)
         for done in events.finished:
             key = (done.ticket.number, done.sample)

@@ -38,6 +38,7 @@ def test_bf16_is_as_near_to_the_truth_as_the_reference_s_plain_attention() -> No
     assert error[0] <= 1.1 * error[1]
 
 
+@pytest.mark.slow
 def test_it_compiles_to_the_same() -> None:
     q, k, v = (torch.randn(1, h, 200, 16, requires_grad=True) for h in (4, 2, 2))
     explained = torch._dynamo.explain(causal)(q, k, v)

@@ -11,6 +11,7 @@ from phikit.chat.tokenizer import train_bpe
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
+from phikit.pivot_runs import Job
 from phikit.records import Sample, Verdict, write_records
 from phikit.verify.base import Problem
 
@@ -47,3 +48,14 @@ def make_inputs(tmp_path: Path, problems: int = 4) -> dict[str, Path]:
     ]  # fmt: skip
     write_records(tmp_path / "problems" / "samples.parquet", samples, Sample)
     return {"model": tmp_path / "sft", "problems": tmp_path / "problems"}
+
+
+SETTINGS = ("max_tokens=5", "batch=64", "measure=8", "tokens_per_question=8000")
+
+
+def job(inputs: dict[str, Path], **changed: object) -> Job:
+    """The search that the tests' folder holds, or one that differs from it."""
+    given: dict[str, object] = {
+        "model": inputs["model"] / "model", "problems": inputs["problems"], "settings": SETTINGS
+    }  # fmt: skip
+    return Job(**(given | changed))  # type: ignore[arg-type]

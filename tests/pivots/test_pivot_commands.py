@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pivot_fixtures import FirstByte, make_inputs
+from pivot_fixtures import SETTINGS, job
 
 from phikit import pivot_page, pivot_runs
 from phikit.chat.load import load_tokenizer
@@ -21,41 +20,11 @@ from phikit.pivots import domains, plan
 from phikit.pivots.export import export
 from phikit.pivots.read import search_folder
 from phikit.records import Pair, read_records
-from phikit.verify.base import VERIFIERS
 from phikit.verify.problems import load_problems
-
-SETTINGS = ("max_tokens=5", "batch=64", "measure=8", "tokens_per_question=8000")
-
-
-def job(inputs: dict[str, Path], **changed: object) -> pivot_runs.Job:
-    given: dict[str, object] = {
-        "model": inputs["model"] / "model", "problems": inputs["problems"], "settings": SETTINGS
-    }  # fmt: skip
-    return pivot_runs.Job(**(given | changed))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def verifier() -> Iterator[None]:
-    VERIFIERS["first-byte"] = FirstByte
-    yield
-    del VERIFIERS["first-byte"]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_inputs(tmp_path_factory.mktemp("made"), problems=2)
-
-
-@pytest.fixture(scope="module")
-def found(inputs: dict[str, Path], verifier: None) -> Path:
-    """The folder of one finished search, which no test changes."""
-    out = inputs["model"].parent / "found"
-    pivot_runs.run(job(inputs), out)
-    return out
 
 
 def test_a_search_from_the_command_line_and_all_that_reads_it(
-    found: Path, inputs: dict[str, Path], tmp_path: Path
+    found: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
     search = search_folder(found)
     pairs = search.pairs()
@@ -105,11 +74,11 @@ def test_the_forecast_scales_the_pilot(found: Path) -> None:
 
 
 def test_done_is_done_and_another_search_is_refused(
-    found: Path, inputs: dict[str, Path], tmp_path: Path
+    found: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
     said: list[str] = []
     before = {p: p.stat().st_mtime_ns for p in found.glob("[a-z]*")}
-    pivot_runs.run(job(inputs), found, said.append)
+    pivot_runs.run(job(made), found, said.append)
     assert "done" in said[0]
     assert {p: p.stat().st_mtime_ns for p in found.glob("[a-z]*")} == before
     for changed, message in [
@@ -118,13 +87,13 @@ def test_done_is_done_and_another_search_is_refused(
         ({"instruction": "Be brief."}, "the problems are others"),
     ]:
         with pytest.raises(PhikitError, match=message):
-            pivot_runs.run(job(inputs, **changed), found)
+            pivot_runs.run(job(made, **changed), found)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(PhikitError, match=r"not empty \(it holds thesis.txt\)"):
-        pivot_runs.run(job(inputs), tmp_path / "full")
+        pivot_runs.run(job(made), tmp_path / "full")
     with pytest.raises(PhikitError, match="did you mean 'gap'"):
-        pivot_runs.run(job(inputs, settings=("gpa=0.3",)), tmp_path / "new")
+        pivot_runs.run(job(made, settings=("gpa=0.3",)), tmp_path / "new")
     with pytest.raises(PhikitError, match="no search is here"):
         search_folder(tmp_path / "full")
 
@@ -146,9 +115,9 @@ pivot_runs.run(job, root / "killed")
 
 @pytest.mark.slow
 def test_killed_at_any_instant_it_goes_on_without_drawing_again(
-    found: Path, inputs: dict[str, Path]
+    found: Path, made: dict[str, Path]
 ) -> None:
-    root = inputs["model"].parent
+    root = made["model"].parent
     script = _KILLED.format(tests=str(Path(__file__).parent), root=str(root), settings=SETTINGS)
     killed = root / "killed"
     rounds: list[int] = []

@@ -37,7 +37,7 @@ def quantize(
 ) -> None:
     """Make a quantised copy of a model, which chat and the other commands then run.
 
-    The model is read tensor by tensor: 14 billion parameters take a few GiB of memory.
+    Rounding to nearest reads the model tensor by tensor and never holds the whole of it.
 
     \b
     phikit quantize smollm2 --to int4 --method gptq --out smollm2-int4 --check

@@ -14,8 +14,7 @@ text is contamination however short or common it is.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from phikit.data.ngrams import Hashes, WordHasher, ngrams, words
+from phikit.data.ngrams import Hashes, Words, hash_words, ngrams, text_keys, text_ngrams, words
 from phikit.records import Sample
 from phikit.stage import Config
 
 Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
+_AT_ONCE = 1 << 18  # characters hashed at once: their arrays stay in the cores' caches
+_BITS = 26  # of an n-gram's integer that the first look takes: a table of 8 MiB
 
 
 class DecontaminationConfig(Config):
@@ -93,11 +94,37 @@ class _Index:
         self.starts = np.append(starts, len(flat))
         self.owners = owners[order]
         self.found = np.zeros(len(self.grams), np.int64)
+        self.table = np.zeros(1 << (_BITS - 3), np.uint8)
+        top = self.grams >> np.uint64(64 - _BITS)
+        np.bitwise_or.at(self.table, top >> np.uint64(3), _bit(top))
         self.settle()
+
+    def possible(self, grams: Hashes) -> NDArray[np.int64]:
+        """Where n-grams are that may be in the index: all that are, and few that are not.
+
+        One look into a table that stays in the cache, where a search would take some twenty looks
+        into memory.
+        """
+        top = grams >> np.uint64(64 - _BITS)
+        return np.flatnonzero(self.table[top >> np.uint64(3)] & _bit(top))
 
     def positions(self, hashes: Hashes) -> NDArray[np.int64]:
         """For each n-gram of a text its place in the index, or -1."""
         grams = ngrams(hashes, self.n)
+        result = np.full(len(grams), -1)
+        at = self.possible(grams)
+        result[at] = self._places(grams[at])
+        return result
+
+    def shared(self, found: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every n-gram of several texts that is in the index: (number of the text, its place)."""
+        grams = text_ngrams(found, self.n)
+        at = self.possible(grams.hashes)
+        places = self._places(grams.hashes[at])
+        at, places = at[places >= 0], places[places >= 0]
+        return np.searchsorted(grams.bounds, at, side="right") - 1, places
+
+    def _places(self, grams: Hashes) -> NDArray[np.int64]:
         if not len(self.grams):
             return np.full(len(grams), -1)
         at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
@@ -105,21 +132,29 @@ class _Index:
 
     def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these positions are in the index and not on the allow-list."""
-        return np.append(~self.allowed, False)[at]
+        if not len(self.allowed):
+            return np.zeros(len(at), np.bool_)
+        return (at >= 0) & ~self.allowed[at]
 
-    def count(self, at: NDArray[np.int64]) -> None:
-        """Notes a training text with n-grams at these positions."""
-        at = np.unique(at)
-        self.found[at[at >= 0]] += 1
+    def count(self, texts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Notes that texts have the n-grams at these places, each once."""
+        if len(places):
+            once = np.unique(texts * len(self.grams) + places) % len(self.grams)
+            np.add.at(self.found, once, 1)
 
     def settle(self) -> None:
         """Draws up the allow-list, and the number of other n-grams of each item."""
         holders = np.diff(self.starts)
-        self.allowed = (self.found >= self.settings.common_documents) | (
-            holders >= self.settings.common_items
-        )
-        kept = np.repeat(~self.allowed, holders)
+        frequent = self.found >= self.settings.common_documents
         count = int(self.owners.max()) + 1 if len(self.owners) else 0
+        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
+        wording = np.repeat(holders >= self.settings.common_items, holders)
+        left = np.bincount(self.owners[~wording], minlength=count)
+        needed = np.zeros(len(self.grams), np.bool_)
+        places = np.repeat(np.arange(len(self.grams)), holders)
+        needed[places[left[self.owners] == 0]] = True
+        self.allowed = frequent | ((holders >= self.settings.common_items) & ~needed)
+        kept = np.repeat(~self.allowed, holders)
         self.sizes = np.bincount(self.owners[kept], minlength=count)
 
     def holders(self, position: int) -> NDArray[np.int64]:
@@ -127,11 +162,16 @@ class _Index:
         return self.owners[self.starts[position] : self.starts[position + 1]]
 
 
+def _bit(top: Hashes) -> NDArray[np.uint8]:
+    """The bit of its byte in the table that stands for an n-gram."""
+    return np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
+
+
 class Decontaminator:
     """Compares texts with evaluation items; see the head of this file for the rule.
 
     First `count` every training text, then `settle` the allow-list, then `check` them. Memory goes
-    with the items (tens of bytes per word) and 12 bytes per text counted.
+    with the items (tens of bytes per word); texts that share something take some 60 bytes each.
     """
 
     def __init__(
@@ -139,32 +179,49 @@ class Decontaminator:
     ) -> None:
         self.settings = settings or DecontaminationConfig()
         self.items: list[tuple[str, str]] = []
-        self._hasher = WordHasher()
-        self._whole: dict[bytes, int] = {}
-        self._seen: set[bytes] = set()
+        self._whole: dict[int, int] = {}
+        self._seen: set[int] = set()
         hashes: list[Hashes] = []
         for name, text in items:  # items with the same words count as one
-            words_of = self._hasher.hashes(text)
-            if len(words_of) and words_of.tobytes() not in self._whole:
-                self._whole[words_of.tobytes()] = len(hashes)
+            found = hash_words([text])
+            key = int(text_keys(found)[0])
+            if len(found.hashes) and key not in self._whole:
+                self._whole[key] = len(hashes)
                 self.items.append((name, text))
-                hashes.append(words_of)
+                hashes.append(found.hashes)
+        self._keys = np.array(sorted(self._whole), np.uint64)
         self._long = _Index(hashes, self.settings, self.settings.long_ngram)
         self._short = _Index(hashes, self.settings, self.settings.short_ngram)
 
-    def count(self, text: str) -> bool:
-        """Counts a training text for the allow-list; texts with equal words count once.
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Counts training texts for the allow-list; texts with equal words count once.
 
-        Returns whether it shares anything with any item; if not, there is no need to `check` it.
+        Returns which of them share anything with any item; there is no need to `check` the others.
         """
-        hashes = self._hasher.hashes(text)
-        long, short = self._long.positions(hashes), self._short.positions(hashes)
-        key = hashlib.blake2b(hashes.tobytes(), digest_size=12).digest()
-        if key not in self._seen:
+        return [number for batch in _batches(texts) for number in self._count(*batch)]
+
+    def _count(self, first: int, texts: Sequence[str]) -> Iterator[int]:
+        found = hash_words(texts)
+        keys = text_keys(found)
+        sharing = self._same(keys)
+        shared = [(index, *index.shared(found)) for index in (self._long, self._short)]
+        for _, holders, _ in shared:
+            sharing[holders] = True
+        new = np.zeros(len(texts), np.bool_)
+        for text in np.flatnonzero(sharing).tolist():
+            key = int(keys[text])
+            new[text] = key not in self._seen
             self._seen.add(key)
-            self._long.count(long)
-            self._short.count(short)
-        return bool((long >= 0).any() or (short >= 0).any() or hashes.tobytes() in self._whole)
+            yield first + text
+        for index, holders, places in shared:
+            index.count(holders[new[holders]], places[new[holders]])
+
+    def _same(self, keys: Hashes) -> NDArray[np.bool_]:
+        """Which texts have the very same words as an item."""
+        if not len(self._keys):
+            return np.zeros(len(keys), np.bool_)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[at] == keys
 
     def settle(self) -> dict[str, int]:
         """Fixes the allow-list; returns how many of the items' n-grams are on it, by size."""
@@ -172,10 +229,25 @@ class Decontaminator:
             index.settle()
         return {f"{i.n}-grams": int(i.allowed.sum()) for i in (self._long, self._short)}
 
+    def check_all(self, texts: Sequence[str]) -> dict[int, Contamination]:
+        """The contamination of each of these texts that is not clean, by its number."""
+        result: dict[int, Contamination] = {}
+        for first, batch in _batches(texts):
+            found = hash_words(batch)
+            suspect = self._same(text_keys(found))
+            for index in (self._long, self._short):
+                holders, places = index.shared(found)
+                suspect[holders[index.counting(places)]] = True
+            for number in np.flatnonzero(suspect).tolist():
+                if (contamination := self.check(batch[number])) is not None:
+                    result[first + number] = contamination
+        return result
+
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
-        hashes = self._hasher.hashes(text)
-        if (same := self._whole.get(hashes.tobytes())) is not None:
+        found = hash_words([text])
+        hashes = found.hashes
+        if len(hashes) and (same := self._whole.get(int(text_keys(found)[0]))) is not None:
             return self._found("contaminated", "same words", 1.0, same, text, 0, len(hashes))
         at = self._long.positions(hashes)
         hits = np.flatnonzero(self._long.counting(at))
@@ -231,6 +303,18 @@ class Decontaminator:
             text=text[start : start + _EXCERPT],
             shared=" ".join(found[begin : begin + min(size, 50)]),
         )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Stretches of texts, each with the number of its first."""
+    begin = size = 0
+    for number, text in enumerate(texts):
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield begin, texts[begin : number + 1]
+            begin, size = number + 1, 0
+    if begin < len(texts):
+        yield begin, texts[begin:]
 
 
 def item_text(sample: Sample) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from phikit.files import LineFile
 from phikit.records import Document, Sample, iter_records, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 
+_AT_ONCE = 1 << 20  # characters compared with the items at once
+_SAMPLES = 1000  # samples likewise
 _EXCERPT = 300  # characters of a rejected document that are kept for reading
 Row = dict[str, Any]
 
@@ -101,6 +104,7 @@ def run_documents(
         ledger = _Ledger(rejected)
         scratch = ctx.dir / ".candidates.parquet"
         count = write_records(scratch, _first_pass(ctx, settings, gathered, ledger), Document)
+        gathered.finish()
         allowed = decontaminator.settle()
         verdicts = gathered.verdicts(scratch)
 
@@ -175,26 +179,34 @@ class _Gathered:
         self.trigrams: dict[str, TrigramModel] = defaultdict(TrigramModel)
         self.decontaminator = decontaminator
         self.suspects: set[int] = set()
-        self.exact: dict[int, int] = {}
         self.ids: list[str] = []
+        self._waiting: list[str] = []
+        self._waiting_chars = 0
 
     def add(self, document: Document) -> None:
-        number = len(self.ids)
         self.ids.append(document.id)
-        same = self.dedup.add(document.text)
-        if same is not None:
-            self.exact[number] = same
+        self.dedup.add(document.text)
         self.trigrams[document.source].add(document.text)
-        if self.decontaminator.count(document.text):
-            self.suspects.add(number)
+        self._waiting.append(document.text)
+        self._waiting_chars += len(document.text)
+        if self._waiting_chars >= _AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Counts the texts that wait for it; after the last one, before anything is asked."""
+        first = len(self.ids) - len(self._waiting)
+        self.suspects.update(first + n for n in self.decontaminator.count(self._waiting))
+        self._waiting.clear()
+        self._waiting_chars = 0
 
     def verdicts(self, scratch: Path) -> dict[int, tuple[str, Row]]:
         """Number of a document to be rejected → reason, and what to note with it."""
         found: dict[int, tuple[str, Row]] = {}
+        exact = self.dedup.exact()
         for cluster in self.dedup.clusters():
             first = cluster.members[0]
             for number, similarity in zip(cluster.members[1:], cluster.similarity[1:], strict=True):
-                reason = "exact duplicate" if number in self.exact else "near duplicate"
+                reason = "exact duplicate" if exact[number] != number else "near duplicate"
                 found[number] = reason, {"of": self.ids[first], "similarity": similarity}
         for number, bits in self._outliers(scratch).items():
             found.setdefault(number, ("unusual trigrams", {"bits": bits}))
@@ -231,9 +243,11 @@ def run_decontaminate(
     removed: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     decontaminator = Decontaminator(((i.id, item_text(i)) for i in items), settings)
-    suspects = {
-        n for n, s in enumerate(iter_records(path, Sample)) if decontaminator.count(sample_text(s))
-    }
+    suspects: set[int] = set()
+    samples, first = iter_records(path, Sample), 0
+    while batch := [sample_text(s) for s in islice(samples, _SAMPLES)]:
+        suspects.update(first + n for n in decontaminator.count(batch))
+        first += len(batch)
     allowed = decontaminator.settle()
 
     def clean() -> Iterator[Sample]:

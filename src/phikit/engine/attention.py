@@ -150,7 +150,8 @@ class RowAttention:
         self.pool, self.plan, self.places = pool, plan, places
         self.n = len(position_N)
         length = len(plan.line) // (self.n * pool.kv_heads)  # E × J, to be divided once E is known
-        self.position_N, self.window, self._bias, self._ej = position_N, window, None, length
+        self.position_N, self.window, self._ej = position_N, window, length
+        self._bias: Tensor | None = None
 
     def _mask(self, length: int) -> Tensor:
         """0 where a row may look, -inf elsewhere: [N, 1, 1, J × S] in float32."""

@@ -32,7 +32,8 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.kind not in CONSTRAINTS:
             raise PhikitError(
-                f"the constraint's kind is {self.kind!r}; it must be one of {', '.join(CONSTRAINTS)}"
+                f"the constraint's kind is {self.kind!r}; it must be one of "
+                f"{', '.join(CONSTRAINTS)}"
             )
 
 
@@ -50,14 +51,14 @@ class Sampling:
         max_tokens: the longest completion, the end token included.
         stop_ids: tokens that end a completion; the one that did is its last id.
         stop: texts that end a completion, also across tokens; the token that completed one is its
-            last id. Needs a generator that can decode.
+            last id. Needs a generator that knows texts; the local engine refuses it.
         repetition_penalty: the logits of tokens that the prompt or the completion holds are divided
             by this where positive and multiplied where negative (Keskar et al. 2019).
         presence_penalty: taken from the logits of tokens that the completion holds.
         frequency_penalty: taken from them once per occurrence.
         logit_bias: (token, what to add to its logit).
-        constraint: the form that the completion keeps to.
-        top_logprobs: how many of the most probable tokens to report at every step.
+        constraint: the form that the completion keeps to; the local engine refuses it.
+        top_logprobs: how many of the most probable tokens to report in the events of every step.
     """
 
     temperature: float = 1.0
@@ -141,11 +142,31 @@ def check(request: Request, vocab_size: int, max_positions: int) -> None:
             "so none can follow",
             "shorten the prompt",
         )
+    for token, _ in request.sampling.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise PhikitError(f"logit_bias names token {token}; the vocabulary has {vocab_size}")
     if min(ids) < 0 or max(ids) >= vocab_size:
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise PhikitError(
             f"token id {wrong} is not in the vocabulary of {vocab_size}",
             "encode the prompt with this model's own tokenizer",
+        )
+
+
+def can_run(request: Request) -> None:
+    """Whether a generator that knows token ids alone can take the request.
+
+    Raises:
+        PhikitError: it asks for stop texts or a constraint.
+    """
+    if request.sampling.stop:
+        raise PhikitError(
+            "stop texts need a generator that knows texts; this one sees token ids alone",
+            "stop at ids (stop_ids), or cut the decoded text",
+        )
+    if request.sampling.constraint is not None:
+        raise PhikitError(
+            "this generator cannot keep completions to a constraint", "leave the constraint out"
         )
 
 

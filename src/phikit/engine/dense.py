@@ -4,22 +4,23 @@ Shapes: N rows, B pieces, L positions of a piece, D model width, H query heads, 
 K head size, R rotated part of a head, J blocks of a table, S positions of a block.
 
 This is the arithmetic of `models.decoder` over a paged cache. Matrices are called as modules, so
-that quantised or adapted ones can stand in their place.
+that quantised or adapted ones can stand in their place; plain ones may be packed for many steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from phikit.engine.attention import Plan, RowAttention, plan
+from phikit.engine.packed import Product, packed
 from phikit.engine.pool import Pool, block_bytes
-from phikit.engine.runner import Piece, Rows
+from phikit.engine.runner import Piece, Rows, RowStates
 from phikit.models.decoder import Decoder, Layer, rope_tables
 from phikit.models.decoder_config import DecoderConfig
 
@@ -65,12 +66,26 @@ def rotate_rows(x_NHK: Tensor, cos_N1R: Tensor, sin_N1R: Tensor) -> Tensor:
     return torch.cat((turned, x_NHK[..., r:]), dim=-1) if r < x_NHK.shape[-1] else turned
 
 
+class Products(NamedTuple):
+    """The matrix products of one layer."""
+
+    qkv: Product
+    o: Product
+    gate_up: Product
+    down: Product
+
+
 class DenseRunner:
-    """A `runner.Runner` of a `Decoder`."""
+    """A `runner.Runner` of a `Decoder`.
 
-    states = None
+    Args:
+        pack: lay the weights out for steps of about so many rows (see `packed`). They are copied:
+            later changes of the model's are not seen. 0 computes on the model's own.
+    """
 
-    def __init__(self, model: Decoder, block_size: int = 32) -> None:
+    states: RowStates | None = None
+
+    def __init__(self, model: Decoder, block_size: int = 32, pack: int = 0) -> None:
         config = model.config
         self.model, self.config, self.block_size = model, config, block_size
         self.vocab_size, self.max_positions = config.vocab_size, config.max_positions
@@ -84,6 +99,20 @@ class DenseRunner:
         self.prefilled = 0
         self.pool: Pool
         self._plan: Plan | None = None
+
+        def product(module: nn.Module) -> Product:
+            return packed(module, pack) if pack else module
+
+        layers = [cast(Layer, module) for module in model.model.layers]
+        self.products = [
+            Products(
+                product(layer.self_attn.qkv_proj), product(layer.self_attn.o_proj),
+                product(layer.mlp.gate_up_proj), product(layer.mlp.down_proj),
+            )
+            for layer in layers
+        ]  # fmt: skip
+        self.norms = [(x.input_layernorm.weight, x.post_attention_layernorm.weight) for x in layers]
+        self.head_product = product(model.lm_head)
 
     def allocate(self, blocks: int) -> None:
         self.pool = Pool(self.config, blocks, self.block_size, self.dtype, self.device)
@@ -102,7 +131,7 @@ class DenseRunner:
         x_ND = F.rms_norm(
             x_ND, (config.hidden_size,), self.model.model.norm.weight, config.norm_eps
         )
-        return cast(Tensor, self.model.lm_head(x_ND))
+        return self.head_product(x_ND)
 
     def rows_hidden(self, rows: Rows) -> Tensor:
         """What the last layer leaves of each row: [N, D]."""
@@ -127,17 +156,15 @@ class DenseRunner:
         heads, turned = config.heads, config.heads + config.kv_heads
         every = config.heads + 2 * config.kv_heads
         x_ND = self.model.model.embed_tokens(token_N)
-        for index, module in enumerate(self.model.model.layers):
-            layer = cast(Layer, module)
-            attention, mlp = layer.self_attn, layer.mlp
-            h_ND = F.rms_norm(x_ND, width, layer.input_layernorm.weight, config.norm_eps)
-            qkv = attention.qkv_proj(h_ND).view(-1, every, config.head_dim)
+        for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
+            h_ND = F.rms_norm(x_ND, width, norms[0], config.norm_eps)
+            qkv = layer.qkv(h_ND).view(-1, every, config.head_dim)
             qk = rotate_rows(qkv[:, :turned], *rope)
             out = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, turned:])
-            x_ND = x_ND + attention.o_proj(out)
-            h_ND = F.rms_norm(x_ND, width, layer.post_attention_layernorm.weight, config.norm_eps)
-            gate, up = mlp.gate_up_proj(h_ND).chunk(2, dim=-1)
-            x_ND = x_ND + mlp.down_proj(F.silu(gate) * up)
+            x_ND = x_ND + layer.o(out)
+            h_ND = F.rms_norm(x_ND, width, norms[1], config.norm_eps)
+            gate, up = layer.gate_up(h_ND).chunk(2, dim=-1)
+            x_ND = x_ND + layer.down(F.silu(gate) * up)
         return x_ND
 
     # --- prompts ---------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from phikit.engine.base import Finished, Request, check
+from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.runner import NativeRunner
+from phikit.engine.packed import worth_packing
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.errors import PhikitError
@@ -66,6 +67,7 @@ class LocalEngine:
         for index, request in enumerate(requests):
             try:
                 check(request, self.model.config.vocab_size, self.model.config.max_positions)
+                can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
@@ -78,7 +80,8 @@ class LocalEngine:
         count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        schedulers = [self._scheduler(weights, min(most, rows), len(shards)) for _ in shards]
+        pack = self._packing(weights, requests, rows) if len(shards) == 1 else 0
+        schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
         finally:  # also when the caller stops early
@@ -86,9 +89,17 @@ class LocalEngine:
             self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
 
     @staticmethod
-    def _scheduler(weights: Decoder, rows: int, shards: int) -> Scheduler:
+    def _packing(weights: Decoder, requests: list[Request], rows: int) -> int:
+        """For how many rows to pack the weights: 0 when few rows, or few steps, are to come."""
+        tokens = sum(r.n * r.sampling.max_tokens for r in requests)
+        if not worth_packing(weights, rows, tokens // rows):
+            return 0
+        return rows
+
+    @staticmethod
+    def _scheduler(weights: Decoder, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            NativeRunner(weights),
+            NativeRunner(weights, pack=pack),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
@@ -104,6 +115,7 @@ class LocalEngine:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
         check(request, self.model.config.vocab_size, self.model.config.max_positions)
+        can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

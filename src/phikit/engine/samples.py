@@ -10,10 +10,8 @@ import numpy as np
 
 from phikit.engine.base import Request
 from phikit.engine.radix import Node
+from phikit.engine.sampling import Top
 from phikit.records import Rollout
-
-#: of one step: (token, log-probability as sampled, and as the model's own), the likeliest first
-Top = tuple[tuple[int, float, float], ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +44,6 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     raw_logprobs: list[float] = field(default_factory=list)
-    top: list[Top] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
     path: list[Node] = field(default_factory=list)
     long: bool = False
@@ -63,11 +60,11 @@ class Sample:
 
 
 class Token(NamedTuple):
-    """One new token of a sample; `index` is its place in the completion."""
+    """One new token of a sample; `place` counts from the start of the completion."""
 
     ticket: Ticket
     sample: int
-    index: int
+    place: int
     token: int
     logprob: float
     raw_logprob: float
@@ -91,7 +88,7 @@ class Events:
 
     finished: list[Done] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     token: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     logprob: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     raw_logprob: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -99,11 +96,12 @@ class Events:
 
     def tokens(self) -> Iterator[Token]:
         top = self.top or [()] * len(self.samples)
-        columns = (self.index, self.token, self.logprob, self.raw_logprob)
+        columns = (self.place, self.token, self.logprob, self.raw_logprob)
         for sample, likeliest, *values in zip(
             self.samples, top, *(c.tolist() for c in columns), strict=True
         ):
-            yield Token(sample.ticket, sample.number, *values, likeliest)
+            place, token, logprob, raw = values
+            yield Token(sample.ticket, sample.number, place, token, logprob, raw, likeliest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ nothing but its own request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 
 from phikit.engine.base import Sampling
 from phikit.errors import PhikitError
+
+#: of one step: (token, log-probability as sampled, and as the model's own), the likeliest first
+Top = tuple[tuple[int, float, float], ...]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 64  # the inverse CDF looks for the block first, then inside it
@@ -56,6 +61,7 @@ class Settings:
     any_greedy: bool
     unit: bool  # every row samples at temperature 1
     filtered: bool
+    tops: bool  # a row asks for the likeliest tokens
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
@@ -73,20 +79,37 @@ class Settings:
             all_greedy=all(greedy),
             any_greedy=any(greedy),
             unit=all(s.temperature in (0, 1) for s in rows),
+            tops=any(s.top_logprobs for s in rows),
             filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in rows if s.temperature),
         )
 
 
-def draw(logits_NV: Tensor, settings: Settings, uniform_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+class Drawn(NamedTuple):
+    """What a step drew.
+
+    Attributes:
+        token_N: tokens; logprob_N, raw_N: their log-probabilities under the sampling distribution,
+            and under the model's own.
+        p_NV: the sampling distribution, up to a factor per row; None when all rows are greedy.
+        log_z_N1: log of the sum of the model's own exponentials.
+    """
+
+    token_N: Tensor
+    logprob_N: Tensor
+    raw_N: Tensor
+    p_NV: Tensor | None
+    log_z_N1: Tensor
+
+
+def draw(
+    logits_NV: Tensor, settings: Settings, uniform_N: Tensor, adjusted_NV: Tensor | None = None
+) -> Drawn:
     """Draws a token per row.
 
     Args:
-        logits_NV: float32.
+        logits_NV: the model's, float32.
         uniform_N: a number in [0, 1) per row.
-
-    Returns:
-        tokens, their log-probabilities under the sampling distribution, and under the model's own;
-        each [N].
+        adjusted_NV: what to sample from, when penalties or biases make that another thing.
 
     Raises:
         PhikitError: a logit is NaN or infinite, so the weights are broken.
@@ -99,12 +122,16 @@ def draw(logits_NV: Tensor, settings: Settings, uniform_N: Tensor) -> tuple[Tens
             "the model's logits are not finite numbers",
             "its weights hold NaN or infinity: training diverged, or the checkpoint is broken",
         )
+    own_NV, p_NV = logits_NV, None
+    if adjusted_NV is not None:
+        logits_NV = adjusted_NV
+        top_N1 = logits_NV.amax(-1, keepdim=True)
     if settings.all_greedy:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
         logp_N1 = torch.zeros_like(log_z_N1)
     else:
         p_NV = raw_NV
-        if not settings.unit:
+        if not settings.unit or adjusted_NV is not None:
             p_NV = torch.softmax((logits_NV - top_N1) / settings.temperature_N1, -1)
         if settings.filtered:
             p_NV = p_NV * kept(p_NV, settings)
@@ -117,8 +144,29 @@ def draw(logits_NV: Tensor, settings: Settings, uniform_N: Tensor) -> tuple[Tens
             greedy_N1 = settings.greedy_N[:, None]
             token_N1 = torch.where(greedy_N1, logits_NV.argmax(-1, keepdim=True), token_N1)
             logp_N1 = logp_N1.masked_fill(greedy_N1, 0.0)
-    raw_N1 = logits_NV.gather(1, token_N1) - log_z_N1
-    return token_N1[:, 0], logp_N1[:, 0], raw_N1[:, 0]
+    raw_N1 = own_NV.gather(1, token_N1) - log_z_N1
+    return Drawn(token_N1[:, 0], logp_N1[:, 0], raw_N1[:, 0], p_NV, log_z_N1)
+
+
+def likeliest(logits_NV: Tensor, drawn: Drawn, rows: Sequence[Sampling]) -> list[Top]:
+    """For each row as many tokens as it asks for, by the model's own probability."""
+    wanted = [i for i, s in enumerate(rows) if s.top_logprobs]
+    most = min(max(rows[i].top_logprobs for i in wanted), logits_NV.shape[1])
+    row_P = torch.tensor(wanted, device=logits_NV.device)
+    best = logits_NV[row_P].topk(most, -1)
+    raw_PK = best.values - drawn.log_z_N1[row_P]
+    greedy_P = torch.tensor([rows[i].temperature == 0 for i in wanted], device=logits_NV.device)
+    logp_PK = torch.where(best.indices == drawn.token_N[row_P][:, None], 0.0, -math.inf)
+    if drawn.p_NV is not None:
+        p_PV = drawn.p_NV[row_P]
+        chosen_PK = (p_PV.gather(1, best.indices) / p_PV.sum(-1, keepdim=True)).log()
+        logp_PK = torch.where(greedy_P[:, None], logp_PK, chosen_PK)
+    found: list[Top] = [()] * len(rows)
+    for i, *lists in zip(
+        wanted, best.indices.tolist(), logp_PK.tolist(), raw_PK.tolist(), strict=True
+    ):
+        found[i] = tuple(zip(*(x[: rows[i].top_logprobs] for x in lists), strict=True))
+    return found
 
 
 def inverse_cdf(p_NV: Tensor, uniform_N: Tensor) -> Tensor:

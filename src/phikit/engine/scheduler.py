@@ -13,7 +13,8 @@ from collections import deque
 import numpy as np
 import torch
 
-from phikit.engine.base import Request, check
+from phikit.engine.adjust import Adjustments, adjusts
+from phikit.engine.base import Request, Sampling, can_run, check
 from phikit.engine.blocks import Blocks
 from phikit.engine.columns import Columns
 from phikit.engine.entrance import Entrance
@@ -21,7 +22,7 @@ from phikit.engine.pool import available_memory
 from phikit.engine.radix import PrefixCache
 from phikit.engine.runner import Rows, Runner
 from phikit.engine.samples import Done, Events, Sample, Stats, Ticket
-from phikit.engine.sampling import Settings, draw, stream_key, uniforms
+from phikit.engine.sampling import Settings, draw, likeliest, stream_key, uniforms
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
@@ -67,6 +68,7 @@ class Scheduler:
         self.rows = Columns(max_rows, runner.block_size)
         self.waiting: deque[Sample] = deque()
         self.settings: Settings | None = None
+        self.adjustments: Adjustments | None = None
         self.generated = self.preempted = self.recomputed = 0
         self._tickets = 0
         self._same = False  # whether rows and tables are those of the last step
@@ -81,6 +83,7 @@ class Scheduler:
                 fit into the whole cache.
         """
         check(request, self.runner.vocab_size, self.runner.max_positions)
+        can_run(request)
         room = self.runner.max_positions - len(request.prompt_ids)
         limit = min(request.sampling.max_tokens, room)
         size = self.blocks.size
@@ -206,17 +209,32 @@ class Scheduler:
         )  # fmt: skip
         logits_NV = self.runner.step(batch).float()
         self._same = True
+        sampling = [s.ticket.request.sampling for s in rows.samples]
         if self.settings is None:
-            sampling = [s.ticket.request.sampling for s in rows.samples]
             self.settings = Settings.of(sampling, self.runner.device)
+            self.adjustments = self._adjust(sampling)
         uniform_N = torch.from_numpy(uniforms(rows.key[:n], rows.count[:n])).to(logits_NV.device)
-        drawn = draw(logits_NV, self.settings, uniform_N)
-        token, logprob, raw = (t.cpu().numpy() for t in drawn)
+        adjusted_NV = self.adjustments.apply(logits_NV) if self.adjustments else None
+        drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV)
+        if self.adjustments:
+            self.adjustments.record(drawn.token_N)
+        token, logprob, raw = (t.cpu().numpy() for t in drawn[:3])
         events = Events([], list(rows.samples), rows.count[:n].copy(), token, logprob, raw)
+        if self.settings.tops:
+            events.top = likeliest(logits_NV, drawn, sampling)
         rows.record(token, logprob, raw)
         self.generated += n
         events.finished = self._leave()
         return events
+
+    def _adjust(self, sampling: list[Sampling]) -> Adjustments | None:
+        if not any(map(adjusts, sampling)):
+            return None
+        told = [
+            (s, sample.ticket.request.prompt_ids, self.rows.drawn(row)[0])
+            for row, (s, sample) in enumerate(zip(sampling, self.rows.samples, strict=True))
+        ]
+        return Adjustments(told, self.runner.vocab_size, self.runner.device)
 
     def _leave(self) -> list[Done]:
         """Takes out the rows that are finished, and those that must be computed anew."""

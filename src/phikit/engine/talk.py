@@ -9,9 +9,9 @@ from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling
+from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.models.decoder import Decoder
-from phikit.models.load import load
 
 Message = Mapping[str, str]
 

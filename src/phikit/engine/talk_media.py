@@ -8,10 +8,10 @@ from pathlib import Path
 from phikit.chat.format import chat_format
 from phikit.chat.multimodal import media_prompt
 from phikit.chat.tokenizer import Tokenizer
+from phikit.engine.load import load
 from phikit.engine.talk import text_pieces
 from phikit.errors import PhikitError
 from phikit.models.architectures import read_config
-from phikit.models.load import load
 from phikit.models.multimodal.config import Phi4MMConfig
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.engine.quant import calibrate, check, files
 from phikit.evals import tasks
 from phikit.evals.stages import prompting
 from phikit.models.decoder import Decoder
-from phikit.models.load import load
 from phikit.records import Sample
 from phikit.synth.types.catalogue import find
 from phikit.verify.base import ByName

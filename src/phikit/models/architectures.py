@@ -103,11 +103,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-#: Who loads a directory whose `config.json` has a `quantization_config`, by its `quant_method`:
-#: called as `checkpoint.load_any` is.
-QUANTISED: Mapping[str, str] = {"phikit": "phikit.engine.quant.files:load"}
-
-
 def architecture(name: str, where: str = "config.json") -> Architecture:
     """The entry of that name.
 

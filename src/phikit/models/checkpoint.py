@@ -6,7 +6,7 @@ Weights are safetensors only, one file or sharded with an index; nothing is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,9 @@ from torch import Tensor
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_json
 from phikit.models.architectures import (
-    QUANTISED,
     Config,
     build,
     config_json,
-    part,
     read_config,
     tensors_for,
 )
@@ -185,23 +183,13 @@ def main_precision(directory: Path) -> torch.dtype:
     return max(counts, key=counts.__getitem__)
 
 
-def quantisation(directory: Path) -> Callable[..., Any] | None:
-    """What loads a directory of quantised weights; None when they are not quantised.
-
-    Raises:
-        PhikitError: they are quantised in a way that is not read.
-    """
+def quantisation(directory: Path) -> str:
+    """How the weights of a model directory are quantised, as its config.json says; "" if not."""
     raw = read_json(directory / "config.json")
     found = raw.get("quantization_config") if isinstance(raw, dict) else None
     if not found:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if method not in QUANTISED:
-        raise PhikitError(
-            f"{directory}: its weights are quantised by {method!r}, which is not read",
-            "give the model in bfloat16; phikit quantize makes it small",
-        )
-    return part(QUANTISED[method])
+        return ""
+    return str(found.get("quant_method") if isinstance(found, dict) else found)
 
 
 def load_any(
@@ -220,9 +208,11 @@ def load_any(
             not fit.
     """
     directory = Path(directory)
-    if (quantised := quantisation(directory)) is not None:
-        loaded: torch.nn.Module = quantised(directory, dtype, device)
-        return loaded
+    if method := quantisation(directory):
+        raise PhikitError(
+            f"{directory}: its weights are quantised by {method!r}, and whole ones are needed here",
+            "give the model in bfloat16; quantised ones generate: chat, pivots run, eval",
+        )
     config = read_config(directory)
     if dtype is None:
         dtype = main_precision(directory)

@@ -206,8 +206,8 @@ def _places(found: SearchFolder, seed: int) -> Iterator[_Place]:
 def _engine(directory: Path, batch: int) -> tuple[LocalEngine, ChatFormat]:
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
+    from phikit.engine.load import load
     from phikit.engine.local import LocalEngine
-    from phikit.models.load import load
 
     return LocalEngine(load(directory), max_batch=batch), chat_format(load_tokenizer(directory))
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
+from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.files import LineFile, write_atomic
 from phikit.models.decoder import Decoder
-from phikit.models.load import load
 from phikit.pivots.config import PivotsConfig
 from phikit.pivots.pairs import pivot_pairs
 from phikit.pivots.results import SearchResult, Totals, Trace

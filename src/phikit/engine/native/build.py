@@ -21,8 +21,8 @@ from pathlib import Path
 from phikit.errors import PhikitError
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("products.c", "step.c")
-_HEADERS = ("common.h",)
+_SOURCES = ("products.c", "step.c", "between.c")
+_HEADERS = ("common.h", "decode.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
     "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno",
@@ -122,6 +122,11 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_unpack.argtypes = (matrix, pointer, ctypes.c_int64, number)
     library.phikit_unpack.restype = None
     library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number)
+    library.phikit_norm_rows.argtypes = (
+        *(pointer,) * 4, number, number, ctypes.c_float, number
+    )  # fmt: skip
+    library.phikit_gate_rows.argtypes = (pointer, pointer, number, number, number)
+    library.phikit_attend_rows.argtypes = (*(pointer,) * 7, number, number)
     return library
 
 

@@ -1,7 +1,7 @@
-"""Runs a dense decoder's steps of few rows through the C kernels, all else as `DenseRunner` does.
+"""Runs a dense decoder's steps with the C kernels, and prompts as `DenseRunner` does.
 
-Up to 16 rows a step is bound by reading the weights, or by the calling of many small operations;
-from there on torch's products are as good.
+With few rows a step is bound by reading the weights, or by the calling of many small operations: it
+is one call of C. With more, torch's products are the faster ones, and what lies between them is C.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from phikit.engine.dense import DenseRunner
 from phikit.engine.native import products
+from phikit.engine.native.between import Attending, Between
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.step import DecodeStep, Pages, obstacle
 from phikit.engine.runner import Rows
 from phikit.models.decoder import Decoder
+
+_MOST_PACKED = 6
 
 
 class NativeRunner(DenseRunner):
@@ -25,16 +28,24 @@ class NativeRunner(DenseRunner):
     """
 
     def __init__(
-        self, model: Decoder, block_size: int = 32, compiler: Compiler | None = None
+        self,
+        model: Decoder,
+        block_size: int = 32,
+        pack: int = 0,
+        compiler: Compiler | None = None,
     ) -> None:
-        super().__init__(model, block_size)
+        super().__init__(model, block_size, pack)
         self._kernels: DecodeStep | None = None
+        self._between: Between | None = None
+        # from there on packed products are the faster ones (benchmarks/engine.py)
+        self.most_rows = _MOST_PACKED if pack else products.MOST_ROWS
         if not obstacle(model) and (built := library(compiler or Compiler())) is not None:
             self._kernels = DecodeStep(model, built)
+            self._between = Between(built, model.config)
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
-        if self._kernels is None or len(rows.token_N) > products.MOST_ROWS:
+        if self._kernels is None or len(rows.token_N) > self.most_rows:
             return super().step(rows)
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
         self.rope.fit(int(rows.position_N.max()) + 1)
@@ -47,3 +58,31 @@ class NativeRunner(DenseRunner):
         pages = Pages(self.pool.k, self.pool.v, table_NJ)
         rope = (cos_N1R[:, 0], sin_N1R[:, 0])
         return self._kernels(token_N, position_N, rope, pages, torch.get_num_threads())
+
+    def head(self, x_ND: Tensor) -> Tensor:
+        if self._between is None:
+            return super().head(x_ND)
+        return self.head_product(self._between.norm(x_ND, None, self.model.model.norm.weight))
+
+    def rows_hidden(self, rows: Rows) -> Tensor:
+        """What the last layer leaves of each row: [N, D]."""
+        between = self._between
+        if between is None:
+            return super().rows_hidden(rows)
+        self.rope.fit(int(rows.position_N.max()) + 1)
+        token_N, position_N, long_N = map(
+            torch.from_numpy, (rows.token_N, rows.position_N, rows.long_N)
+        )
+        blocks = int(rows.position_N.max()) // self.block_size + 1
+        table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32).contiguous()
+        cos_N1R, sin_N1R = self.rope.at(position_N, long_N)
+        attend = Attending(
+            between, self.pool, table_NJ, position_N.to(torch.int32), (cos_N1R, sin_N1R)
+        )
+        x_ND, add_ND = self.model.model.embed_tokens(token_N), None
+        for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
+            qkv = layer.qkv(between.norm(x_ND, add_ND, norms[0]))
+            add_ND = layer.o(attend(index, qkv))
+            both = layer.gate_up(between.norm(x_ND, add_ND, norms[1]))
+            add_ND = layer.down(between.gate(both))
+        return x_ND + add_ND if add_ND is not None else x_ND

@@ -26,9 +26,11 @@ from phikit.engine.quant.packing import (
 )
 from phikit.errors import PhikitError
 
-#: From more rows than this on, unpacking once is faster than the kernel (measured on two Zen 4
-#: cores: equal at 30 to 50 rows for int4 and int8, from width 2048 to 8192).
-FEW_ROWS = 32
+#: From more rows than this on, the weights are unpacked once. Measured in turns on two busy Zen 4
+#: cores, unpacking took this many times the kernel's time at 32, 64 and 128 rows: from 576 to 1536
+#: features int4 1.8, 1.1, 0.8 and int8 1.4, 1.05, 0.8; from 3072 to 8192 6.0, 3.8, 2.3 and 2.1,
+#: 1.4, 1.05. The narrow matrices' crossing is taken; wide ones would gain from a higher one.
+FEW_ROWS = 64
 
 
 class QuantLinear(nn.Module):

@@ -1,0 +1,118 @@
+"""The data tools that phikit is held against, run in an environment of their own.
+
+    python run.py minhash|decontaminate|janitor|tokenize DOCUMENTS.jsonl WORKDIR
+
+WORKDIR holds items.jsonl or tokenizer.json where they are needed. Prints one line of JSON:
+`seconds` of one core's time, and the ids of the documents `removed`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_steps(*steps: object) -> None:
+    from datatrove.pipeline.base import PipelineStep
+
+    data = None
+    for step in steps:
+        assert isinstance(step, PipelineStep)
+        data = step.run(data, rank=0, world_size=1)
+    if data is not None:
+        for _ in data:
+            pass
+
+
+def minhash(path: Path, work: Path) -> set[str]:
+    from datatrove.pipeline.dedup import minhash as m
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    config = m.MinhashConfig()
+    folder = {name: str(work / name) for name in ("signatures", "buckets", "clusters", "kept")}
+    read = JsonlReader(str(path.parent), glob_pattern=path.name)
+    run_steps(read, m.MinhashDedupSignature(folder["signatures"], config=config))
+    for bucket in range(config.num_buckets):
+        step = m.MinhashDedupBuckets(folder["signatures"], folder["buckets"], config=config)
+        step.run(None, rank=bucket, world_size=config.num_buckets)
+    m.MinhashDedupCluster(folder["buckets"], folder["clusters"], config=config).run(None)
+    writer = JsonlWriter(folder["kept"], compression=None)
+    run_steps(read, m.MinhashDedupFilter(folder["clusters"]), writer)
+    writer.close()
+    kept = {row["id"] for file in (work / "kept").glob("*.jsonl") for row in rows(file)}
+    return {row["id"] for row in rows(path)} - kept
+
+
+def decontaminate(path: Path, work: Path) -> set[str]:
+    from datatrove.data import Document
+    from datatrove.pipeline.decont import n_grams as d
+    from datatrove.pipeline.readers import JsonlReader
+
+    config = d.NGramsDecontConfig(n_grams=13, find_query_ngrams=True)
+    index = work / "index"
+    index.mkdir(exist_ok=True)
+    filter_ = d.NGramsDecontFilter(str(index), config=config)
+    # its indexer insists on a suite of tasks from the network: the same hashes, written by hand
+    hashes: set[int] = set()
+    for row in rows(work / "items.jsonl"):
+        words = filter_.tokenizer.word_tokenize(d.simplify_text(row["text"], config.norm_config))
+        hashes.update(filter_.hash_func(" ".join(g)) for g in d.ngrams(words, config.n_grams))
+    np.array(sorted(hashes), config.hash_config.np_descr).tofile(index / "items.index.hashes")
+    filter_.load_index_hashes()
+    global started
+    started = time.process_time()
+    removed = set()
+    for document in JsonlReader(str(path.parent), glob_pattern=path.name).run():
+        assert isinstance(document, Document)
+        if filter_.filter(document) is not True:
+            removed.add(document.id)
+    return removed
+
+
+def janitor(path: Path, work: Path) -> set[str]:
+    from lm_eval.decontamination.janitor import Janitor
+
+    tool = Janitor(ngram_n=13)
+    for row in rows(work / "items.jsonl"):
+        tool.register_contaminant_python(row["text"])
+    global started
+    started = time.process_time()
+    # a clean text comes back in one piece
+    return {row["id"] for row in rows(path) if tool.clean_python(row["text"]) != [row["text"]]}
+
+
+def tokenize(path: Path, work: Path) -> set[str]:
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    read = JsonlReader(str(path.parent), glob_pattern=path.name)
+    run_steps(
+        read,
+        DocumentTokenizer(
+            str(work / "tokens"),
+            tokenizer_name_or_path=str(work / "tokenizer.json"),
+            eos_token="<|endoftext|>",
+            shuffle_documents=False,
+            max_tokens_per_file=10**9,
+            local_working_dir=str(work / "scratch"),
+        ),
+    )
+    return set()
+
+
+if __name__ == "__main__":
+    logging.disable(logging.INFO)
+    what, path, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    started = time.process_time()
+    removed = globals()[what](path, work)
+    print(json.dumps({"seconds": time.process_time() - started, "removed": sorted(removed)}))

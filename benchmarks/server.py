@@ -1,0 +1,141 @@
+"""What HTTP costs: the same requests over the server, and to the engine without it.
+
+32 clients ask one after the other, each its next request when the last is answered; the requests
+share a prompt's beginning, as those of one application do. The engine without HTTP gets the same
+requests in the same way: 32 in the making, and the next one enters when one has finished. Both
+run in one process of their own with the same threads, in turns; medians over the turns.
+
+    python benchmarks/server.py MODEL [--clients 32] [--each 3] [--tokens 32] [--turns 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from phikit.chat.load import load_tokenizer
+from phikit.engine.base import Request, Sampling
+from phikit.engine.native.runner import NativeRunner
+from phikit.engine.scheduler import Scheduler
+from phikit.fetch import resolve
+from phikit.models.load import load
+
+GOAL = 0.9
+CACHE_GIB = 0.5
+
+
+def requests_of(model: Path, count: int, tokens: int) -> list[Request]:
+    tokenizer = load_tokenizer(model)
+    text = "You answer questions about towns, shortly and correctly, in one sentence each. "
+    sampling = Sampling(max_tokens=tokens)
+    return [
+        Request(tuple(tokenizer.encode(f"{text}Question {i}: where is it?")), sampling, 1, i)
+        for i in range(count)
+    ]
+
+
+def alone(scheduler: Scheduler, requests: list[Request], clients: int) -> float:
+    """Tokens per second of the engine by itself, `clients` requests in the making."""
+    todo, done, start = list(requests), 0, time.perf_counter()
+    for request in todo[:clients]:
+        scheduler.submit(request)
+    del todo[:clients]
+    while scheduler.busy:
+        for finished in scheduler.step().finished:
+            done += len(finished.rollout.completion_ids)
+            if todo:
+                scheduler.submit(todo.pop(0))
+    return done / (time.perf_counter() - start)
+
+
+async def over_http(url: str, requests: list[Request], clients: int, stream: bool) -> float:
+    """Tokens per second that the clients receive."""
+    todo, received = iter(requests), 0
+
+    async def client(http: httpx.AsyncClient) -> None:
+        nonlocal received
+        for request in todo:
+            body = {
+                "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
+                "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
+            }  # fmt: skip
+            answer = await http.post("/v1/completions", json=body)
+            answer.raise_for_status()
+            if stream:
+                assert answer.text.endswith("data: [DONE]\n\n")
+                received += request.sampling.max_tokens
+            else:
+                received += answer.json()["usage"]["completion_tokens"]
+
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+        start = time.perf_counter()
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+        return received / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--each", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    model, clients = resolve(options.model), options.clients
+    requests = requests_of(model, clients * options.each, options.tokens)
+    scheduler = Scheduler(
+        NativeRunner(load(model)), max_rows=clients, cache_bytes=int(CACHE_GIB * 2**30)
+    )
+    command = [
+        sys.executable, "-m", "phikit", "serve", f"model={model}", "--port", "0",
+        "--rows", str(clients), "--cache", str(CACHE_GIB),
+    ]  # fmt: skip
+    speeds: dict[str, list[float]] = {"alone": [], "whole": [], "stream": []}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = ""
+        while not url:
+            found = re.search(r"listening on (\S+)", line := process.stderr.readline())
+            url = found[1] if found else ""
+            assert line, "the server did not start"
+        alone(scheduler, requests[:clients], clients)  # warm up
+        asyncio.run(over_http(url, requests[:clients], clients, False))
+        for turn in range(options.turns):
+            # both have a prefix cache, and both keep it from turn to turn
+            speeds["alone"].append(alone(scheduler, requests, clients))
+            for name in ("whole", "stream"):
+                rate = asyncio.run(over_http(url, requests, clients, name == "stream"))
+                speeds[name].append(rate)
+            print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in speeds.items()))
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    print(f"\n{clients} clients × {options.each} requests × {options.tokens} tokens, {model.name}")
+    print(f"{'tokens/s':>32} {'over HTTP':>10} {'alone':>8} {'ratio':>6}")
+    rows = []
+    peer = statistics.median(speeds["alone"])
+    for name, label in (("whole", "answers in one piece"), ("stream", "streams")):
+        ours = statistics.median(speeds[name])
+        ratio = statistics.median(a / b for a, b in zip(speeds[name], speeds["alone"], strict=True))
+        print(f"{label:>32} {ours:>10.1f} {peer:>8.1f} {ratio:>6.2f}")
+        rows.append(
+            {"name": label, "ours": round(ours, 1), "peer": round(peer, 1),
+             "ratio": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL}
+        )  # fmt: skip
+    print("The limit is the engine by itself: the peer.")
+    print(json.dumps({"bench": "server", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

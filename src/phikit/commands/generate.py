@@ -1,0 +1,147 @@
+"""`phikit generate`: rollouts of the prompts in a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from phikit.errors import PhikitError
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(help="As for `phikit chat`; with --url, the tokenizer's directory.")
+    ],
+    prompts: Annotated[
+        Path, typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the lines go [standard output].")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Rollouts of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    url: Annotated[
+        str, typer.Option(help="Ask this endpoint (ending in /v1) instead of running the model.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name at --url.")] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
+    ] = None,
+) -> None:
+    """Write rollouts of prompts as JSON lines, each as soon as it is finished.
+
+    A line has the number of its prompt and of the sample, the text, token ids, and the
+    log-probabilities under the sampling distribution and under the model's own.
+
+    \b
+    phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
+    phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
+    """
+    from phikit import fetch
+
+    asked = _read(prompts)
+    directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+    from phikit.chat.format import chat_format
+    from phikit.chat.load import load_tokenizer
+    from phikit.engine.base import Generator, Request, Sampling
+    from phikit.engine.local import LocalEngine
+    from phikit.engine.remote import RemoteGenerator
+    from phikit.models.load import load
+
+    tokenizer = load_tokenizer(directory)
+    form = chat_format(tokenizer)
+    sampling = Sampling(temperature, top_k, top_p, min_p, max_tokens, form.stop_ids)
+    requests = []
+    for number, line in enumerate(asked, 1):
+        if "prompt_ids" in line:
+            ids = line["prompt_ids"]
+        elif "messages" in line:
+            ids = form.render(line["messages"], generation_prompt=True).ids
+        else:
+            ids = tokenizer.encode(line["prompt"])
+        if not ids:
+            raise PhikitError(f"{prompts}: line {number}: the prompt is empty")
+        requests.append(Request(tuple(ids), sampling, n, seed))
+    engine: Generator
+    if url:
+        key = _key(api_key_file) if api_key_file else ""
+        engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
+    else:
+        engine = LocalEngine(load(directory), batch)
+    target = out.open("w", encoding="utf-8") if out else sys.stdout
+    try:
+        for done in engine.generate(requests):
+            rollout = done.rollout
+            line = {
+                "prompt": done.request,
+                "sample": done.sample,
+                "text": form.text(rollout.completion_ids),
+                "finish": rollout.finish,
+                "prompt_ids": rollout.prompt_ids,
+                "completion_ids": rollout.completion_ids,
+                "logprobs": rollout.logprobs,
+                "raw_logprobs": rollout.raw_logprobs,
+                **({"meta": rollout.meta} if rollout.meta else {}),
+            }
+            print(json.dumps(line, ensure_ascii=False), file=target, flush=True)
+    finally:
+        if out:
+            target.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The prompts, each with exactly one of the three forms.
+
+    Raises:
+        PhikitError: the file cannot be read, or a line is no prompt; names the line.
+    """
+    from phikit.files import explain_os_errors
+
+    with explain_os_errors(path, "reading"):
+        text = path.read_text(encoding="utf-8")
+    found = list(_lines(path, text))
+    if not found:
+        raise PhikitError(f"{path} has no prompts")
+    return found
+
+
+def _lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as e:
+            raise PhikitError(f"{path}: line {number} is not valid JSON: {e}") from e
+        value = {"prompt": value} if isinstance(value, str) else value
+        forms = {"prompt": str, "messages": list, "prompt_ids": list}
+        given = [k for k in forms if isinstance(value, dict) and k in value]
+        if len(given) != 1 or not isinstance(value[given[0]], forms[given[0]]):
+            raise PhikitError(
+                f"{path}: line {number} is no prompt",
+                'give {"prompt": "text"}, {"messages": [...]} or {"prompt_ids": [...]}',
+            )
+        yield value
+
+
+def _key(path: Path) -> str:
+    from phikit.files import explain_os_errors
+
+    with explain_os_errors(path, "reading"):
+        return path.read_text(encoding="utf-8").strip()
+
+
+def add(app: typer.Typer) -> None:
+    """Adds these commands to the program."""
+    app.command("generate", no_args_is_help=True)(generate)

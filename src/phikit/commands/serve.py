@@ -1,0 +1,79 @@
+"""`phikit serve`: models behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phikit.errors import PhikitError
+
+
+def serve(
+    model: Annotated[
+        list[str],
+        typer.Argument(help="Models as for `phikit chat`, or NAME=MODEL to choose the name."),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys that clients must have, one a line.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Samples generated at once, per model.")] = 64,
+    cache: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="GIB", help="KV cache of each model [half of free memory]."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The most a client may ask for.")
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples running or waiting, per model.")
+    ] = 1024,
+    max_requests: Annotated[int, typer.Option(min=1, metavar="N", help="In flight.")] = 256,
+    max_body: Annotated[float, typer.Option(min=0, metavar="MIB", help="Of a request.")] = 4.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds for requests in flight after SIGTERM.")
+    ] = 30.0,
+) -> None:
+    """Serve models over HTTP, as OpenAI's clients expect it.
+
+    \b
+    phikit serve runs/nano
+    phikit serve small=smollm2 phi-4-mini --port 8000 --api-key-file keys.txt
+    curl localhost:8000/v1/models
+    """
+    from phikit import fetch
+
+    found: dict[str, Path] = {}
+    for given in model:
+        name, equals, what = given.rpartition("=")
+        if not equals or not name:
+            name, what = Path(given).name or given, given
+        if name in found:
+            raise PhikitError(f"two models are named {name!r}", "give NAME=MODEL")
+        found[name] = fetch.resolve(what, say=_say)
+    from phikit.serve import guard, run
+    from phikit.serve.requests import Limits
+
+    keys = guard.read_keys(api_key_file) if api_key_file else []
+    if not keys and host not in ("127.0.0.1", "localhost", "::1"):
+        _say("no --api-key-file: whoever reaches this address can use the models")
+    limits = Limits(
+        body=int(max_body * 2**20), tokens=max_tokens, open=max_queue, requests=max_requests,
+        timeout=timeout, drain=drain,
+    )  # fmt: skip
+    bound = None if cache is None else int(cache * 2**30)
+    run.serve(found, host, port, limits, keys, rows, bound, _say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def add(app: typer.Typer) -> None:
+    """Adds these commands to the program."""
+    app.command("serve", no_args_is_help=True)(serve)

@@ -1,0 +1,72 @@
+/* What decoding needs beside products: where keys and values are, exponentials, rotation.
+
+   Letters: M new tokens, R rotated part of a head.  */
+#ifndef PHIKIT_DECODE_H
+#define PHIKIT_DECODE_H
+
+#include "common.h"
+
+/* Where keys and values are: position p of token m's sequence is in block
+   table[m][p / block_size] of each layer's store; strides count elements. */
+typedef struct {
+  uint16_t *const *keys, *const *values; /* [layers] */
+  int64_t block_stride, head_stride, position_stride;
+  int32_t block_size, table_width;
+  const int32_t *table; /* [M, table_width] */
+} Cache;
+
+/* e^x to about 2e-7, written so that compilers turn loops over it into vector code. */
+static inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  float n = floorf(x * 1.44269504f + 0.5f);
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+/* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them.
+   The sines of the first half carry the minus sign of the rotation.  */
+static inline void rotate(float *head, const float *cosine, const float *sine, int rotary) {
+  int half = rotary / 2;
+  for (int i = 0; i < half; i++) {
+    float a = head[i], b = head[i + half];
+    head[i] = rounded(rounded(a * cosine[i]) + rounded(b * sine[i]));
+    head[i + half] = rounded(rounded(b * cosine[i + half]) + rounded(a * sine[i + half]));
+  }
+}
+
+static inline float dot_bf16(const uint16_t *a, const uint16_t *b, int n) {
+#if PHIKIT_AVX512
+  __m512 sum = _mm512_setzero_ps();
+  int i = 0;
+  for (; i + 32 <= n; i += 32)
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + i),
+                           (__m512bh)_mm512_loadu_si512(b + i));
+  if (i < n) {
+    __mmask32 rest = (__mmask32)((1u << (n - i)) - 1);
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(rest, a + i),
+                           (__m512bh)_mm512_maskz_loadu_epi16(rest, b + i));
+  }
+  return _mm512_reduce_add_ps(sum);
+#else
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; i++) sum += from_bf16(a[i]) * from_bf16(b[i]);
+  return sum;
+#endif
+}
+
+static inline size_t place(const Cache *c, const int32_t *table, int head, int at) {
+  return table[at / c->block_size] * c->block_stride + head * c->head_stride + (at % c->block_size) * c->position_stride;
+}
+
+#endif

@@ -1,0 +1,163 @@
+"""The HTTP interface: OpenAI's paths, and what belongs to running a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from phikit.errors import PhikitError, did_you_mean
+from phikit.serve.generation import Generation
+from phikit.serve.guard import Guard, error_body
+from phikit.serve.metrics import Metrics
+from phikit.serve.requests import (
+    Limits,
+    Refused,
+    Served,
+    engine_requests,
+    prompts,
+    refuse_unsupported,
+)
+from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from phikit.serve.worker import Busy
+
+
+class _Missing(PhikitError):
+    """There is no model of that name."""
+
+
+def _error(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> JSONResponse:
+    clean = message.encode("utf-8", "replace").decode()  # a name in a body may hold half a pair
+    headers = {"Retry-After": "1"} if status == 429 else None
+    return JSONResponse(error_body(status, clean, param, code), status, headers)
+
+
+def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) -> Guard:
+    """The application. Its engines start and stop with it."""
+    served = {m.name: m for m in models}
+    metrics = Metrics([m.worker for m in models])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for model in models:
+            model.worker.begin()
+        yield
+        for model in models:
+            await asyncio.to_thread(model.worker.stop)
+
+    app = FastAPI(
+        title="phikit", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    _errors(app)
+    _about(app, served, metrics)
+    _generation(app, served, limits)
+
+    def count(path: str, status: int) -> None:
+        metrics.answers.labels(path, str(status)).inc()
+
+    return Guard(app, limits, keys, count)
+
+
+def _model(served: Mapping[str, Served], name: str) -> Served:
+    if name not in served:
+        raise _Missing(f"there is no model {name!r}", did_you_mean(name, served))
+    return served[name]
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error is OpenAI's error object, with a status that says whose fault it is."""
+
+    def text(error: PhikitError) -> str:
+        return f"{error.message}; {error.hint}" if error.hint else error.message
+
+    @app.exception_handler(PhikitError)
+    async def phikit(_: Request, error: PhikitError) -> Response:
+        if isinstance(error, Busy):
+            return _error(429, text(error), code="queue_full")
+        if isinstance(error, _Missing):
+            return _error(404, text(error), "model", "model_not_found")
+        return _error(400, text(error), error.param if isinstance(error, Refused) else None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "extra_forbidden":
+            return _error(400, f"unknown parameter {where!r}", where, "unknown_parameter")
+        if first["type"] == "json_invalid":
+            return _error(400, f"the body is not valid JSON (at {where})")
+        return _error(400, f"{where or 'the body'}: {first['msg']}", where or None)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        answer = _error(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None:
+    def card(model: Served) -> dict[str, Any]:
+        return {
+            "id": model.name, "object": "model", "created": 0, "owned_by": "phikit",
+            "max_model_len": model.context,
+        }  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [card(m) for m in served.values()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        return card(_model(served, name))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        dead = [m.name for m in served.values() if not m.worker.alive]
+        if dead:
+            return JSONResponse({"status": "failed", "models": dead}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Any:
+        model = _model(served, body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise Refused("prompt", "give either prompt or messages")
+        if body.messages is not None:
+            ids = model.conversation(body.messages, body.tools)
+        else:
+            ids = model.tokenizer.encode(body.prompt or "")
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Any:
+        return {"prompt": _model(served, body.model).tokenizer.decode(body.tokens)}
+
+
+def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        model = _model(served, body.model)
+        refuse_unsupported(body)
+        tools = body.tools if body.tool_choice != "none" else []
+        ids = model.conversation(body.messages, tools)
+        asked = engine_requests(model, body, [ids], limits)
+        return await Generation(model, body, asked, limits, bool(tools)).respond(request)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        model = _model(served, body.model)
+        refuse_unsupported(body)
+        asked = engine_requests(model, body, prompts(model, body), limits)
+        return await Generation(model, body, asked, limits, False).respond(request)

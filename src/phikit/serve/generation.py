@@ -1,0 +1,190 @@
+"""One answer: the engine's updates turned into a body or a stream, cancelled when nobody reads it.
+
+A stop string is complete: that sample is cancelled. The client leaves, or the time is over: the
+whole job is. Either way the blocks of the cache are free before the engine's next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from phikit.engine.base import Request as Ask
+from phikit.errors import PhikitError
+from phikit.serve.answers import Sample, event, head, usage
+from phikit.serve.guard import error_body
+from phikit.serve.requests import Limits, Served
+from phikit.serve.schema import ChatBody, CompletionBody
+from phikit.serve.text import Part
+from phikit.serve.worker import Job, Update
+
+
+class _Stream(StreamingResponse):
+    """Closes its job however it ends, also when it never began."""
+
+    def __init__(self, content: AsyncIterator[bytes], job: Job) -> None:
+        super().__init__(
+            content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self.job = job
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.close()
+
+
+class Generation:
+    """Runs one request. `asked` has one entry per sample, prompt by prompt."""
+
+    def __init__(
+        self,
+        model: Served,
+        body: ChatBody | CompletionBody,
+        asked: Sequence[Ask],
+        limits: Limits,
+        tools: bool,
+    ) -> None:
+        self.model, self.body, self.asked, self.limits = model, body, asked, limits
+        self.chat = isinstance(body, ChatBody)
+        ends = asked[0].sampling.stop_ids
+        self.samples = [Sample(model, body.stops, self.chat, tools, ends) for _ in asked]
+        self.kind = "chat.completion" if self.chat else "text_completion"
+        logprobs = body.logprobs
+        self.logprobs = logprobs if isinstance(logprobs, bool) else logprobs is not None
+
+    async def respond(self, request: Request) -> Response:
+        """Starts the engine, and answers."""
+        every = self.body.stream or bool(self.body.stops)
+        job = await self.model.worker.start(self.asked, every)
+        if self.body.stream:
+            return _Stream(self._events(job), job)
+        try:
+            return await self._whole(job, request)
+        finally:
+            job.close()
+
+    def _feed(self, job: Job, update: Update) -> list[Part]:
+        sample = self.samples[update.sample]
+        if sample.finish is not None:
+            return []  # tokens drawn while the engine was being told to stop
+        out = sample.feed(update)
+        if sample.finish is not None:
+            job.drop(update.sample)
+        return out
+
+    # --- in one piece ----------------------------------------------------------------------------
+
+    async def _whole(self, job: Job, request: Request) -> Response:
+        async def collect() -> None:
+            while job.left:
+                self._feed(job, await job.next())
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        work, leaving = asyncio.create_task(collect()), asyncio.create_task(gone())
+        try:
+            await asyncio.wait(
+                (work, leaving),
+                timeout=self.limits.timeout,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not work.done():
+                text = f"the answer was not there after {self.limits.timeout:.0f} s"
+                return JSONResponse(error_body(408, text, code="timeout"), 408)
+            try:
+                work.result()
+            except PhikitError as error:
+                return JSONResponse(error_body(500, str(error), code="engine_failed"), 500)
+        finally:
+            work.cancel()
+            leaving.cancel()
+        choices = [self._choice(i, sample) for i, sample in enumerate(self.samples)]
+        return JSONResponse(
+            {**head(self.kind, self.model.name), "choices": choices, "usage": self._usage()}
+        )
+
+    def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": sample.finish, "logprobs": None}
+        if self.chat:
+            choice["message"] = sample.message()
+        else:
+            choice["text"] = sample.text.get("text", "")
+        if self.logprobs:
+            choice["logprobs"] = sample.chat_logprobs() if self.chat else sample.plain_logprobs()
+        if self.body.return_token_ids:
+            choice |= sample.extras(0, self.asked[index].prompt_ids)
+        return choice
+
+    def _usage(self) -> dict[str, int]:
+        prompts = sum(len(r.prompt_ids) for r in self.asked[:: self.body.n])
+        return usage(prompts, sum(len(s.token_ids) for s in self.samples))
+
+    # --- as a stream -----------------------------------------------------------------------------
+
+    async def _events(self, job: Job) -> AsyncIterator[bytes]:
+        kind = "chat.completion.chunk" if self.chat else self.kind
+        start = head(kind, self.model.name)
+        counted = bool(self.body.stream_options and self.body.stream_options.include_usage)
+        if counted:
+            start["usage"] = None
+        try:
+            if self.chat:
+                for index in range(len(self.samples)):
+                    delta = {"role": "assistant", "content": ""}
+                    choice = {"index": index, "delta": delta, "finish_reason": None}
+                    yield event({**start, "choices": [choice]})
+            async with asyncio.timeout(self.limits.timeout):
+                while job.left:
+                    update = await job.next()
+                    parts = self._feed(job, update)
+                    for choice in self._chunks(update.sample, parts):
+                        yield event({**start, "choices": [choice]})
+        except TimeoutError:
+            text = f"the answer was not whole after {self.limits.timeout:.0f} s"
+            yield event(error_body(408, text, code="timeout"))
+            return
+        except PhikitError as error:
+            yield event(error_body(500, str(error), code="engine_failed"))
+            return
+        if counted:
+            yield event({**start, "choices": [], "usage": self._usage()})
+        yield b"data: [DONE]\n\n"
+
+    def _chunks(self, index: int, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        """What is new of one sample, as choices. Its ids and log-probabilities go with the first;
+        they may run ahead of the text, parts of which are held back."""
+        sample = self.samples[index]
+        pieces: list[tuple[dict[str, Any], str | None]] = [
+            ({name: text}, None) for name, text in parts
+        ]
+        fresh = sample.fresh < len(sample.token_ids)
+        if sample.finish is not None:
+            calls = sample.calls()
+            pieces.append(({"tool_calls": calls} if calls else {}, sample.finish))
+        elif not pieces and fresh and (self.logprobs or self.body.return_token_ids):
+            pieces.append(({}, None))
+        choices = []
+        for number, (piece, finish) in enumerate(pieces):
+            choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": None}
+            if self.chat:
+                choice["delta"] = piece
+            else:
+                choice["text"] = piece.get("text", "")
+            if number == 0 and fresh:
+                since, sample.fresh = sample.fresh, len(sample.token_ids)
+                if self.logprobs:
+                    column = sample.chat_logprobs if self.chat else sample.plain_logprobs
+                    choice["logprobs"] = column(since)
+                if self.body.return_token_ids:
+                    prompt = self.asked[index].prompt_ids if since == 0 else None
+                    choice |= sample.extras(since, prompt)
+            choices.append(choice)
+        return choices

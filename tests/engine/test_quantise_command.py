@@ -1,0 +1,77 @@
+"""`phikit quantize` end to end, its memory, and GPTQ on a real model."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine_fixtures import CONFIGS, make
+from typer.testing import CliRunner
+
+from phikit import fetch
+from phikit.cli import app
+from phikit.engine.quant import calibrate, files
+from phikit.engine.quant.linear import QuantLinear
+from phikit.engine.quant.packing import Scheme
+from phikit.engine.quant.settings import Settings
+from phikit.evals import quantised
+from phikit.models import checkpoint
+from phikit.models.load import load
+
+PEAK = """
+import sys, threading
+from pathlib import Path
+from phikit.engine.quant import files
+from phikit.engine.quant.settings import Settings
+def own():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssAnon"))
+before, done, peak = own(), threading.Event(), 0
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, own())
+watching = threading.Thread(target=watch)
+watching.start()
+files.convert(Path(sys.argv[1]), Path(sys.argv[2]), Settings())
+done.set()
+watching.join()
+print(peak - before)
+"""
+
+
+def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    checkpoint.save(make(replace(CONFIGS["phi"], **sizes)), tmp_path / "dense")
+    dense, out = str(tmp_path / "dense"), tmp_path / "small"
+    ran = CliRunner().invoke(app, ["quantize", dense, "--to", "int8", "--out", str(out)])
+    assert ran.exit_code == 0, ran.output
+    layer = load(out).model.layers[0].mlp.down_proj
+    assert isinstance(layer, QuantLinear) and layer.scheme == Scheme("int8", 0)
+    assert CliRunner().invoke(app, ["quantize", dense, "--to", "int8"]).exit_code != 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_is_the_result_and_a_few_tensors(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "layers": 4}
+    config = replace(CONFIGS["phi"], **sizes)
+    model = make(config).to(torch.bfloat16)
+    largest = max(p.numel() * p.element_size() for p in model.parameters())
+    checkpoint.save(model, tmp_path / "dense", shard_bytes=2**26)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "dense"), str(tmp_path / "small")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    source, result = (files.total_bytes(tmp_path / name) for name in ("dense", "small"))
+    assert int(ran.stdout) < result + 5 * largest < 0.9 * source
+
+
+@pytest.mark.slow
+def test_gptq_is_nearer_than_rounding_on_a_real_model(tmp_path: Path) -> None:
+    source = fetch.resolve("smollm2", say=lambda line: None)
+    for method in ("rtn", "gptq"):
+        calibrate.quantise(source, tmp_path / method, Settings(Scheme(), method=method), None)
+    made = {method: tmp_path / method for method in ("rtn", "gptq")}
+    _, rtn, gptq = quantised.compare(source, made, items=2)
+    assert gptq.distance.kl < 0.5 * rtn.distance.kl
+    assert gptq.distance.agreement > rtn.distance.agreement

@@ -1,0 +1,41 @@
+"""`phikit generate`, as a user types it."""
+
+import json
+
+from typer.testing import CliRunner
+
+from phikit.cli import app
+from phikit.engine.base import Request, Sampling, collect
+from phikit.engine.local import LocalEngine
+from phikit.models.load import load
+
+OPTIONS = ["--n", "2", "--max-tokens", "9", "--seed", "3", "--out"]
+
+
+def test_rollouts_of_a_file_here_and_over_http(tiny, server, tmp_path):
+    file, out, far = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", tmp_path / "far.jsonl"
+    lines = [{"prompt_ids": [5, 6]}, {"messages": [{"role": "user", "content": "cat"}]}, "the mat"]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    base = ["generate", str(tiny), str(file), *OPTIONS]
+    done = CliRunner().invoke(app, [*base, str(out)])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, [*base, str(far), "--url", f"{server}/v1", "--name", "tiny"])
+    assert done.exit_code == 0, done.output
+    rows, there = (
+        {(r["prompt"], r["sample"]): r for r in map(json.loads, f.read_text().splitlines())}
+        for f in (out, far)
+    )
+    assert sorted(rows) == [(i, j) for i in range(3) for j in range(2)]
+    for key, row in rows.items():
+        assert there[key]["completion_ids"] == row["completion_ids"]
+        assert there[key]["text"] == row["text"]
+    first = Request((5, 6), Sampling(max_tokens=9, stop_ids=()), 2, 3)
+    ends = {r.completion_ids[0] for r in collect(LocalEngine(load(tiny)), [first])[0]}
+    assert {rows[0, j]["completion_ids"][0] for j in range(2)} == ends
+
+
+def test_a_wrong_line_is_named(tiny, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    done = CliRunner().invoke(app, ["generate", str(tiny), str(file)])
+    assert done.exit_code == 2 and "line 2 is no prompt" in done.stderr
