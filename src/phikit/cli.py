@@ -17,6 +17,7 @@ from phikit.commands import (
     runs,
     serve,
     stages,
+    synth,
     talk,
 )
 from phikit.errors import PhikitError
@@ -66,6 +67,7 @@ for _commands in (runs, talk, generate, serve, family, planning, quantize):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
 pivots.add(GROUPS["pivots"])
+synth.add(GROUPS["synth"])
 
 
 def main() -> None:

@@ -82,9 +82,7 @@ def _request(step: Step, values: Mapping[str, Any], draw: int) -> Request:
     messages = [{"role": "user", "content": render(step.prompt, values)}]
     if step.role:
         messages.insert(0, {"role": "system", "content": render(step.role, values)})
-    return Request(
-        tuple(messages), step.schema_of_reply, step.temperature, step.max_tokens, draw
-    )
+    return Request(tuple(messages), step.schema_of_reply, step.temperature, step.max_tokens, draw)
 
 
 def candidate(made: Made, teacher: str) -> Candidate:
@@ -101,7 +99,7 @@ def candidate(made: Made, teacher: str) -> Candidate:
     users = [m["content"] for m in messages if m["role"] == "user"]
     question = users[-1] if users else text
     replies = tuple(r for *_, outcome in made.asked for r in outcome.replies[-1:])
-    found = Candidate(
+    return Candidate(
         kind=kind.name,
         source=kind.source,
         question=question,
@@ -120,7 +118,6 @@ def candidate(made: Made, teacher: str) -> Candidate:
         },
         verdicts=tuple(_verdicts(made, last, question, answer)),
     )
-    return found
 
 
 def _messages(made: Made) -> tuple[Mapping[str, str], ...]:

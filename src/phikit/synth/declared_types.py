@@ -1,8 +1,8 @@
 """Dataset types as files: what to ask a teacher, step by step, and what to make of its replies.
 
-A type is one YAML file; `docs` are the attributes below. Its prompts are Jinja templates, run in a
-sandbox, that see `seed` (the text it starts from), what was drawn from `vary`, and the replies of
-earlier steps by their names (`draft.question`).
+A type is one YAML file; its keys are the attributes of the classes below. Its prompts are Jinja
+templates, run in a sandbox, that see `seed` (the text it starts from), what was drawn from `vary`,
+and the replies of earlier steps by their names (`draft.question`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _field(kind: str | dict[str, Any]) -> dict[str, Any]:
 
 
 class Turn(Config):
-    """One message of the sample; `each` makes one message of every entry of a list of turns."""
+    """One message of the sample; `content` is a template."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -148,7 +148,8 @@ def read_type(path: Path) -> DeclaredType:
     try:
         made = DeclaredType.model_validate(data)
     except ValidationError as e:
-        first = e.errors()[0]
+        # a misspelt key is also a missing one: say which was meant
+        first = min(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
         place = f"{path}:{_line(node, first['loc'])}: {'.'.join(map(str, first['loc']))}"
         if first["type"] == "extra_forbidden":
             known = _keys_at(first["loc"][:-1])
@@ -161,7 +162,12 @@ def read_type(path: Path) -> DeclaredType:
 
 def _keys_at(loc: tuple[int | str, ...]) -> Iterable[str]:
     names = [part for part in loc if isinstance(part, str)]
-    inner = {"steps": Step, "result": Result, "validators": Validators, "messages": Turn}
+    inner: dict[str, type[Config]] = {
+        "steps": Step,
+        "result": Result,
+        "validators": Validators,
+        "messages": Turn,
+    }
     shown: type[Config] = inner[names[-1]] if names else DeclaredType
     return shown.model_fields
 
@@ -207,7 +213,8 @@ def _check(made: DeclaredType, path: Path, node: Any) -> None:
         _check_template(source, known, at)
     if validators.verifier and validators.verifier not in BUILT_IN:
         raise PhikitError(
-            f"{at}: no verifier {validators.verifier!r}", did_you_mean(validators.verifier, BUILT_IN)
+            f"{at}: no verifier {validators.verifier!r}",
+            did_you_mean(validators.verifier, BUILT_IN),
         )
     if validators.grounded and made.seed == "none":
         raise PhikitError(f"{at}: grounded needs a seed")

@@ -1,0 +1,94 @@
+"""`phikit synth try`: one sample of a declared dataset type, with every step visible."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phikit.errors import PhikitError
+from phikit.files import explain_os_errors
+from phikit.records import Verdict
+from phikit.synth import declared_types
+from phikit.synth.declared_run import Made, Seed, candidate, make
+from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.replies import ReplyStore
+from phikit.verify.base import get
+
+__all__ = ["Endpoint", "one"]
+
+
+def one(
+    name: str,
+    endpoint: Endpoint,
+    store: Path,
+    seed_file: Path | None,
+    index: int,
+    types: Path | None,
+) -> str:
+    """The steps, the sample and the verdicts, for people to read.
+
+    Raises:
+        PhikitError: there is no such type, or it needs a seed that was not given.
+    """
+    kind = declared_types.find_type(name, declared_types.read_types(types))
+    if kind.seed != "none" and seed_file is None:
+        raise PhikitError(f"{name} starts from a {kind.seed}", "give one with --seed-file FILE")
+    text = ""
+    if seed_file is not None:
+        with explain_os_errors(seed_file, "reading"):
+            text = seed_file.read_text(encoding="utf-8")
+    made = asyncio.run(_make(kind, endpoint, store, Seed(str(seed_file or ""), text), index))
+    return "\n".join(_shown(made, endpoint.model))
+
+
+async def _make(
+    kind: declared_types.DeclaredType, endpoint: Endpoint, store: Path, seed: Seed, index: int
+) -> Made:
+    kept = ReplyStore(store)
+    try:
+        async with RemoteTeacher(endpoint, kept) as teacher:
+            return await make(kind, teacher, seed, "try", index)
+    finally:
+        await kept.close()
+
+
+def _shown(made: Made, teacher: str) -> Iterator[str]:
+    for step, request, outcome in made.asked:
+        yield f"=== step {step.name} " + "=" * max(3, 68 - len(step.name))
+        for message in request.messages:
+            yield f"[{message['role']}] {message['content']}"
+        yield f"--- {outcome.status}{': ' + outcome.reason if outcome.reason else ''}"
+        if outcome.value is not None:
+            yield _readable(outcome.value)
+    if made.status != "done":
+        yield f"=== no sample: {made.status}: {made.reason}"
+        return
+    found = candidate(made, teacher)
+    verdicts = list(found.verdicts)
+    if found.verifier:
+        try:
+            verdicts += get(found.verifier).verify([(found.problem, found.response)])
+        except PhikitError as e:  # the teacher's own tests or gold answer are of no use
+            verdicts.append(
+                Verdict(passed=False, score=0.0, reason=e.message, verifier=found.verifier)
+            )
+    yield "=== sample " + "=" * 66
+    for message in found.messages:
+        yield f"[{message['role']}] {message['content']}"
+    if found.plain:
+        yield found.text
+    yield "=== verdicts " + "=" * 64
+    yield from map(_line, verdicts)
+    passed = all(v.passed for v in verdicts)
+    yield f"{'accepted' if passed else 'rejected'}; made of {', '.join(found.parents)}"
+
+
+def _line(verdict: Verdict) -> str:
+    return f"{'✓' if verdict.passed else '✗'} {verdict.verifier}: {verdict.reason}"
+
+
+def _readable(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
