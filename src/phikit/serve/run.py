@@ -20,9 +20,9 @@ Say = Callable[[str], None]
 # the shorter, the better for it. Not measured by itself.
 _SWITCH = 1e-4
 
-# glibc's mallopt: (which setting, value). In a thread of its own the engine made 288 and 256 tokens/s
-# where in the main thread it made 373 and 398 (SmolLM2, 32 rows); with one arena 375 and 344 against
-# 414 and 451. The thresholds, which keep freed memory in the process, were not measured apart.
+# glibc's mallopt: (which setting, value). In a thread of its own the engine made 288 and 256
+# tokens/s where in the main thread it made 373 and 398 (SmolLM2, 32 rows); with one arena 375 and
+# 344 against 414 and 451. The thresholds, which keep freed memory, were not measured apart.
 _MALLOC = ((-8, 1), (-3, 32 * 2**20), (-1, 2**30))  # one arena; mmap and trim thresholds
 
 
