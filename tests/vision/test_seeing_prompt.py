@@ -6,6 +6,7 @@ from picture_files import figure, photograph
 from tokenizers import AddedToken
 from vision_weights import randomise
 
+from phikit import terminal
 from phikit.chat.format import ChatFormat
 from phikit.chat.images import hd
 from phikit.chat.images.prompt import seeing_prompt
@@ -14,6 +15,7 @@ from phikit.chat.media import render_media
 from phikit.chat.templates import PHI4_MULTIMODAL, PHI4_REASONING_VISION
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
+from phikit.models.checkpoint import save
 from phikit.models.greedy import generate
 from phikit.models.vision.config import VisionConfig
 from phikit.models.vision.reasoning import ReasoningVision
@@ -149,3 +151,18 @@ def test_user_errors_are_explained(message, said):
 def test_another_models_tokenizer_is_noticed():
     with pytest.raises(PhikitError, match="take the tokenizer"):
         seeing_prompt(form_of(PHI4_MULTIMODAL), CONFIG, [{"role": "user", "content": "hi"}])
+
+
+def test_a_saved_directory_answers_about_a_picture(tmp_path, capsys):
+    directory = tmp_path / "model"
+    save(model(), directory)
+    FORM.tokenizer.config["chat_template"] = FORM.template.system
+    FORM.tokenizer.save(directory)
+    picture = figure(tmp_path)
+    terminal.answer(directory, "what is in the picture?", [picture])
+    first = capsys.readouterr().out
+    assert first.strip()
+    terminal.answer(directory, "what is in the picture?", [photograph(tmp_path, 640, 480)])
+    assert capsys.readouterr().out.strip()
+    with pytest.raises(PhikitError, match="a Phi4ForCausalLMV does not hear"):
+        terminal.answer(directory, "what?", [picture], [tmp_path / "a.wav"])

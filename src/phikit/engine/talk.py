@@ -8,10 +8,12 @@ from pathlib import Path
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
+from phikit.engine import alone
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.models.decoder import Decoder
+from phikit.models.flash.model import Flash
 
 Message = Mapping[str, str]
 
@@ -40,7 +42,7 @@ def text_pieces(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def respond(
-    model: Decoder,
+    model: Decoder | Flash,
     form: ChatFormat,
     messages: Sequence[Message],
     sampling: Sampling,
@@ -52,7 +54,11 @@ def respond(
         PhikitError: the conversation does not fit the model's context.
     """
     prompt = tuple(form.render(messages, generation_prompt=True).ids)
-    stream = LocalEngine(model, max_batch=1).stream(Request(prompt, sampling, seed=seed))
+    request = Request(prompt, sampling, seed=seed)
+    if isinstance(model, Flash):
+        stream = alone.stream(model, request)
+    else:
+        stream = LocalEngine(model, max_batch=1).stream(request)
     said = (token for token in stream if token not in sampling.stop_ids)
     return text_pieces(said, form.tokenizer)
 
