@@ -219,6 +219,7 @@ def test_smollm2_s_tokenizer_and_template(smollm2) -> None:
 def test_smollm2_talks_sense(smollm2) -> None:
     for path in smollm2:
         talk = Conversation(path, temperature=0.0)
+        talk.model.float()  # in bfloat16 the first two words are a tie
         sampling = Sampling(temperature=0.0, max_tokens=30, stop_ids=talk.form.stop_ids)
         asked = [{"role": "user", "content": "What is the capital of France?"}]
         assert "Paris" in "".join(respond(talk.model, talk.form, asked, sampling))
