@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import FileSystemLoader, StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from phikit.errors import PhikitError
 from phikit.files import write_atomic
 from phikit.pivots import domains
 from phikit.pivots.read import SearchFolder, search_folder
 from phikit.records import Sample
+from phikit.reporting.pages import template
 from phikit.reporting.searches import Key, Solution, pivot_key, solution
-from phikit.reporting.words import FILTERS
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,8 @@ def write(folder: Path, to: Path, most: int = 200) -> Path:
             f"{folder}: no question passed the filter, so there is no solution to show",
             "search problems of which the model solves about half, or widen low and high",
         )
-    environment = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
     rows = [(str(p.evidence["verifier"]), str(p.evidence["domain"]), p.kind) for p in found.pairs()]
-    page = environment.get_template("pivots.html").render(
+    page = template("pivots.html").render(
         name=folder.resolve().name,
         summary=found.record["summary"],
         config=found.record["config"],

@@ -12,16 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import FileSystemLoader, StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from phikit.errors import PhikitError
 from phikit.evals.statistics import over_seeds
 from phikit.files import write_atomic
 from phikit.reporting import costs, curves, searches, sources
 from phikit.reporting.evaluations import Comparison, Evaluations
+from phikit.reporting.pages import template
 from phikit.reporting.run_dir import Run
-from phikit.reporting.words import FILTERS, p_value, points
+from phikit.reporting.words import p_value, points
 
 #: A section's title and the verbs of the stages that it needs one of.
 SECTIONS = {
@@ -53,15 +51,7 @@ def write(run_dir: Path) -> Path:
 def render(run_dir: Path) -> str:
     """The page of a run as HTML."""
     run = Run(run_dir)
-    environment = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    return environment.get_template("page.html").render(contents(run))
+    return template("page.html").render(contents(run))
 
 
 def contents(run: Run) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ import httpx
 from pydantic import Field
 
 from phikit.errors import PhikitError
+from phikit.files import explain_os_errors
 from phikit.stage import Config
 from phikit.synth.replies import Outcome, Reply, ReplyStore, Request
 from phikit.synth.schema import read_reply
@@ -285,9 +287,5 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _key(path: str) -> str:
-    from pathlib import Path
-
-    from phikit.files import explain_os_errors
-
     with explain_os_errors(Path(path), "reading the endpoint's key in"):
         return Path(path).read_text().strip()
