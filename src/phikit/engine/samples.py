@@ -36,6 +36,7 @@ class Sample:
         computed, goal: how many positions are there, and must be before it can run.
         waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
         order: when it was admitted.
+        guesses: how many tokens to guess of it, where tokens are guessed.
     """
 
     ticket: Ticket
@@ -53,6 +54,7 @@ class Sample:
     copy: tuple[Node, int] | None = None
     state: int = -1
     order: int = 0
+    guesses: float = 4.0
 
     @property
     def adapter(self) -> str:
