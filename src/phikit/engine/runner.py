@@ -39,7 +39,8 @@ class Piece:
 class Rows:
     """One token per row: `token_N` at `position_N`, with the row's blocks.
 
-    A sequence may have several rows, at consecutive positions: each sees the ones before it.
+    A sequence may have several rows, at consecutive positions: each sees the ones before it. Not
+    so where the model has states, which move on by one position a step.
     `same`: tables and rows are those of the last call, only the positions have moved on within
     the last blocks.
     """
@@ -56,6 +57,10 @@ class RowStates(Protocol):
     """State of a fixed size per sequence, in slots. Slots never move."""
 
     bytes_per_slot: int
+
+    def allocate(self, slots: int) -> None:
+        """Makes room for so many, once, before anything else."""
+        ...
 
     def take(self) -> int:
         """A slot at the start of a sequence (all zeros)."""
