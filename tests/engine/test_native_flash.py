@@ -38,9 +38,9 @@ def model_of(config):
     return model.to(torch.bfloat16).eval()
 
 
-def run(model, size, compiler, lengths, steps=4):
+def run(model, size, compiler, lengths, steps=4, **options):
     """Logits of some steps after prompts of these lengths; every second row in a higher slot."""
-    runner = FlashRunner(model, block_size=size, compiler=compiler)
+    runner = FlashRunner(model, block_size=size, compiler=compiler, **options)
     runner.allocate(200)
     runner.states.allocate(2 * len(lengths))
     slots = [runner.states.take() for _ in range(2 * len(lengths))][::2]
@@ -74,3 +74,25 @@ def test_the_step_in_c_is_the_models_own(config, size, portable):
     assert error < 1.15 * usual and (mine - exact).abs().max() < 1.5 * (theirs - exact).abs().max()
     for a, b in zip(fast.states.slots.tensors(), slow.states.slots.tensors(), strict=True):
         assert (a.float() - b.float()).abs().mean() < 0.02 * b.float().abs().mean() + 1e-3
+
+
+@pytest.mark.parametrize("portable", [False, True], ids=["fast", "portable"])
+@torch.inference_mode()
+def test_a_cache_in_8_bits_is_nearly_as_good(portable):
+    lengths, model = [1, 36, 38, 150, 7], model_of(WIDE)
+    kernels, none = Compiler(portable=portable), Compiler(program="no-such-compiler")
+    _, mine = run(model, 16, kernels, lengths, int8_cache=True)
+    runner, theirs = run(model, 16, none, lengths, int8_cache=True)
+    _, wide = run(model, 16, kernels, lengths)
+    _, exact = run(model.float(), 16, None, lengths)
+    error, usual = (mine - exact).abs().mean(), (wide - exact).abs().mean()
+    assert error < 1.15 * (theirs - exact).abs().mean() and error < 1.5 * usual
+    assert FlashRunner(model, 16, int8_cache=True).block_bytes < 0.55 * 2 * 16 * 512
+    # a position comes back as it went in, to a 254th of its head's largest
+    generator = torch.Generator().manual_seed(2)
+    k, v = torch.randn(3, 4, 64, generator=generator), torch.randn(3, 2, 128, generator=generator)
+    runner.pool.write(torch.tensor([7, 7, 8]), torch.tensor([0, 13, 5]), k, v)
+    found_k, found_v = runner.pool.read(torch.tensor([[7, 8]]))
+    for found, new in ((found_k, k), (found_v, v)):
+        apart = (found[0][:, [0, 13, 21]].transpose(0, 1) - new).abs()
+        assert (apart <= new.abs().amax(-1, keepdim=True) * (1 / 254 + 1 / 250)).all()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phikit.engine.flash_pool import FlashPool, FlashPool8
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.flash import Blocks, FlashStep, obstacle
 from phikit.engine.pool import zeros
@@ -75,18 +76,6 @@ class FlashStates:
         return heapq.heappop(self._free)
 
 
-class FlashPool:
-    """Blocks of keys `k` [blocks, E, S, K] and values `v` [blocks, P, S, V]."""
-
-    def __init__(
-        self, config: FlashConfig, blocks: int, size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        e, k = config.kv_heads, config.head_dim
-        self.size = size
-        self.k = zeros((blocks, e, size, k), dtype, device)
-        self.v = zeros((blocks, e // 2, size, 2 * k), dtype, device)
-
-
 class Paged:
     """The growing part of a state (`models.flash.state.Growing`), in blocks, for one call.
 
@@ -107,9 +96,8 @@ class Paged:
         block_T, offset_T = self.table_NJ.gather(1, column_NL).flatten(), positions_NL.flatten()
         offset_T = offset_T % size
         real = slice(None) if valid_NL is None else valid_NL.flatten().nonzero().squeeze(1)
-        for store, new in ((self.pool.k, k_NELK), (self.pool.v, v_NPLV)):
-            flat = new.transpose(1, 2).flatten(0, 1)
-            store[block_T[real], :, offset_T[real]] = flat[real].to(store.dtype)
+        k_TEK, v_TPV = (t.transpose(1, 2).flatten(0, 1)[real] for t in (k_NELK, v_NPLV))
+        self.pool.write(block_T[real], offset_T[real], k_TEK, v_TPV)
 
     def attend(self, rows_N: Tensor | None, q_NERK: Tensor, length_N: Tensor) -> Tensor:
         return attend_step(q_NERK, self._pieces(int(length_N.max())), length_N)
@@ -119,31 +107,31 @@ class Paged:
         each = max(1, _READ // size)
         for first in range(0, -(-positions // size), each):
             part_NJ = self.table_NJ[:, first : first + each]
-            yield _gathered(self.pool.k, part_NJ), _gathered(self.pool.v, part_NJ)
-
-
-def _gathered(store: Tensor, table_NJ: Tensor) -> Tensor:
-    found = store.index_select(0, table_NJ.flatten()).view(*table_NJ.shape, *store.shape[1:])
-    return found.transpose(1, 2).flatten(2, 3)
+            yield self.pool.read(part_NJ)
 
 
 class FlashRunner:
     """A `runner.Runner` of a `Flash`.
 
     In bfloat16 on a CPU with a compiler, steps go through the C kernels; else through torch.
+
+    Args:
+        int8_cache: keep the growing part in 8 bits, half the memory and half the reading.
     """
 
     original: int | None = None
+    adapters: frozenset[str] = frozenset()  # none by request; an active one is the model's
 
     def __init__(
-        self, model: Flash, block_size: int = 32, compiler: Compiler | None = None
-    ) -> None:
+        self, model: Flash, block_size: int = 64, compiler: Compiler | None = None,
+        int8_cache: bool = False,
+    ) -> None:  # fmt: skip
         config = model.config
         self.model, self.config, self.block_size = model, config, block_size
         self.vocab_size, self.max_positions = config.vocab_size, config.max_positions
         self.device, self.dtype = model.model.embed_tokens.weight.device, model.dtype
-        per_position = 2 * config.kv_heads * config.head_dim * self.dtype.itemsize
-        self.block_bytes = block_size * per_position
+        self._pool = FlashPool8 if int8_cache else FlashPool
+        self.block_bytes = self._pool.block_bytes(config, block_size, self.dtype)
         self.states = FlashStates(config, self.dtype, self.device)
         self.prefilled = 0
         self.pool: FlashPool
@@ -152,11 +140,10 @@ class FlashRunner:
             self._kernels = FlashStep(model, built)
 
     def allocate(self, blocks: int) -> None:
-        self.pool = FlashPool(self.config, blocks, self.block_size, self.dtype, self.device)
+        self.pool = self._pool(self.config, blocks, self.block_size, self.dtype, self.device)
 
     def copy_blocks(self, source: Sequence[int], target: Sequence[int]) -> None:
-        for store in (self.pool.k, self.pool.v):
-            store[list(target)] = store[list(source)]
+        self.pool.copy(source, target)
 
     def prefill(self, pieces: Sequence[Piece]) -> None:
         """Pieces of like length go together, padded to the longest."""
@@ -199,7 +186,7 @@ class FlashRunner:
         assert self._kernels is not None
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks].astype(np.int32))
         position_N = torch.from_numpy(rows.position_N.astype(np.int32))
-        full = Blocks(self.pool.k, self.pool.v, table_NJ, position_N + 1, position_N)
+        full = Blocks(self.pool.stores, self.block_size, table_NJ, position_N + 1, position_N)
         tokens_N = torch.from_numpy(rows.token_N)
         return self._kernels(tokens_N, position_N, slots_N, self.states.slots, full)
 

@@ -27,7 +27,6 @@ class _DifferShape(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "kv_heads", "repeats", "head_dim", "block_size", "table_width", "cross")),
-        ("key_block", ctypes.c_int64), ("value_block", ctypes.c_int64),
         ("lambda_", ctypes.c_float), ("eps", ctypes.c_float),
     )  # fmt: skip
 
@@ -43,13 +42,15 @@ class Blocks(NamedTuple):
     """Keys and values in blocks, and each row's place in them.
 
     Attributes:
-        k: [blocks, E, positions, K]; v: [blocks, P, positions, V].
+        stores: keys [blocks, E, positions, K] and values [blocks, P, positions, V]; or in 8 bits
+            the four stores of `flash_pool.FlashPool8`.
+        size: positions of a block.
         table_NJ: int32; length_N: int32, the positions that are attended to; put_N: int32, where
             the new one goes.
     """
 
-    k: Tensor
-    v: Tensor
+    stores: tuple[Tensor, ...]
+    size: int
     table_NJ: Tensor
     length_N: Tensor
     put_N: Tensor
@@ -123,12 +124,16 @@ class _Attend:
         e, k, n = attention.kv_heads, attention.head_dim, len(x_ND)
         width = rest.shape[1] - (0 if attention.cross else 2 * e * k)
         shape = _DifferShape(
-            e, width // (e * k), k, where.k.shape[2], where.table_NJ.shape[1], attention.cross,
-            where.k.stride(0), where.v.stride(0), self._weight, self._eps,
+            e, width // (e * k), k, where.size, where.table_NJ.shape[1], attention.cross,
+            self._weight, self._eps,
         )  # fmt: skip
         out = rest.new_empty(n, width)
-        self._library.phikit_differ_rows(
-            ctypes.addressof(shape), _pointers([where.k.data_ptr(), where.v.data_ptr()]),
+        library = self._library
+        attend = (
+            library.phikit_differ_rows_8 if len(where.stores) > 2 else library.phikit_differ_rows
+        )
+        attend(
+            ctypes.addressof(shape), _pointers([t.data_ptr() for t in where.stores]),
             _pointers([t.data_ptr() for t in (where.table_NJ, where.length_N, where.put_N)]),
             rest.data_ptr(), self._norm.data_ptr(), out.data_ptr(), n, threads,
         )  # fmt: skip
@@ -173,7 +178,8 @@ class FlashStep:
             elif isinstance(mixer, _Attend):
                 where = full
                 if layer.kind is Kind.WINDOW:
-                    where = Blocks(slots.k[at], slots.v[at], slot_N[:, None], held_N, put_N)
+                    rings = (slots.k[at], slots.v[at])
+                    where = Blocks(rings, window, slot_N[:, None], held_N, put_N)
                 out = mixer(inner_ND, where, threads)
             else:
                 assert isinstance(layer.attn, GMU)
