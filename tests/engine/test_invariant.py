@@ -115,9 +115,9 @@ def test_and_without_a_compiler(seed, kind, shape, name):
 
 def test_the_ordinary_engine_does_not_hold_it() -> None:
     """So the tests above can fail: neighbours change the ordinary engine's bits."""
-    model = model_of("float32", "even")
-    request = Request(WORDS[0], Sampling(max_tokens=8), seed=1)
-    mates = [Request(WORDS[1], Sampling(max_tokens=8), n=40, seed=i) for i in range(2)]
+    model = model_of("bfloat16", "even")
+    request = Request(WORDS[0], Sampling(max_tokens=64), n=4, seed=1)
+    mates = [Request(WORDS[1], Sampling(max_tokens=64), n=40, seed=i) for i in range(2)]
     for invariant in (False, True):
         engine = LocalEngine(model, invariant=invariant)
         same = collect(engine, [request])[0] == collect(engine, [request, *mates])[0]
