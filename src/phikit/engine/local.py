@@ -37,6 +37,7 @@ class LocalEngine:
         speculate: "lookup" guesses tokens from the row's own text, a small model of the same
             vocabulary guesses them itself; several are then checked in a step (`speculate`). It
             pays with few rows. With `invariant` the tokens are those of an engine without it.
+        cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
 
@@ -53,11 +54,13 @@ class LocalEngine:
         dtype: torch.dtype | None = None,
         invariant: bool = False,
         speculate: str | Decoder = "",
+        cache: str = "",
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.cache = cache
         self.invariant, self.speculate = invariant, speculate
         self.guessed = self.accepted = 0
         if isinstance(speculate, Decoder):
@@ -137,7 +140,7 @@ class LocalEngine:
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack, self.invariant),
+            runner_of(weights, pack, self.invariant, self.cache),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
