@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-flash bench-server bench-teacher clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-teacher clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
+	@echo "make bench-kv-cache  keys and values in 8 bits: what is lost, and speed at long contexts"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
 
@@ -93,6 +94,9 @@ bench-flash: setup
 bench-engine-single: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
 	$(BIN)/python benchmarks/engine_single.py --peers .venv-peers
+
+bench-kv-cache: setup
+	$(BIN)/python benchmarks/kv_cache.py
 
 docs: setup
 	$(BIN)/python tools/draw_architecture.py
