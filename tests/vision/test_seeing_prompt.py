@@ -16,7 +16,7 @@ from phikit.chat.templates import PHI4_MULTIMODAL, PHI4_REASONING_VISION
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
-from phikit.models.greedy import generate
+from phikit.models.continuation import generate
 from phikit.models.vision.config import VisionConfig
 from phikit.models.vision.reasoning import ReasoningVision
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig

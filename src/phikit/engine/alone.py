@@ -1,18 +1,19 @@
-"""One sample at a time from a model that the scheduler does not run yet: phi-4-mini-flash.
+"""One sample at a time, where the scheduler does not run the model: phi-4-mini-flash.
 
 The draws are those of the engine: they depend on the request's seed and sample number alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from phikit.engine.adjust import adjusts
-from phikit.engine.base import Request, check
+from phikit.engine.base import Request, Sampling, check
 from phikit.engine.sampling import Settings, draw, stream_key, uniforms
 from phikit.errors import PhikitError
 from phikit.models.flash.model import Flash
@@ -39,20 +40,33 @@ def stream(model: Flash, request: Request) -> Iterator[int]:
     return _stream(model, request)
 
 
+def draws(sampling: Sampling, seed: int, sample: int = 0) -> Callable[[Tensor], int]:
+    """Draws one token after another of one sample, each from its logits [1, V]."""
+    key = np.array([stream_key(seed, sample)], np.uint64)
+    steps = itertools.count()
+    settings: Settings | None = None
+
+    def choose(logits_1V: Tensor) -> int:
+        nonlocal settings
+        settings = settings or Settings.of([sampling], logits_1V.device)
+        uniform = torch.from_numpy(uniforms(key, np.array([next(steps)])))
+        return int(draw(logits_1V.float(), settings, uniform.to(logits_1V.device)).token_N[0])
+
+    return choose
+
+
 def _stream(model: Flash, request: Request) -> Iterator[int]:
     device = model.lm_head.weight.device
     sampling, ids = request.sampling, request.prompt_ids
-    settings = Settings.of([sampling], device)
-    key = np.array([stream_key(request.seed, request.first_sample)], np.uint64)
+    choose = draws(sampling, request.seed, request.first_sample)
     state = model.new_state(1)
     logits_1V: Tensor | None = None
     for start in range(0, len(ids), _PIECE):
         piece_1L = torch.tensor([ids[start : start + _PIECE]], device=device)
         logits_1V = model.prefill(piece_1L, state, logits=start + _PIECE >= len(ids))
-    for count in range(min(sampling.max_tokens, model.config.max_positions - len(ids))):
+    for _ in range(min(sampling.max_tokens, model.config.max_positions - len(ids))):
         assert logits_1V is not None  # the prompt is not empty
-        uniform = torch.from_numpy(uniforms(key, np.array([count]))).to(device)
-        token = int(draw(logits_1V.float(), settings, uniform).token_N[0])
+        token = choose(logits_1V)
         yield token
         if token in sampling.stop_ids:
             return
