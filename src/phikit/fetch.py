@@ -1,8 +1,8 @@
 """Models by name: where they are on this machine, and how they get there.
 
-A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2 comes
-from the Python package index, where a package carries it as a GGUF file; it becomes an ordinary
-model directory here.
+A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2
+comes from the Python package index, where a package carries it as a GGUF file; it becomes an
+ordinary model directory here.
 """
 
 from __future__ import annotations
