@@ -56,7 +56,6 @@ class Side:
         self.process = subprocess.Popen(
             command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.read()
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -79,6 +78,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of each row [1024; phi-4: 512]")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    parser.add_argument("--weights", type=Path, help="keep the slices' weights in this folder")
     asked = parser.parse_args()
     if asked.tokens:
         TOKENS.update(dict.fromkeys(TOKENS, asked.tokens))
@@ -86,7 +86,9 @@ def main() -> None:
     print(f"{threads} threads, bfloat16, {asked.rounds} rounds", flush=True)
     rows: list[dict[str, Any]] = []
     for name in asked.models:
-        rows += Measured(name, asked.rounds, threads, asked.works, asked.modes).rows
+        with tempfile.TemporaryDirectory() as scratch:
+            measured = Measured(name, asked, threads, asked.weights or Path(scratch))
+        rows += measured.rows
     print(f"\n{'peer / ours':42}{'ratio':>8}{'goal':>7}{'bound':>8}")
     for row in rows:
         print(
@@ -99,51 +101,54 @@ def main() -> None:
 class Measured:
     """One model's slices, measured; `rows` are its results."""
 
-    def __init__(
-        self, name: str, rounds: int, threads: int, works: list[str], modes: list[str]
-    ) -> None:
+    def __init__(self, name: str, asked: argparse.Namespace, threads: int, folder: Path) -> None:
         self.name, self.config, self.tokens = name, shape(name), TOKENS[name]
         self.times: dict[tuple[str, str, str], list[float]] = {}
         self.rates: list[float] = []
-        self.works = [w for w in works if name != "flash" or w != "packed"]
-        self.modes = modes
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "model.safetensors"
+        self.works = [w for w in asked.works if name != "flash" or w != "packed"]
+        self.modes = asked.modes
+        self.packed_ways = list(PACKED_PEERS)
+        self._describe()
+        weights = folder / f"{name}.safetensors"
+        if not weights.exists():
+            folder.mkdir(parents=True, exist_ok=True)
             write(name, weights)
-            sides = {side: Side(side, name, weights, threads) for side in ("ours", "peer")}
-            try:
-                self._rounds(sides, rounds)
-            finally:
-                for side in sides.values():
-                    side.process.kill()
-                    side.process.wait()
+        sides = {side: Side(side, name, weights, threads) for side in ("ours", "peer")}
+        try:
+            for side in sides.values():
+                side.read()
+            self._rounds(sides, asked.rounds)
+        finally:
+            for side in sides.values():
+                side.process.kill()
+                side.process.wait()
         self.rows = self._results()
 
     def _rounds(self, sides: dict[str, Side], rounds: int) -> None:
-        began = time.perf_counter()
-        for turn in range(rounds + 1):  # the first compiles, warms up and compares
+        for mode in self.modes:
             for work in self.works:
-                for mode in self.modes:
+                for turn in range(rounds + 1):  # the first compiles, warms up and compares
                     self._compare(sides, mode, work, record=turn > 0)
-            if not turn:
-                print(f"\n{self.name}: ready in {time.perf_counter() - began:.0f} s", flush=True)
+                self._show(mode, work)
 
     def _compare(self, sides: dict[str, Side], mode: str, work: str, record: bool) -> None:
         """A turn of each side at a work; the first time they must come to the same."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for side, worker in sides.items():
-            own = PACKED_PEERS if (side, work) == ("peer", "packed") else (work,)
-            if mode == "compiled":  # one of the two will do: compiling takes its time
-                own = own[:1]
+            own = self.packed_ways if (side, work) == ("peer", "packed") else [work]
             for way in own:
                 found[side, way] = worker.turn(mode, way, check=not record)
                 if record:
                     key = (side, mode, way)
                     self.times.setdefault(key, []).append(found[side, way]["seconds"])
-            self.rates.append(self._product())
+        self.rates.append(self._product())
         if record:
             return
-        reference = found["peer", work]
+        if work == "packed" and len(self.packed_ways) > 1:  # the faster goes on
+            self.packed_ways = [min(PACKED_PEERS, key=lambda way: found["peer", way]["seconds"])]
+            slower = max(found["peer", way]["seconds"] for way in PACKED_PEERS)
+            print(f"  peer eager, the slower of packed and padded: {slower:.2f} s", flush=True)
+        reference = next(figures for (side, _), figures in found.items() if side == "peer")
         for (side, way), other in found.items():
             for figure in ("value", "gradient"):
                 a, b = other[figure], reference[figure]
@@ -165,34 +170,37 @@ class Measured:
             times.append(time.perf_counter() - start)
         return 2 * 2048 * d * f / min(times)
 
-    def _results(self) -> list[dict[str, Any]]:
-        peak = statistics.median(self.rates)
+    def _describe(self) -> None:
         print(
-            f"{self.name}: {LAYERS[self.name]} layers, {self.config.vocab_size:,} words, "
-            f"{self.tokens} tokens; products {peak / 1e9:.0f} GFLOP/s "
-            f"(best {max(self.rates) / 1e9:.0f})"
+            f"\n{self.name}: {LAYERS[self.name]} layers, {self.config.vocab_size:,} words, "
+            f"{self.tokens} tokens"
         )
         if "packed" in self.works:
             lengths = documents(self.tokens)
             print(f"  packed: {len(lengths)} documents of {min(lengths)} to {max(lengths)} tokens")
-        print(f"  {'':34}{'s':>8}{'of the products':>17}")
-        for (side, mode, way), took in self.times.items():
-            seconds = statistics.median(took)
-            print(f"  {side + ' ' + mode + ', ' + way:34}{seconds:8.2f}"
-                  f"{self._operations(way) / seconds / peak:>16.0%}")  # fmt: skip
-        rows = []
-        for work in self.works:
-            for mine, other, goal in PAIRS:
-                if mine in self.modes:
-                    rows.append(self._row(work, mine, other, goal, peak))
-        return rows
+        print(f"  {'':34}{'s':>8}{'of the products':>17}", flush=True)
+
+    def _show(self, mode: str, work: str) -> None:
+        for (side, its, way), took in self.times.items():
+            if its == mode and (way == work or (work, way) == ("packed", "padded")):
+                seconds = statistics.median(took)
+                share = self._operations(way) / seconds / statistics.median(self.rates)
+                print(f"  {side + ' ' + mode + ', ' + way:34}{seconds:8.2f}{share:>16.0%}",
+                      flush=True)  # fmt: skip
+
+    def _results(self) -> list[dict[str, Any]]:
+        peak = statistics.median(self.rates)
+        print(f"  products: {peak / 1e9:.0f} GFLOP/s, at best {max(self.rates) / 1e9:.0f}")
+        return [
+            self._row(work, mine, other, goal, peak)
+            for work in self.works
+            for mine, other, goal in PAIRS
+            if mine in self.modes
+        ]
 
     def _row(self, work: str, mine: str, other: str, goal: float, peak: float) -> dict[str, Any]:
-        ways = PACKED_PEERS if work == "packed" else (work,)
-        theirs = min(
-            (self.times["peer", other, way] for way in ways if ("peer", other, way) in self.times),
-            key=statistics.median,
-        )
+        way = self.packed_ways[0] if work == "packed" else work
+        theirs = self.times["peer", other, way]
         ours = self.times["ours", mine, work]
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         share = self._operations(work) / statistics.median(theirs) / peak

@@ -90,6 +90,9 @@ def test_paths_come_before_names(tmp_path: Path, monkeypatch) -> None:
     assert fetch.resolve("m.gguf") == Path("m.gguf")
     with pytest.raises(PhikitError, match=r"phi-4-minni: .*\n.*'phi-4-mini'"):
         fetch.resolve("phi-4-minni")
+    for nowhere in ("none.gguf", "./none", "models/of/mine"):
+        with pytest.raises(PhikitError, match=f"{nowhere}: no such file or directory"):
+            fetch.resolve(nowhere)
     Path("empty").mkdir()
     with pytest.raises(PhikitError, match="empty: no model here"):
         fetch.resolve("empty")

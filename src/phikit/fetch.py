@@ -56,6 +56,8 @@ def resolve(name: str, say: Say = print) -> Path:
     if path.exists():
         return ledger.newest_model(path)
     member = find(name)
+    if member is None and (path.suffix == ".gguf" or name[:1] in "./~" or name.count("/") > 1):
+        raise PhikitError(f"{name}: no such file or directory")
     if member is None and name.count("/") != 1:
         known = [m.name for m in MEMBERS]
         raise PhikitError(

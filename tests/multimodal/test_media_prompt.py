@@ -211,6 +211,8 @@ def test_the_command_answers_about_files(tmp_path: Path, chat: ChatFormat) -> No
     assert drawn[0].output == drawn[1].output != drawn[2].output
     short = run("--image", png, "--audio", wav, "--max-tokens", 3)
     assert short.output == chat.text(ids_of(model, prompt, chat, 3)) + "\n"
+    spoken_to = run("-p", "what is said")  # without files it is a dense model
+    assert spoken_to.exit_code == 0, spoken_to.output
     missing = run("--audio", tmp_path / "none.wav")
     assert missing.exit_code == 2
     assert "message 1, part 1: no such file" in missing.output + missing.stderr
