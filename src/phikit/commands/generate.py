@@ -18,7 +18,8 @@ def generate(
         str, typer.Argument(help="As for `phikit chat`; with --url, the tokenizer's directory.")
     ],
     prompts: Annotated[
-        Path, typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids.")
+        Path,
+        typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids; also adapter."),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the lines go [standard output].")
@@ -31,6 +32,13 @@ def generate(
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A LoRA adapter in PEFT's layout, for prompts that name it; repeatable.",
+        ),
+    ] = None,
     url: Annotated[
         str, typer.Option(help="Ask this endpoint (ending in /v1) instead of running the model.")
     ] = "",
@@ -58,6 +66,7 @@ def generate(
     from phikit.engine.local import LocalEngine
     from phikit.engine.remote import RemoteGenerator
     from phikit.models.load import load
+    from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
     form = chat_format(tokenizer)
@@ -72,13 +81,20 @@ def generate(
             ids = tokenizer.encode(line["prompt"])
         if not ids:
             raise PhikitError(f"{prompts}: line {number}: the prompt is empty")
-        requests.append(Request(tuple(ids), sampling, n, seed))
+        chosen = line.get("adapter", "")
+        requests.append(Request(tuple(ids), sampling, n, seed, adapter=chosen))
     engine: Generator
     if url:
         key = _key(api_key_file) if api_key_file else ""
         engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
     else:
-        engine = LocalEngine(load(directory), batch)
+        weights = load(directory)
+        for given in adapter or ():
+            called, _, folder = given.partition("=")
+            if not folder:
+                raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
+            load_adapter(weights, Path(folder), called)
+        engine = LocalEngine(weights, batch)
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):

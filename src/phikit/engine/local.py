@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
@@ -66,11 +67,15 @@ class LocalEngine:
         requests = list(requests)
         for index, request in enumerate(requests):
             try:
-                check(request, self.model.config.vocab_size, self.model.config.max_positions)
+                self._check(request)
                 can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
+
+    def _check(self, request: Request) -> None:
+        config = self.model.config
+        check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         rows = min(self.max_batch, sum(r.n for r in requests))
@@ -114,7 +119,7 @@ class LocalEngine:
         Raises:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
-        check(request, self.model.config.vocab_size, self.model.config.max_positions)
+        self._check(request)
         can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
