@@ -102,10 +102,17 @@ Read = Document | Broken
 
 @dataclass(frozen=True)
 class File:
-    """A file to read; `name` is its path below the root, the same on every machine."""
+    """A file to read, or a part of a large one.
+
+    Attributes:
+        name: its path below the root, the same on every machine.
+        part: (begin, end, number of the first line or row) of a part: bytes of .jsonl at the
+            bounds of lines, or row groups of .parquet; None for the whole file.
+    """
 
     path: Path
     name: str
+    part: tuple[int, int, int] | None = None
 
     @property
     def packing(self) -> str:

@@ -66,7 +66,7 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
         raise PhikitError(
             "reading HTML needs lxml and resiliparse", "pip install 'phikit[data]'"
         ) from e
-    page = bytes_to_str(data, encoding or detect_encoding(data, from_html_meta=True))
+    page = bytes_to_str(data, encoding or detect_encoding(data, from_html_meta=True) or "utf-8")
     page = _CONTROL.sub("", page)
     try:
         parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, huge_tree=True)

@@ -39,8 +39,13 @@ def read_text(file: File, settings: ReaderConfig) -> Iterator[Read]:
 def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """One document per line; a bad line is set aside alone, so the file is never read whole."""
     with explain_os_errors(file.path, "reading"), file.open() as lines:
-        number = 0
-        while line := lines.readline(settings.max_file_bytes + 1):
+        begin, end, first = file.part or (0, None, 1)
+        lines.seek(begin)
+        number = first - 1
+        while (end is None or begin < end) and (
+            line := lines.readline(settings.max_file_bytes + 1)
+        ):
+            begin += len(line)
             number += 1
             where = f"{file.name}:{number}"
             if len(line) > settings.max_file_bytes:

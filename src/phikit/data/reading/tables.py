@@ -24,10 +24,12 @@ def read_parquet(file: File, settings: ReaderConfig) -> Iterator[Read]:
     try:
         with pq.ParquetFile(file.path, memory_map=False, pre_buffer=False) as table:
             if table.schema_arrow.names == SCHEMAS[Document].names:
-                yield from iter_records(file.path, Document)
+                groups = (file.part[0], file.part[1]) if file.part else None
+                yield from iter_records(file.path, Document, groups)
                 return
-            number = 0
-            for batch in table.iter_batches(_ROWS):
+            begin, end, first = file.part or (0, table.num_row_groups, 1)
+            number = first - 1
+            for batch in table.iter_batches(_ROWS, row_groups=range(begin, end)):
                 for row in batch.to_pylist():
                     number += 1
                     yield _document(row, file.name, number, settings)
