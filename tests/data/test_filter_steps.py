@@ -14,7 +14,7 @@ PROSE = (
     "full of birds that nobody could name. A neighbour told us that her mother had planted the "
     "apple trees when she was a girl, long before the road was built. We sat there most evenings, "
     "talked about the books we had read, and listened to the bells of the village church. In the "
-    "autumn the leaves lay so deep that the children lost their shoes in them. Nobody minded."
+    "autumn the leaves lay so deep that the children lost their shoes in them. Nobody minded that at all."
 )
 
 
@@ -51,7 +51,7 @@ def test_gophers_quality_rules(text, reason) -> None:
     "text, reason",
     [
         (f"{PROSE}\n\n{PROSE}\n\n{PROSE}", "duplicate paragraphs"),
-        (PROSE + "\nOn we go with it all.\n" * 12, "duplicate lines"),
+        (PROSE + "\nOn we go with it all." * 12, "duplicate lines"),
         (PROSE[:250] + " very big" * 60, "frequent 2-gram"),
         (PROSE + " x ".join([PROSE[:90]] * 3), "duplicate 5-grams"),
     ],
