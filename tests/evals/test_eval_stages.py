@@ -126,7 +126,7 @@ def test_ifeval_asks_and_checks_its_prompts(inputs: dict[str, Path], tmp_path: P
     assert (summary["items"], summary["accuracy"], summary["demands_kept"]) == (2, 0.5, 0.5)
     assert [s.verdict.passed for s in _scores(tmp_path / "a")] == [True, False]
     file.write_text('{"key": 7}\n')
-    with pytest.raises(PhikitError, match="ifeval.jsonl:1: .*instruction_id_list"):
+    with pytest.raises(PhikitError, match=r"ifeval\.jsonl:1: .*instruction_id_list"):
         run_ifeval(Context(tmp_path / "b"), IfevalConfig(path=str(file)), inputs)
     with pytest.raises(PhikitError, match="not here"):
         run_ifeval(Context(tmp_path / "c"), IfevalConfig(path=str(tmp_path / "no")), inputs)

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # arguments, one that kee
         {"letter": "q", "let_frequency": 2, "let_relation": "at least"}, "Quick quiz", "quick",
     ),
     "language:response_language": (
-        {"language": "de"}, "Das Wetter ist heute schön und wir gehen.", "We walk in the sun today.",
+        {"language": "de"}, "Das Wetter ist heute schön und wir gehen.", "We walk in the sun.",
     ),
     "length_constraints:nth_paragraph_first_word": (
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"},
