@@ -15,6 +15,7 @@ from phikit.errors import PhikitError
 from phikit.records import Verdict
 from phikit.synth.declared_types import DeclaredType, Step, render
 from phikit.synth.replies import Outcome, Request
+from phikit.synth.seeds import Seed
 from phikit.synth.teacher import Candidate
 from phikit.verify.base import Problem, get
 
@@ -25,14 +26,6 @@ class AsyncTeacher(Protocol):
     name: str
 
     async def ask(self, request: Request) -> Outcome: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """What a sample starts from: the text of a document, a function or a problem, and its id."""
-
-    id: str = ""
-    text: str = ""
 
 
 @dataclass(slots=True)
@@ -61,7 +54,8 @@ async def make(
     kind: DeclaredType, teacher: AsyncTeacher, seed: Seed, stream: str, index: int
 ) -> Made:
     """Runs the steps; stops at the first that is not accepted."""
-    made = Made(kind, index, seed, {"seed": seed.text, **drawn(kind, stream, index)})
+    values = {"seed": seed.text, "tests": seed.tests, **drawn(kind, stream, index)}
+    made = Made(kind, index, seed, values)
     draw = Random(f"{stream}/{kind.name}/{index}/draw").getrandbits(31)
     for step in kind.steps:
         try:
@@ -113,6 +107,7 @@ def candidate(made: Made, teacher: str) -> Candidate:
         meta={
             "teacher": teacher,
             "index": made.index,
+            **({"topic": made.seed.topic} if made.seed.topic else {}),
             "drawn": {name: values[name] for name in kind.vary},
             "steps": {step.name: values[step.name] for step in kind.steps},
         },
