@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from phikit.commands import (
+    data,
     family,
     generate,
     pivots,
@@ -68,6 +69,7 @@ for _commands in (runs, talk, generate, serve, family, planning, quantize):
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
 pivots.add(GROUPS["pivots"])
 synth.add(GROUPS["synth"])
+data.add(GROUPS["data"])
 
 
 def main() -> None:

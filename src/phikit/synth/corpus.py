@@ -113,7 +113,9 @@ async def write(
     names = sorted(name for name, count in wanted.items() if count)
     for name in names:  # before anything is paid for
         seeds.draw(types[name].seed, name, rules.stream, 0)
-    runs = [_OneType(types[n], wanted[n], seeds, teacher, rules, avoid, judge, heard) for n in names]
+    runs = [
+        _OneType(types[n], wanted[n], seeds, teacher, rules, avoid, judge, heard) for n in names
+    ]
     await asyncio.gather(*(run.run() for run in runs))
     return _together(runs)
 

@@ -1,9 +1,9 @@
 """Dataset types as files: what to ask a teacher, step by step, and what to make of its replies.
 
 A type is one YAML file; its keys are the attributes of the classes below. Its prompts are Jinja
-templates, run in a sandbox, that see `seed` (the text it starts from), `tests` (a function's recorded
-behaviour, as the "code" verifier takes it), what was drawn from `vary`, and the replies of earlier
-steps by their names (`draft.question`).
+templates, run in a sandbox, that see `seed` (the text it starts from), `tests` (a function's
+recorded behaviour, as the "code" verifier takes it), what was drawn from `vary`, and the replies of
+earlier steps by their names (`draft.question`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from phikit.stage import Config
 from phikit.synth.workflows import reversals
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
-KINDS = ("document", "code", "function", "problem")
+_SHORTEST = 40  # characters of a piece of code
 
 
 class SeedConfig(Config):
@@ -102,7 +102,7 @@ def of_documents(documents: Iterable[Document], settings: SeedConfig, kinds: set
         if float(document.meta.get("quality", settings.least_quality)) < settings.least_quality:
             continue
         if document.source == "code":
-            if "code" in kinds and 80 <= len(document.text) <= settings.code_chars:
+            if "code" in kinds and _SHORTEST <= len(document.text) <= settings.code_chars:
                 found["code"].append(Seed(document.id, document.text.strip(), "", _topic(document)))
             if "function" in kinds:
                 code.append(document)

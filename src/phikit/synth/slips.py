@@ -1,4 +1,4 @@
-"""A teacher that errs, to measure what validators are worth: a stated share of its answers is wrong.
+"""A teacher that errs, to measure what validators are worth: a share of its answers is wrong.
 
 The wrong answer is a plausible one (another option, a number beside the right one, another name of
 the question), written where the right one stood at the solution's end.
@@ -14,7 +14,9 @@ from random import Random
 from phikit.synth.teacher import Candidate, Order, Teacher
 
 _OPTION = re.compile(r"^([A-D])\) ", re.MULTILINE)
-_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+\b|^[A-Z][a-z]+(?= has| is| finds| buys)", re.MULTILINE)
+_NAME = re.compile(
+    r"(?<=[a-z,;] )[A-Z][a-z]+\b|^[A-Z][a-z]+(?= has| is| finds| buys)", re.MULTILINE
+)
 _SLIPS = (1, -1, 2, 10, -2, 3)
 
 
@@ -41,9 +43,7 @@ class SlippingTeacher:
         for i in (-2, -1):
             if len(lines) >= -i:
                 lines[i] = stated.sub(wrong, lines[i])
-        return replace(
-            candidate, response="\n".join(lines), meta={**candidate.meta, "slip": wrong}
-        )
+        return replace(candidate, response="\n".join(lines), meta={**candidate.meta, "slip": wrong})
 
 
 def other_answer(candidate: Candidate, rng: Random) -> str | None:

@@ -1,10 +1,10 @@
 """The stage `synth.declared`: a corpus by a language model, type by type, out of seed documents.
 
-    replies.jsonl     every paid answer, by the hash of its request (may be kept elsewhere: `store`)
-    requests.jsonl    what was asked, by the same hash
-    samples.parquet   what was accepted
-    rejected.parquet  what was not, with its verdicts, where there was a whole sample
-    outcomes.jsonl    every sample that was asked for, once: what became of it, and why
+replies.jsonl     every paid answer, by the hash of its request (may be kept elsewhere: `store`)
+requests.jsonl    what was asked, by the same hash
+samples.parquet   what was accepted
+rejected.parquet  what was not, with its verdicts, where there was a whole sample
+outcomes.jsonl    every sample that was asked for, once: what became of it, and why
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from phikit.errors import PhikitError
 from phikit.files import LineFile
 from phikit.records import Document, Sample, iter_records, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage, given
 from phikit.synth import corpus, declared_types
 from phikit.synth.collect import shares
 from phikit.synth.declared_types import DeclaredType
-from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.remote_teacher import Endpoint
 from phikit.synth.replies import ReplyStore
 from phikit.synth.seeds import SeedConfig, Seeds, documents_at, of_documents, of_problems
-from phikit.synth.stored_teacher import StoredTeacher
+from phikit.synth.teachers import teacher_of
 
 
 class DeclaredConfig(Config):
@@ -132,43 +131,6 @@ async def _write(
         stack.push_async_callback(store.close)
         teacher = await stack.enter_async_context(teacher_of(config, inputs, store, ctx.seed))
         return await corpus.write(chosen, wanted, found, teacher, rules, items, tell)
-
-
-def teacher_of(
-    config: Any, inputs: Mapping[str, Path], store: ReplyStore, seed: int
-) -> StoredTeacher:
-    """The teacher of a stage: its model's, if it is given one, or the endpoint's.
-
-    Raises:
-        PhikitError: there is none.
-    """
-    path = inputs.get("model")
-    if path is not None or config.local:
-        from phikit.synth.local_teacher import LocalTeacher
-
-        model = find_model(path if path is not None else Path(config.local))
-        name = "model" if path is not None else config.local
-        return LocalTeacher.of(model, store, config.teacher, config.batch, seed, name)
-    if not config.teacher.url:
-        raise PhikitError(
-            "there is no teacher",
-            "set teacher.url and teacher.model (an OpenAI-compatible .../v1), or local=MODEL, or "
-            "give the input model",
-        )
-    return RemoteTeacher(config.teacher, store)
-
-
-def find_model(path: Path) -> Path:
-    """The model that a stage's folder, a model's folder or the name of a fetched model means.
-
-    Raises:
-        PhikitError: it is not on this machine.
-    """
-    cached = Path.home() / ".cache" / "phikit" / path
-    for place in (path, path / "model", cached):
-        if (place / "config.json").exists() or place.suffix == ".gguf":
-            return place
-    raise PhikitError(f"no model {str(path)!r} on this machine", f"phikit fetch {path}")
 
 
 def _seeds(config: DeclaredConfig, inputs: Mapping[str, Path], kinds: set[str]) -> Seeds:

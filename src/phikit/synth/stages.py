@@ -20,6 +20,7 @@ from phikit.synth.exercise import Style
 from phikit.synth.judge_pairs import JUDGE_STAGES
 from phikit.synth.slips import SlippingTeacher
 from phikit.synth.stage_declared import DECLARED
+from phikit.synth.stage_quality import QUALITY_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, Teacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
@@ -263,5 +264,6 @@ STAGES: list[Stage[Any]] = [
         help="write training samples with the procedural teacher",
     ),
     DECLARED,
+    *QUALITY_STAGES,
     *JUDGE_STAGES,
 ]

@@ -1,4 +1,4 @@
-"""What every language-model teacher does: pay once, store before use, check, ask again, stop in time.
+"""What every language-model teacher does: pays once, stores before use, checks, and stops in time.
 
     ask ──▶ stored already? ──▶ budget ──▶ the model answers ──▶ store ──▶ check against the schema
                └───────────────────────────────────────────────────────────▶┘
