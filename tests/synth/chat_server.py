@@ -1,7 +1,8 @@
 """A real chat endpoint for tests: answers what the schema asks for, and goes wrong when told to.
 
-An answer that is paid for is a function of the messages and the seed. `python chat_server.py PORTFILE FAULTY DELAY`
-serves in a process of its own; `paid` in its /stats are the answers by the hash of their request.
+An answer that is paid for is a function of its request. It serves in a process of its own as
+`python chat_server.py PORTFILE FAULTY DELAY`;
+`paid` in its /stats counts the answers by the hash of their request.
 """
 
 from __future__ import annotations

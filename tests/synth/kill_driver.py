@@ -19,8 +19,8 @@ TYPES = ("school-word-problem", "excerpt-tags", "reading-summary", "code-explain
 
 
 def work(out: Path, url: str, seeds: Path) -> None:
-    settings = ("teacher.in_flight=24", "teacher.pause=0.01", "teacher.timeout=1.5")
-    job = synth_runs.Job(TYPES, (seeds,), url, "m", 60, settings=settings)
+    settings = ("teacher.in_flight=8", "teacher.pause=0.01", "teacher.timeout=1.5")
+    job = synth_runs.Job(TYPES, (seeds,), url, "m", 150, settings=settings)
     with contextlib.redirect_stdout(sys.stderr):
         synth_runs.run(job, out)
 
@@ -33,7 +33,7 @@ def main() -> None:
         if not child:
             work(out, url, seeds)
             os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.5))
+        time.sleep(rng.uniform(0.05, 0.3))
         if not (out / "stage.json").exists():
             killed += 1
         os.kill(child, signal.SIGKILL)

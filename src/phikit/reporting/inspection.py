@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,8 +151,8 @@ def _rejected(files: Sequence[Stored], tables: Tables, root: Path) -> Section:
         for reason, n in Counter(r["reason"] for r in ledger).most_common():
             rows.append((_short(path.parent, root), "documents", reason, n, _line(example[reason])))
     found = tables.rows(
-        "WITH failed AS (SELECT filename, list_filter(verdicts, v -> NOT v.passed)[1] AS v, text "
-        f"FROM {_FILES}) "
+        "WITH failed AS (SELECT filename, text, "
+        f"list_filter(verdicts, lambda v: NOT v.passed)[1] AS v FROM {_FILES}) "
         "SELECT filename, v.verifier, count(*), first(v.reason), first(text) FROM failed "
         "GROUP BY ALL ORDER BY 1, 3 DESC",
         [f.path for f in _rejected_files(files)],
@@ -204,12 +205,13 @@ def _to_read(title: str, files: Sequence[Stored], tables: Tables, shown: int, se
 
 def _document(row: tuple[Any, ...], good: bool | None) -> Block:
     name, source, licence, text, meta = row
-    return Block(f"{source} {name}", text, f"{licence or 'no licence stated'}; {meta[:160]}", good)
+    known = json.loads(meta)
+    about = (str(known[key]) for key in ("kind", "name", "path") if known.get(key))
+    note = "; ".join((licence or "no licence stated", *about))
+    return Block(f"{source} {name}", text, note, good)
 
 
 def _sample(row: tuple[Any, ...], good: bool | None) -> Block:
-    import json
-
     name, kind, messages, text, verdicts = row
     turns = [f"[{m['role']}] {m['content']}" for m in json.loads(messages)]
     said = "; ".join(

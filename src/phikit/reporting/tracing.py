@@ -200,7 +200,8 @@ class _Trace:
         if not found.times:
             return "not drawn into these shards"
         first = f"from token {found.first:,} of {found.tokens:,}"
-        return f"its {found.length:,} tokens are there {found.times} times, {first}"
+        times = "once" if found.times == 1 else f"{found.times} times"
+        return f"its {found.length:,} tokens are there {times}, {first}"
 
 
 _COLUMNS: dict[type, tuple[str, ...]] = {

@@ -38,12 +38,14 @@ class Rules:
         validators: keep only what they pass; off only to measure what they are worth.
         most_alike: of a sample's word 8-grams, the share that earlier samples of its type may
             hold; 1 lets all through.
+        longest_reply: in tokens; 0: as the types' steps say.
     """
 
     stream: str
     attempts: int = 4
     validators: bool = True
     most_alike: float = 0.6
+    longest_reply: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,8 @@ class _OneType:
 
     async def _make(self, index: int) -> Made:
         seed = self.seeds.draw(self.kind.seed, self.kind.name, self.rules.stream, index)
-        return await make(self.kind, self.teacher, seed, self.rules.stream, index)
+        rules = self.rules
+        return await make(self.kind, self.teacher, seed, rules.stream, index, rules.longest_reply)
 
     def _settle(self, made: Made, found: Candidate | None, why: str) -> None:
         status, reason, detail = self._status(made, found, why)

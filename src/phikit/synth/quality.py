@@ -7,6 +7,7 @@ closed form, with its strength chosen on a part of what it learns from.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def features(texts: Sequence[str]) -> Floats:
     x_NF = np.zeros((len(texts), FEATURES), np.float32)
     for row, text in enumerate(texts):
         words = [w.lower() if w[0].isalpha() else w[0] for w in _WORD.findall(text[:_LONGEST])]
-        pairs = (f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
+        pairs = (f"{a} {b}" for a, b in itertools.pairwise(words))
         places = [zlib.crc32(w.encode()) % FEATURES for w in (*words, *pairs)]
         if places:
             found, counts = np.unique(places, return_counts=True)

@@ -45,6 +45,9 @@ class Endpoint(Budget):
         tries: calls for one answer before the request has failed.
         pause, longest_pause: seconds before the second try, and at most.
         structured: ask the endpoint to hold its answers to the schema (response_format).
+        batch_api: send requests in files to be answered within a day, where the endpoint has that.
+        batch_size: requests in a file, at most.
+        batch_poll: seconds between two looks at a batch.
     """
 
     url: str = ""
@@ -58,6 +61,9 @@ class Endpoint(Budget):
     pause: float = Field(default=0.5, ge=0)
     longest_pause: float = Field(default=60, ge=0)
     structured: bool = True
+    batch_api: bool = False
+    batch_size: int = Field(default=10_000, ge=1)
+    batch_poll: float = Field(default=30, gt=0)
 
 
 class Again(Exception):

@@ -43,6 +43,7 @@ class DeclaredConfig(Config):
         attempts: samples asked for, at most, per sample wanted.
         validators: keep only what they pass; off only to measure what they are worth.
         most_alike: of a sample's word 8-grams, the share that earlier ones of its type may hold.
+        longest_reply: tokens of a reply, at most; 0: as the types' steps say.
         store: a file where replies are kept; for runs that share what they paid for.
         local: a model on this machine in place of an endpoint: a directory, or a name in the
             cache.
@@ -56,6 +57,7 @@ class DeclaredConfig(Config):
     attempts: int = Field(default=4, ge=1)
     validators: bool = True
     most_alike: float = Field(default=0.6, ge=0, le=1)
+    longest_reply: int = Field(default=0, ge=0)
     store: str = ""
     local: str = ""
     batch: int = Field(default=64, ge=1)
@@ -125,7 +127,9 @@ async def _write(
     def tell(accepted: int, counts: Mapping[str, int]) -> None:
         ctx.progress.update(accepted, config.count, asked=sum(counts.values()))
 
-    rules = corpus.Rules(stream, config.attempts, config.validators, config.most_alike)
+    rules = corpus.Rules(
+        stream, config.attempts, config.validators, config.most_alike, config.longest_reply
+    )
     items = _items(inputs.get("items"))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)

@@ -15,6 +15,7 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
+from phikit.synth.asking import ASKING_STAGES
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
 from phikit.synth.judge_pairs import JUDGE_STAGES
@@ -265,5 +266,6 @@ STAGES: list[Stage[Any]] = [
     ),
     DECLARED,
     *QUALITY_STAGES,
+    *ASKING_STAGES,
     *JUDGE_STAGES,
 ]

@@ -50,6 +50,10 @@ def teacher_of(
             "set teacher.url and teacher.model (an OpenAI-compatible .../v1), or local=MODEL, or "
             "give the input model",
         )
+    if config.teacher.batch_api:
+        from phikit.synth.batch_teacher import BatchTeacher
+
+        return BatchTeacher(config.teacher, store)
     return RemoteTeacher(config.teacher, store)
 
 
