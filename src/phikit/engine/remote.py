@@ -141,7 +141,8 @@ class RemoteGenerator:
         if s.constraint is not None or s.top_logprobs:
             raise PhikitError("constraints and top_logprobs cannot be asked of a remote endpoint")
         body: dict[str, Any] = {
-            "model": self.model, "temperature": s.temperature, "top_p": s.top_p, "n": request.n,
+            "model": request.adapter or self.model,  # servers offer an adapter as a model
+            "temperature": s.temperature, "top_p": s.top_p, "n": request.n,
             "max_tokens": s.max_tokens,
         }  # fmt: skip
         if s.stop:
