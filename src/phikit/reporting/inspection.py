@@ -53,8 +53,8 @@ def sheet(path: Path, shown: int = 4, seed: int = 0, tokenizer: Path | None = No
     ]
     return Sheet(
         f"What is in {path.resolve().name}",
-        "Counts of all records; texts drawn at random. `phikit data trace ID` says where one is "
-        "from and what it went into.",
+        "Counts of all records, and texts drawn at random. Where one is from and what it went into "
+        "says: phikit data trace ID",
         figures,
         [s for s in sections if s.rows or s.blocks],
     )

@@ -150,7 +150,8 @@ def spearman(a: NDArray[np.float32] | Sequence[float], b: NDArray | Sequence[flo
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (a, b)]
     if any(np.ptp(r) == 0 for r in ranks if len(r)) or not len(ranks[0]):
         return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
+    a_N, b_N = (r - r.mean() for r in ranks)
+    return float(a_N @ b_N / np.sqrt((a_N @ a_N) * (b_N @ b_N)))
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

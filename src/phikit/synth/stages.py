@@ -23,6 +23,7 @@ from phikit.synth.slips import SlippingTeacher
 from phikit.synth.stage_declared import DECLARED
 from phikit.synth.stage_quality import QUALITY_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, Teacher, pretraining_prompt
+from phikit.synth.trajectories import TRAJECTORIES
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
@@ -267,5 +268,6 @@ STAGES: list[Stage[Any]] = [
     DECLARED,
     *QUALITY_STAGES,
     *ASKING_STAGES,
+    TRAJECTORIES,
     *JUDGE_STAGES,
 ]
