@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from phikit.files import write_atomic
@@ -30,8 +30,8 @@ class Section:
     title: str
     note: str = ""
     head: Sequence[str] = ()
-    rows: list[Sequence[Cell]] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]] = ()
+    blocks: Sequence[Block] = ()
 
     @property
     def numeric(self) -> list[bool]:

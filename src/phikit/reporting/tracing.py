@@ -38,7 +38,7 @@ def sheet(name: str, where: Sequence[Path]) -> Sheet:
     trace = _Trace(where)
     file, row = trace.find(name)
     back = Section("Where it is from")
-    back.blocks += list(trace.back(file, row, 0))
+    back.blocks = list(trace.back(file, row, 0))
     if len(back.blocks) == 1:
         back.note = "It has no parents: its text was read, or written by a program."
     return Sheet(
@@ -143,11 +143,11 @@ class _Trace:
                 files,
                 row["id"],
             )
-            made.rows += [(str(i), str(of), str(path)) for i, of, path in found]
+            made.rows = [*made.rows, *((str(i), str(of), str(path)) for i, of, path in found)]
         yield made
         stages = Section("What it went into", "", ("stage", "verb", "made", "how it is known"))
         for root in self._runs():
-            self._consumers(root, file, row, stages)
+            stages.rows = [*stages.rows, *self._consumers(root, file, row)]
         yield stages
 
     def _runs(self) -> list[Path]:
@@ -159,7 +159,9 @@ class _Trace:
                     break
         return list(dict.fromkeys(found))
 
-    def _consumers(self, root: Path, file: Stored, row: dict[str, Any], to: Section) -> None:
+    def _consumers(
+        self, root: Path, file: Stored, row: dict[str, Any]
+    ) -> Iterator[tuple[str, ...]]:
         run = Run(root)
         home = next(
             (s for s in run.stages if s.folder.resolve() in file.path.resolve().parents), None
@@ -170,7 +172,7 @@ class _Trace:
         for stage in run.consumers(home.name):
             if stage.name in dropped:
                 continue
-            to.rows.append((stage.name, stage.verb, _made(stage), self._evidence(run, stage, row)))
+            yield stage.name, stage.verb, _made(stage), self._evidence(run, stage, row)
 
     def _dropped(self, run: Run, home: Done, name: str) -> set[str]:
         """Stages that pass records on, and did not pass this one; and what only they feed."""

@@ -79,7 +79,8 @@ def run_declared(
         declared_types.find_type(name, known)
     stream = f"{ctx.seed}/{config.seed_tag}"
     chosen = {name: known[name] for name in config.types} or known
-    found = _seeds(config, inputs, {t.seed for t in chosen.values()} - {"none"})
+    kinds: set[str] = {t.seed for t in chosen.values()}
+    found = _seeds(config, inputs, kinds - {"none"})
     if not config.types:
         chosen = {n: t for n, t in known.items() if t.seed == "none" or found.by_kind[t.seed]}
     wanted = shares(config.count, config.types or {n: t.share for n, t in chosen.items()})

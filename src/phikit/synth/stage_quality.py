@@ -145,7 +145,7 @@ class QualityConfig(Config):
     Attributes:
         scale: which grade is learnt; "total" is the mean of the three.
         good: a grade from which on a text is good; 0 takes the best `good_share`.
-        good_share: of the annotated texts, when `good` is 0.
+        good_share: of the annotated texts, as nearly as their grades allow, when `good` is 0.
         held_out: the share of the annotated texts that precision and recall are measured on.
         keep: the share of the corpus' characters to keep, best documents first (1 keeps all and
             only adds the scores).
@@ -163,7 +163,7 @@ def run_quality(ctx: Context, config: QualityConfig, inputs: Mapping[str, Path])
     rows = _annotations(inputs["annotations"] / "annotations.jsonl")
     texts = [row["text"] for row in rows]
     grades = [_grade(row["grades"], config.scale) for row in rows]
-    good = config.good or float(np.quantile(grades, 1 - config.good_share))
+    good = config.good or _good_from(grades, config.good_share)
     order = list(range(len(rows)))
     Random(f"{ctx.seed}/quality").shuffle(order)
     cut = max(1, round(config.held_out * len(rows)))
@@ -180,6 +180,12 @@ def run_quality(ctx: Context, config: QualityConfig, inputs: Mapping[str, Path])
         **{f"held_out_{name}": value for name, value in _rounded(asdict(measured)).items()},
         **kept,
     }
+
+
+def _good_from(grades: Sequence[float], share: float) -> float:
+    """The grade from which on a share of the texts is good; grades are few, so about that share."""
+    at = {g: sum(other >= g for other in grades) / len(grades) for g in set(grades)}
+    return min(at, key=lambda g: (abs(at[g] - share), -g))
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
