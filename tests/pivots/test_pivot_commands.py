@@ -180,10 +180,14 @@ def test_problems_out_of_lines(tmp_path: Path) -> None:
 
 
 def test_pairs_are_counted_as_in_the_report() -> None:
-    rows = [("math", "sums", "pivot"), ("choice", "q", "pivot"), ("code", "trace", "pivot"),
+    rows = [("number", "sums", "pivot"), ("choice", "q", "pivot"), ("code", "trace", "pivot"),
             ("code", "debug-rust", "pivot"), ("math", "sums", "refusal"),
             ("format", "f", "pivot")]  # fmt: skip
-    counts = domains.count(rows)
+    counts = domains.count(
+        Pair(prompt_ids=(1,), chosen_ids=(2,), rejected_ids=(3,), kind=kind,
+             evidence={"verifier": verifier, "domain": name})
+        for verifier, name, kind in rows
+    )  # fmt: skip
     assert list(counts.values()) == [1, 1, 1, 1, 1, 1]
     table = domains.table(counts)
     assert "250,297" in table and "16.7 %" in table

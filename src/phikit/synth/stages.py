@@ -17,6 +17,7 @@ from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
+from phikit.synth.gym import GYM_STAGES
 from phikit.synth.judge_pairs import JUDGE_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, Teacher, pretraining_prompt
 from phikit.synth.types.catalogue import TYPES, find
@@ -253,4 +254,5 @@ STAGES: list[Stage[Any]] = [
         help="write training samples with the procedural teacher",
     ),
     *JUDGE_STAGES,
+    *GYM_STAGES,
 ]

@@ -85,6 +85,7 @@ BUILT_IN = (
     "code",
     "refusal",
     "format",
+    "gym",
 )  # each in the module so named
 
 
