@@ -42,6 +42,17 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")] = 0,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads.")] = 2,
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Ask this endpoint (ending in /v1) for rollouts, as token ids, instead of "
+            "running the model."
+        ),
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name at --url [M].")] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
+    ] = None,
 ) -> None:
     """Search problems for the tokens that decide; write preference pairs.
 
@@ -52,13 +63,21 @@ def run(
     phikit pivots run --model smollm2 --problems sums.jsonl --verifier math --out found
     phikit pivots run --model runs/nano --problems runs/nano/17-pivot-problems --out found \\
         --set total_tokens=2000000 --set max_tokens=256
+    phikit pivots run --model smollm2 --url http://localhost:8000/v1 --problems sums.jsonl \\
+        --verifier math --out found
     """
     from phikit import fetch, pivot_runs
+    from phikit.files import explain_os_errors
 
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+    key = ""
+    if api_key_file:
+        with explain_os_errors(api_key_file, "reading"):
+            key = api_key_file.read_text(encoding="utf-8").strip()
     job = pivot_runs.Job(
-        directory, problems, verifier, instruction, tuple(settings or ()), seed, threads
-    )
+        directory, problems, verifier, instruction, tuple(settings or ()), seed, threads,
+        url, name or model, key,
+    )  # fmt: skip
     pivot_runs.run(job, out)
     print(pivot_runs.table(out))
     print(f"pairs: {out / 'pairs.parquet'}\nlook:  phikit pivots show {out}")
