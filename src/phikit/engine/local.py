@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -30,6 +32,7 @@ class LocalEngine:
         max_batch: how many samples are in the making at once.
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
+        tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
         tokens_generated: tokens drawn so far, over all calls.
@@ -37,12 +40,18 @@ class LocalEngine:
     """
 
     def __init__(
-        self, model: Decoder, max_batch: int = 256, dtype: torch.dtype | None = None
+        self,
+        model: Decoder,
+        max_batch: int = 256,
+        dtype: torch.dtype | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.tokenizer = tokenizer
+        self._texts: Texts | None = None
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -66,11 +75,18 @@ class LocalEngine:
         requests = list(requests)
         for index, request in enumerate(requests):
             try:
-                check(request, self.model.config.vocab_size, self.model.config.max_positions)
-                can_run(request)
+                self._check(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
+
+    def _check(self, request: Request) -> None:
+        check(request, self.model.config.vocab_size, self.model.config.max_positions)
+        can_run(request, self.tokenizer is not None)
+        if self.tokenizer is not None and (request.sampling.stop or request.sampling.constraint):
+            if self._texts is None:
+                self._texts = Texts(self.tokenizer, self.model.config.vocab_size)
+            self._texts.check(request.sampling)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         rows = min(self.max_batch, sum(r.n for r in requests))
@@ -96,8 +112,7 @@ class LocalEngine:
             return 0
         return rows
 
-    @staticmethod
-    def _scheduler(weights: Decoder, rows: int, shards: int, pack: int = 0) -> Scheduler:
+    def _scheduler(self, weights: Decoder, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
             NativeRunner(weights, pack=pack),
             max_rows=rows,
@@ -106,6 +121,7 @@ class LocalEngine:
             refill=max(1, rows // 8),
             keep=False,
             most_cached=4 * rows,
+            texts=self._texts,
         )
 
     def stream(self, request: Request) -> Iterator[int]:
@@ -114,8 +130,7 @@ class LocalEngine:
         Raises:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
-        check(request, self.model.config.vocab_size, self.model.config.max_positions)
-        can_run(request)
+        self._check(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

@@ -11,6 +11,7 @@ import numpy as np
 from phikit.engine.base import Request
 from phikit.engine.radix import Node
 from phikit.engine.sampling import Top
+from phikit.engine.texts import Watch
 from phikit.records import Rollout
 
 
@@ -36,6 +37,7 @@ class Sample:
         computed, goal: how many positions are there, and must be before it can run.
         waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
         order: when it was admitted.
+        watch: its stop texts and constraint, if it has any.
     """
 
     ticket: Ticket
@@ -53,6 +55,7 @@ class Sample:
     copy: tuple[Node, int] | None = None
     state: int = -1
     order: int = 0
+    watch: Watch | None = None
 
     @property
     def context(self) -> tuple[int, ...]:

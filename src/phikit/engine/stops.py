@@ -1,0 +1,57 @@
+"""Stop texts: found in the bytes of a completion while it grows.
+
+UTF-8 keeps characters apart, so a text is in the completion exactly where its bytes are, however
+the tokens cut them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def beginning(text: bytes, words: Sequence[bytes]) -> int:
+    """How many of the last bytes may be the beginning of one of the words, but not all of it."""
+    longest = max(map(len, words), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(word.startswith(text[-size:]) for word in words):
+            return size
+    return 0
+
+
+class StopTexts:
+    """Looks for the first of several texts in what is pushed, and holds back what may begin one.
+
+    Attributes:
+        stopped: a stop text is complete; nothing more comes out.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.words = [text.encode() for text in texts]
+        self.stopped = False
+        self._held = b""
+
+    def push(self, new: bytes) -> bytes:
+        """Takes more of the completion; returns what certainly stands before a stop text."""
+        if self.stopped:
+            return b""
+        if not self.words:
+            return new
+        text = self._held + new
+        found = [at for word in self.words if (at := text.find(word)) >= 0]
+        if found:
+            self.stopped, self._held = True, b""
+            return text[: min(found)]
+        size = beginning(text, self.words)
+        self._held = text[len(text) - size :]
+        return text[: len(text) - size]
+
+    def rest(self) -> bytes:
+        """What was held back, when nothing more will come."""
+        held, self._held = self._held, b""
+        return held
+
+
+def before_stop(text: str, texts: Sequence[str]) -> str:
+    """A finished text up to the first stop text in it."""
+    found = [at for word in texts if (at := text.find(word)) >= 0]
+    return text[: min(found)] if found else text
