@@ -38,6 +38,7 @@ class Sample:
         waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
         order: when it was admitted.
         watch: its stop texts and constraint, if it has any.
+        reused: prompt tokens that were found in the cache when it was first admitted.
     """
 
     ticket: Ticket
@@ -56,6 +57,7 @@ class Sample:
     state: int = -1
     order: int = 0
     watch: Watch | None = None
+    reused: int = 0
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -75,11 +77,12 @@ class Token(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A finished sample."""
+    """A finished sample; of its prompt, `reused` tokens were found in the cache."""
 
     ticket: Ticket
     sample: int
     rollout: Rollout
+    reused: int = 0
 
 
 @dataclass(slots=True)

@@ -287,7 +287,7 @@ class Scheduler:
             finish="stop" if stopped and not problem else "length",
             meta={"constraint": problem} if problem else {},
         )
-        return Done(ticket, sample.number, rollout)
+        return Done(ticket, sample.number, rollout, sample.reused)
 
     def _requeue(self, row: int) -> None:
         """A row gives its blocks up and waits, before all others, with what it has drawn."""

@@ -7,10 +7,11 @@ the tokens cut them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import AnyStr
 
 
-def beginning(text: bytes, words: Sequence[bytes]) -> int:
-    """How many of the last bytes may be the beginning of one of the words, but not all of it."""
+def beginning(text: AnyStr, words: Sequence[AnyStr]) -> int:
+    """How many of the last bytes (or characters) may be the beginning of one of the words, but not all of it."""
     longest = max(map(len, words), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(word.startswith(text[-size:]) for word in words):
@@ -37,10 +38,9 @@ class StopTexts:
         if not self.words:
             return new
         text = self._held + new
-        found = [at for word in self.words if (at := text.find(word)) >= 0]
-        if found:
+        if (at := _first(text, self.words)) is not None:
             self.stopped, self._held = True, b""
-            return text[: min(found)]
+            return text[:at]
         size = beginning(text, self.words)
         self._held = text[len(text) - size :]
         return text[: len(text) - size]
@@ -53,5 +53,11 @@ class StopTexts:
 
 def before_stop(text: str, texts: Sequence[str]) -> str:
     """A finished text up to the first stop text in it."""
-    found = [at for word in texts if (at := text.find(word)) >= 0]
-    return text[: min(found)] if found else text
+    return text[: _first(text, texts)]
+
+
+def _first(text: AnyStr, words: Sequence[AnyStr]) -> int | None:
+    """Where the word begins that is complete first, and of those that end there, the longest: the
+    same however the text comes in pieces."""
+    found = [(at + len(word), at) for word in words if (at := text.find(word)) >= 0]
+    return min(found)[1] if found else None

@@ -16,15 +16,9 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.serve.generation import Generation
 from phikit.serve.guard import Guard, error_body
 from phikit.serve.metrics import Metrics
-from phikit.serve.requests import (
-    Limits,
-    Refused,
-    Served,
-    engine_requests,
-    prompts,
-    refuse_unsupported,
-)
+from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from phikit.serve.served import Refused, Served
 from phikit.serve.worker import Busy
 
 
@@ -48,10 +42,9 @@ def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) ->
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for model in models:
-            model.worker.begin()
+            await model.worker.begin()
         yield
-        for model in models:
-            await asyncio.to_thread(model.worker.stop)
+        await asyncio.gather(*(model.worker.stop() for model in models))
 
     app = FastAPI(
         title="phikit", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
