@@ -133,17 +133,17 @@ def test_a_stop_text_within_characters_of_several_tokens(small):
             step = collect(engine, [Request((5,), replace(told, max_tokens=1, logit_bias=bias))])
             ids += step[0][0].completion_ids
         finder = StopTexts(told.stop)
-        for n, token in enumerate(ids, 1):
-            finder.push(bytes_of[token])
-            if finder.stopped:
-                break
-        assert (n, finder.stopped) == (count, stop != "🙂")
+        seen = 0
+        while seen < len(ids) and not finder.stopped:
+            finder.push(bytes_of[ids[seen]])
+            seen += 1
+        assert (seen, finder.stopped) == (count, stop != "🙂")
 
 
 def test_engines_without_a_tokenizer_say_what_is_missing(small):
     engine = LocalEngine(small[1].model)
     for sampling in (Sampling(stop=("a",)), Sampling(constraint=Constraint("regex", "a"))):
-        with pytest.raises(PhikitError, match="request 0: .* token ids alone.*") as caught:
+        with pytest.raises(PhikitError, match="token ids alone") as caught:
             collect(engine, [Request((5,), sampling)])
         assert "its tokenizer" in caught.value.hint
 

@@ -11,7 +11,8 @@ from typing import AnyStr
 
 
 def beginning(text: AnyStr, words: Sequence[AnyStr]) -> int:
-    """How many of the last bytes (or characters) may be the beginning of one of the words, but not all of it."""
+    """How many of the last bytes (or characters) may begin one of the words, but are not all of
+    it."""
     longest = max(map(len, words), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(word.startswith(text[-size:]) for word in words):

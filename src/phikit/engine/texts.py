@@ -1,8 +1,8 @@
 """What an engine knows of texts: stop texts, and constraints on what a completion may say.
 
 A constraint is compiled by llguidance into a matcher, which says after every token which tokens may
-follow: bits, one per token of the vocabulary and one more for "the form may end here". That last one
-is a token that no model has, so that a request's own `stop_ids` can take its place.
+follow: bits, one per token of the vocabulary and one more for "the form may end here". That last
+one is a token that no model has, so that a request's own `stop_ids` can take its place.
 
 Shapes: N rows, P of them constrained, V vocabulary, W words of 32 bits.
 """
@@ -31,6 +31,10 @@ _MOST_BYTES = 2**18  # of a constraint's source
 # between two parts of a document: nothing, or one space, or a new line and its indentation. Models
 # that may write any white space sometimes never come to an end of it.
 _WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
+
+
+class BadConstraint(PhikitError):
+    """The constraint is one that cannot be followed."""
 
 
 class Watch:
@@ -94,10 +98,8 @@ class Texts:
             return Watch(stops, None, ()) if stops else None
         watch = Watch(stops, self._compile(sampling.constraint).deep_copy(), sampling.stop_ids)
         if self._next(watch):
-            raise PhikitError(
-                f"the {sampling.constraint.kind} allows only the empty text",
-                "write one that a text can keep to",
-            )
+            why = watch.problem or "it allows only the empty text"
+            raise BadConstraint(f"the {sampling.constraint.kind} cannot be followed: {why}")
         return watch
 
     # --- in every step ---------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Texts:
                 "constrained output needs llguidance", "pip install 'phikit[constrained]'"
             ) from e
         if len(constraint.source.encode()) > _MOST_BYTES:
-            raise PhikitError(f"the {constraint.kind} is longer than {_MOST_BYTES} bytes")
+            raise BadConstraint(f"the {constraint.kind} is longer than {_MOST_BYTES} bytes")
         if self._ll is None:
             vocabulary = llguidance.TokenizerWrapper(_Vocabulary(self))
             self._ll = llguidance.LLTokenizer(vocabulary)
@@ -187,7 +189,7 @@ class Texts:
             grammar = kinds.grammar_from_lark(constraint.source)
         matcher = llguidance.LLMatcher(self._ll, grammar, log_level=0)
         if matcher.is_error():
-            raise PhikitError(
+            raise BadConstraint(
                 f"the {constraint.kind} cannot be followed: {_first_line(matcher.get_error())}",
                 "correct it, or ask for less",
             )
@@ -198,9 +200,9 @@ def _schema(source: str) -> str:
     try:
         schema = json.loads(source)
     except ValueError as e:
-        raise PhikitError(f"the json_schema is not valid JSON: {e}") from e
+        raise BadConstraint(f"the json_schema is not valid JSON: {e}") from e
     if not isinstance(schema, dict | bool):
-        raise PhikitError("the json_schema is neither an object nor true or false")
+        raise BadConstraint("the json_schema is neither an object nor true or false")
     return json.dumps(schema)
 
 

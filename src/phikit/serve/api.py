@@ -19,7 +19,7 @@ from phikit.serve.metrics import Metrics
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from phikit.serve.served import Refused, Served
-from phikit.serve.worker import Busy
+from phikit.serve.worker import BadForm, Busy
 
 
 class _Missing(PhikitError):
@@ -77,7 +77,9 @@ def _errors(app: FastAPI) -> None:
             return _error(429, text(error), code="queue_full")
         if isinstance(error, _Missing):
             return _error(404, text(error), "model", "model_not_found")
-        return _error(400, text(error), error.param if isinstance(error, Refused) else None)
+        param = error.param if isinstance(error, Refused) else None
+        param = "response_format" if isinstance(error, BadForm) else param
+        return _error(400, text(error), param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

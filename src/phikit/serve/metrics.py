@@ -47,7 +47,7 @@ _GAUGES = (
     ("phikit_samples_running", "Samples being generated.", lambda s: s["running"]),
     ("phikit_cache_blocks", "Blocks of the KV cache.", lambda s: s["blocks"]),
     ("phikit_cache_blocks_used", "Blocks that samples hold.", lambda s: s["used"]),
-    ("phikit_cache_blocks_cached", "Blocks that only the prefix cache holds.", lambda s: s["cached"]),
+    ("phikit_cache_blocks_cached", "Blocks only the prefix cache holds.", lambda s: s["cached"]),
 )
 _COUNTERS = (
     ("phikit_tokens_generated", "Tokens drawn.", lambda s: s["generated"]),

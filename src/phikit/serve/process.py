@@ -19,7 +19,7 @@ from phikit.chat.load import load_tokenizer
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
-from phikit.engine.texts import Texts
+from phikit.engine.texts import BadConstraint, Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.load import load
@@ -86,7 +86,10 @@ class EngineLoop:
                 self._tickets[ticket.number] = mine[index]
         except PhikitError as error:
             self._cancel(job, list(mine))
-            self.line.send({"refused": job, "message": error.message, "hint": error.hint})
+            self.line.send(
+                {"refused": job, "message": error.message, "hint": error.hint,
+                 "form": isinstance(error, BadConstraint)}
+            )  # fmt: skip
         else:
             self.line.send({"accepted": job})
 

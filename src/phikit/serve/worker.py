@@ -8,7 +8,6 @@ the engine's next step.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import socket
 import subprocess
@@ -48,6 +47,10 @@ class Update(NamedTuple):
 
 class Busy(PhikitError):
     """The queue is full; the request may be sent again later."""
+
+
+class BadForm(PhikitError):
+    """The form that was asked for cannot be kept to."""
 
 
 class Observer(NamedTuple):
@@ -182,10 +185,12 @@ class Worker:
             self._writer.close()
 
     def abandon(self) -> None:
-        """Ends the process of a server that never began."""
+        """Ends the process, if it still runs: it ends when nobody holds the line."""
         self._sock.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     # --- jobs ------------------------------------------------------------------------------------
 
@@ -245,7 +250,8 @@ class Worker:
         if "accepted" in message:
             self._accept(message["accepted"], None)
         elif "refused" in message:
-            error = PhikitError(message["message"], message["hint"])
+            kind = BadForm if message["form"] else PhikitError
+            error = kind(message["message"], message["hint"])
             self._accept(message["refused"], error)
         elif "failed" in message:
             self._fail(message["failed"], PhikitError(message["message"], message["hint"]))
