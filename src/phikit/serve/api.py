@@ -16,6 +16,7 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.serve.generation import Generation
 from phikit.serve.guard import Guard, error_body
 from phikit.serve.metrics import Metrics
+from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from phikit.serve.served import Refused, Served
@@ -52,6 +53,7 @@ def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) ->
     _errors(app)
     _about(app, served, metrics)
     _generation(app, served, limits)
+    add_page(app)
 
     def count(path: str, status: int) -> None:
         metrics.answers.labels(path, str(status)).inc()
