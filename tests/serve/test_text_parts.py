@@ -104,9 +104,9 @@ def test_calls_come_as_they_are_written(data, calls):
     for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True):
         for delta in stream.push(text[i:j]):
             if delta.name is not None:
-                assert delta.index == len(names)
+                assert delta.call == len(names)
                 names.append(delta.name)
                 arguments.append("")
-            arguments[delta.index] += delta.arguments
+            arguments[delta.call] += delta.arguments
     assert names == [name for name, _ in calls]
     assert [json.loads(a) for a in arguments] == [a for _, a in calls]

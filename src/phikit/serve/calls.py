@@ -16,9 +16,9 @@ _HEAD = re.compile(
 
 
 class Delta(NamedTuple):
-    """More of call number `index`: its name, when it begins, and text of its arguments."""
+    """More of call number `call`: its name, when it begins, and text of its arguments."""
 
-    index: int
+    call: int
     name: str | None
     arguments: str
 

@@ -100,7 +100,7 @@ class Generation:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not work.done():
-                text = f"the answer was not there after {self.limits.timeout:.0f} s"
+                text = f"the answer was not there after {self.limits.timeout:g} s"
                 return JSONResponse(error_body(408, text, code="timeout"), 408)
             try:
                 work.result()
@@ -157,7 +157,7 @@ class Generation:
                         for choice in self._chunks(index, parts)
                     )
         except TimeoutError:
-            text = f"the answer was not whole after {self.limits.timeout:.0f} s"
+            text = f"the answer was not whole after {self.limits.timeout:g} s"
             yield event(error_body(408, text, code="timeout"))
             return
         except PhikitError as error:
