@@ -2,12 +2,15 @@
 
 import json
 
+import torch
 from typer.testing import CliRunner
 
 from phikit.cli import app
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
+from phikit.models import lora
 from phikit.models.load import load
+from phikit.train import adapters
 
 OPTIONS = ["--n", "2", "--max-tokens", "9", "--seed", "3", "--out"]
 
@@ -56,3 +59,24 @@ def test_a_wrong_line_is_named(tiny, tmp_path):
     file.write_text('{"prompt": "a"}\n{"question": "b"}\n')
     done = CliRunner().invoke(app, ["generate", str(tiny), str(file)])
     assert done.exit_code == 2 and "line 2 is no prompt" in done.stderr
+
+
+def test_prompts_choose_their_adapters(tiny, tmp_path):
+    model = load(tiny)
+    spec = lora.LoraSpec(4, 8, r".*(qkv|o|gate_up|down)_proj")
+    lora.add(model, "x", spec)
+    generator = torch.Generator().manual_seed(1)
+    for _, parameter in lora.parameters(model, "x"):
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    adapters.save(model, "x", tmp_path / "x")
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt_ids": [5, 6]}, {"prompt_ids": [5, 6], "adapter": "mine"}]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    base = ["generate", str(tiny), str(file), *OPTIONS, str(out)]
+    done = CliRunner().invoke(app, [*base, "--adapter", f"mine={tmp_path / 'x'}"])
+    assert done.exit_code == 0, done.output
+    rows = list(map(json.loads, out.read_text().splitlines()))
+    texts = {(r["prompt"], r["sample"]): r["completion_ids"] for r in rows}
+    assert [texts[0, i] for i in range(2)] != [texts[1, i] for i in range(2)]
+    done = CliRunner().invoke(app, base)
+    assert done.exit_code == 2 and "no adapter 'mine'" in done.stderr

@@ -21,7 +21,8 @@ def generate(
         str, typer.Argument(help="As for `phikit chat`; with --url, the tokenizer's directory.")
     ],
     prompts: Annotated[
-        Path, typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids.")
+        Path,
+        typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids; also adapter."),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the lines go [standard output].")
@@ -44,6 +45,13 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Lark grammar of every rollout.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A LoRA adapter in PEFT's layout, for prompts that name it; repeatable.",
+        ),
+    ] = None,
     url: Annotated[
         str, typer.Option(help="Ask this endpoint (ending in /v1) instead of running the model.")
     ] = "",
@@ -73,6 +81,7 @@ def generate(
     from phikit.engine.remote import RemoteGenerator
     from phikit.engine.stops import before_stop
     from phikit.models.load import load
+    from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
     form = chat_format(tokenizer)
@@ -90,13 +99,20 @@ def generate(
             ids = tokenizer.encode(line["prompt"])
         if not ids:
             raise PhikitError(f"{prompts}: line {number}: the prompt is empty")
-        requests.append(Request(tuple(ids), sampling, n, seed))
+        chosen = line.get("adapter", "")
+        requests.append(Request(tuple(ids), sampling, n, seed, adapter=chosen))
     engine: Generator
     if url:
         key = _key(api_key_file) if api_key_file else ""
         engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
     else:
-        engine = LocalEngine(load(directory), batch, tokenizer=tokenizer)
+        weights = load(directory)
+        for given in adapter or ():
+            called, _, folder = given.partition("=")
+            if not folder:
+                raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
+            load_adapter(weights, Path(folder), called)
+        engine = LocalEngine(weights, batch, tokenizer=tokenizer)
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):

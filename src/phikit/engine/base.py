@@ -7,11 +7,11 @@ and where, is the generator's business. Prompts go in as token ids and rollouts 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Rollout
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
@@ -115,6 +115,10 @@ class Request:
 
     Sample i of the request draws from a random stream that depends on (`seed`, `first_sample` + i)
     alone, so asking for 8, or for 4 and then 4 more with first_sample=4, draws the same tokens.
+
+    Attributes:
+        adapter: the name of a LoRA adapter that the model carries (`models.lora`; for example
+            `train.adapters.load` puts one on); empty for the one that is active, if any is.
     """
 
     prompt_ids: tuple[int, ...]
@@ -122,10 +126,13 @@ class Request:
     n: int = 1
     seed: int = 0
     first_sample: int = 0
+    adapter: str = ""
 
 
-def check(request: Request, vocab_size: int, max_positions: int) -> None:
-    """Whether a model of this vocabulary and context can take the request.
+def check(
+    request: Request, vocab_size: int, max_positions: int, adapters: Collection[str] = ()
+) -> None:
+    """Whether a model of this vocabulary, context and adapters can take the request.
 
     Raises:
         PhikitError: it cannot.
@@ -143,6 +150,11 @@ def check(request: Request, vocab_size: int, max_positions: int) -> None:
             f"the prompt has {len(ids)} tokens; the model's context is {max_positions}, "
             "so none can follow",
             "shorten the prompt",
+        )
+    if request.adapter and request.adapter not in adapters:
+        raise PhikitError(
+            f"the model has no adapter {request.adapter!r}",
+            did_you_mean(request.adapter, adapters) if adapters else "it has none at all",
         )
     for token, _ in request.sampling.logit_bias:
         if not 0 <= token < vocab_size:

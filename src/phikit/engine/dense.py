@@ -10,6 +10,7 @@ that quantised or adapted ones can stand in their place; plain ones may be packe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -17,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phikit.engine.adapted import Adapters
 from phikit.engine.attention import Plan, RowAttention, plan
 from phikit.engine.packed import Product, packed
 from phikit.engine.pool import Pool, block_bytes
 from phikit.engine.runner import Piece, Rows, RowStates
+from phikit.models import lora
 from phikit.models.decoder import Decoder, Layer, rope_tables
 from phikit.models.decoder_config import DecoderConfig
 
@@ -100,7 +103,12 @@ class DenseRunner:
         self.pool: Pool
         self._plan: Plan | None = None
 
+        self.lora = Adapters(model)
+        self.adapters = self.lora.names
+
         def product(module: nn.Module) -> Product:
+            if isinstance(module, lora.LoraLinear):
+                return self.lora.product(module, product(module.base_layer))
             return packed(module, pack) if pack else module
 
         layers = [cast(Layer, module) for module in model.model.layers]
@@ -124,6 +132,7 @@ class DenseRunner:
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
+        self.lora.choose(rows.adapters, len(rows.token_N), self.device)
         return self.head(self.rows_hidden(rows))
 
     def head(self, x_ND: Tensor) -> Tensor:
@@ -178,8 +187,13 @@ class DenseRunner:
         for (_, follows), same in kinds.items():
             while same:
                 room = max(1, _TOGETHER // len(same[0].tokens))
-                self._prefill_group(same[:room], follows)
+                with self._routed(same[:room]):
+                    self._prefill_group(same[:room], follows)
                 same = same[room:]
+
+    def _routed(self, group: list[Piece]) -> AbstractContextManager[None]:
+        names = self.lora.full([p.adapter for p in group], len(group))
+        return lora.route([n or None for n in names], partial=True) if any(names) else nullcontext()
 
     def _prefill_group(self, group: list[Piece], follows: bool) -> None:
         size, longest = self.block_size, len(group[0].tokens)

@@ -33,7 +33,7 @@ class Entrance:
         original = self.runner.original
         sample.long = original is not None and len(context) > original
         sample.goal = goal = len(context) - 1
-        match = self.prefixes.match(sample.long, context[:goal])
+        match = self.prefixes.match(sample.regime, context[:goal])
         shared = [n.block for n in match.nodes]
         for block in shared:
             blocks.share(block)
@@ -105,7 +105,7 @@ class Entrance:
     def _piece(self, sample: Sample, count: int) -> Piece:
         start = sample.computed
         tokens = sample.context[start : start + count]
-        return Piece(tokens, start, sample.table, sample.long, sample.state)
+        return Piece(tokens, start, sample.table, sample.long, sample.state, sample.adapter)
 
     def _copy(self, samples: list[Sample]) -> None:
         """Copies the part-filled blocks that samples write on in."""
@@ -150,7 +150,7 @@ class Entrance:
     def keep(self, sample: Sample, tokens: tuple[int, ...]) -> None:
         """Enters all that a sample has computed, of these tokens, into the prefix tree."""
         size, prefixes, path = self.blocks.size, self.prefixes, sample.path
-        at = path[-1] if path else prefixes.root(sample.long)
+        at = path[-1] if path else prefixes.root(sample.regime)
         if path and len(at.tokens) < size:  # its own, and it has written on in it
             assert at.parent is not None
             start = (len(path) - 1) * size

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from phikit.chat.tokenizer import Tokenizer
+from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
@@ -81,11 +82,12 @@ class LocalEngine:
         return self._run(requests)
 
     def _check(self, request: Request) -> None:
-        check(request, self.model.config.vocab_size, self.model.config.max_positions)
+        config = self.model.config
+        check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
         can_run(request, self.tokenizer is not None)
         if self.tokenizer is not None and (request.sampling.stop or request.sampling.constraint):
             if self._texts is None:
-                self._texts = Texts(self.tokenizer, self.model.config.vocab_size)
+                self._texts = Texts(self.tokenizer, config.vocab_size)
             self._texts.check(request.sampling)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:

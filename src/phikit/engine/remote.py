@@ -142,7 +142,8 @@ class RemoteGenerator:
         if s.top_logprobs:
             raise PhikitError("top_logprobs cannot be asked of a remote endpoint")
         body: dict[str, Any] = {
-            "model": self.model, "temperature": s.temperature, "top_p": s.top_p, "n": request.n,
+            "model": request.adapter or self.model,  # servers offer an adapter as a model
+            "temperature": s.temperature, "top_p": s.top_p, "n": request.n,
             "max_tokens": s.max_tokens,
         }  # fmt: skip
         if s.stop:

@@ -60,6 +60,15 @@ class Sample:
     reused: int = 0
 
     @property
+    def adapter(self) -> str:
+        return self.ticket.request.adapter
+
+    @property
+    def regime(self) -> tuple[bool, str]:
+        """What the keys and values depend on beside the tokens."""
+        return self.long, self.adapter
+
+    @property
     def context(self) -> tuple[int, ...]:
         return (*self.ticket.request.prompt_ids, *self.tokens)
 

@@ -74,6 +74,7 @@ class Scheduler:
         self.adjustments: Adjustments | None = None
         self.generated = self.preempted = self.recomputed = 0
         self._tickets = 0
+        self._adapters: tuple[str, ...] = ()
         self._same = False  # whether rows and tables are those of the last step
 
     # --- requests --------------------------------------------------------------------------------
@@ -85,7 +86,8 @@ class Scheduler:
             PhikitError: the prompt is wrong for the model, or one sample of this length would not
                 fit into the whole cache.
         """
-        check(request, self.runner.vocab_size, self.runner.max_positions)
+        runner = self.runner
+        check(request, runner.vocab_size, runner.max_positions, runner.adapters)
         can_run(request, self.texts is not None)
         room = self.runner.max_positions - len(request.prompt_ids)
         limit = min(request.sampling.max_tokens, room)
@@ -208,9 +210,12 @@ class Scheduler:
 
     def _advance(self) -> Events:
         rows, n = self.rows, self.rows.n
+        if self.settings is None:
+            named = tuple(s.adapter for s in rows.samples)
+            self._adapters = named if any(named) else ()
         batch = Rows(
             rows.last[:n], rows.position[:n], rows.table[:n], rows.long[:n], rows.state[:n],
-            self._same,
+            self._same, self._adapters,
         )  # fmt: skip
         logits_NV = self.runner.step(batch).float()
         self._same = True

@@ -38,14 +38,15 @@ def _error(
 def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) -> Guard:
     """The application. Its engines start and stop with it."""
     served = {m.name: m for m in models}
-    metrics = Metrics([m.worker for m in models])
+    workers = list(dict.fromkeys(m.worker for m in models))  # a model and its adapters share one
+    metrics = Metrics(workers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for model in models:
-            await model.worker.begin()
+        for worker in workers:
+            await worker.begin()
         yield
-        await asyncio.gather(*(model.worker.stop() for model in models))
+        await asyncio.gather(*(worker.stop() for worker in workers))
 
     app = FastAPI(
         title="phikit", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -105,6 +106,7 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
         return {
             "id": model.name, "object": "model", "created": 0, "owned_by": "phikit",
             "max_model_len": model.context,
+            **({"parent": model.worker.name} if model.adapter else {}),
         }  # fmt: skip
 
     @app.get("/v1/models")

@@ -24,6 +24,7 @@ from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.load import load
 from phikit.serve.wire import Line, Message, unpack_requests
+from phikit.train import adapters
 
 _STATS_EVERY = 0.2  # seconds between two accounts of a busy scheduler's figures
 
@@ -151,7 +152,7 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
 
     Args:
         told: its `directory`; `rows` generated at once; `cache_bytes` of its KV cache or None, and
-            then its `share` of the memory that is free.
+            then its `share` of the memory that is free; `adapters`, name → directory.
 
     Raises:
         PhikitError: it cannot be loaded, or is no decoder that the engine runs.
@@ -163,6 +164,8 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
             f"{directory} holds a {type(model).__name__}, which the server cannot run",
             "serve a dense decoder",
         )
+    for name, folder in told["adapters"].items():
+        adapters.load(model, Path(folder), name)
     config = model.config
     scheduler = Scheduler(
         NativeRunner(model), max_rows=told["rows"], cache_bytes=told["cache_bytes"],

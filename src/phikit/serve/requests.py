@@ -107,7 +107,7 @@ def engine_requests(
             name = "messages" if isinstance(body, ChatBody) else "prompt"
             raise Refused(name, error.message, error.hint) from None
         found += [
-            Request(request.prompt_ids, sampling, 1, seed, body.first_sample + i)
+            Request(request.prompt_ids, sampling, 1, seed, body.first_sample + i, model.adapter)
             for i in range(body.n)
         ]
     return found

@@ -22,11 +22,13 @@ def serve(
     rows: int,
     cache_bytes: int | None,
     say: Say,
+    adapters: Mapping[str, Mapping[str, Path]],
 ) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
     Args:
         models: name → directory or GGUF file.
+        adapters: of some models: name → directory of a LoRA adapter.
         port: 0 takes a free one; `say` tells which.
         rows: samples generated at once, per model.
         cache_bytes: of every model's KV cache; together half of the free memory when None.
@@ -51,11 +53,13 @@ def serve(
             f"cannot listen on {host}:{port}: {e.strerror or e}", "give another --port"
         ) from e
     served: list[Served] = []
+    left = len(models)
     try:
         for name, directory in models.items():
-            share = 1 / (len(models) - len(served))
-            served.append(Served.load(name, directory, rows, cache_bytes, share, limits.open))
-            worker = served[-1].worker
+            share = 1 / left
+            mine = adapters.get(name, {})
+            served += Served.load(name, directory, rows, cache_bytes, share, limits.open, mine)
+            worker, left = served[-1].worker, left - 1
             mib = worker.stats["blocks"] * worker.about["block_bytes"] / 2**20
             say(
                 f"{name}: {worker.stats['blocks']} blocks of {worker.stats['block_size']} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ class Served:
         bytes: of every token.
         room: positions that one sample may have.
         ends: tokens that end an answer.
+        adapter: the LoRA adapter that makes it another model than the worker's own.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer, worker: Worker) -> None:
-        self.name, self.tokenizer, self.worker = name, tokenizer, worker
+    def __init__(self, name: str, tokenizer: Tokenizer, worker: Worker, adapter: str = "") -> None:
+        self.name, self.tokenizer, self.worker, self.adapter = name, tokenizer, worker, adapter
         self.vocab_size: int = worker.about["vocab_size"]
         self.context: int = worker.about["context"]
         self.bytes = token_bytes(tokenizer, self.vocab_size)
@@ -50,20 +51,23 @@ class Served:
 
     @classmethod
     def load(
-        cls, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float, most: int
-    ) -> Served:
-        """Gives a model directory or GGUF file an engine.
+        cls, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float,
+        most: int, adapters: Mapping[str, Path],
+    ) -> list[Served]:  # fmt: skip
+        """Gives a model directory or GGUF file an engine: the model, and each of its adapters.
 
         Args:
             rows: samples generated at once.
             cache_bytes: of its KV cache; share: else, of the memory that is free.
             most: samples open at once.
+            adapters: LoRA adapters' names and directories.
 
         Raises:
             PhikitError: it cannot be loaded, or is no decoder that the engine runs.
         """
         tokenizer = load_tokenizer(directory)
-        return cls(name, tokenizer, Worker(name, directory, rows, cache_bytes, share, most))
+        worker = Worker(name, directory, rows, cache_bytes, share, most, adapters)
+        return [cls(name, tokenizer, worker), *(cls(a, tokenizer, worker, a) for a in adapters)]
 
     def conversation(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
         """The prompt of a conversation.

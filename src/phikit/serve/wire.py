@@ -88,7 +88,7 @@ def pack_requests(requests: Sequence[Request]) -> Message:
     for r in requests:
         prompt = prompts.setdefault(r.prompt_ids, len(prompts))
         sampling = settings.setdefault(r.sampling, len(settings))
-        rows.append([prompt, sampling, r.n, r.seed, r.first_sample])
+        rows.append([prompt, sampling, r.n, r.seed, r.first_sample, r.adapter])
     return {
         "prompts": list(prompts),
         "settings": [dataclasses.asdict(s) for s in settings],
@@ -100,8 +100,8 @@ def unpack_requests(message: Message) -> list[Request]:
     prompts = [tuple(ids) for ids in message["prompts"]]
     settings = [_sampling(told) for told in message["settings"]]
     return [
-        Request(prompts[prompt], settings[sampling], n, seed, first)
-        for prompt, sampling, n, seed, first in message["rows"]
+        Request(prompts[prompt], settings[sampling], *rest)
+        for prompt, sampling, *rest in message["rows"]
     ]
 
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +123,7 @@ class Worker:
     Args:
         name: of the model.
         most: samples that may be open at once, waiting ones included.
+        adapters: LoRA adapters that requests may name, and their directories.
 
     Attributes:
         about: what the engine said of the model: `vocab_size`, `context`, `eos_ids`,
@@ -136,7 +137,7 @@ class Worker:
 
     def __init__(
         self, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float,
-        most: int = 1024,
+        most: int = 1024, adapters: Mapping[str, Path] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.most, self.open = name, most, 0
         self.observer: Observer | None = None
@@ -150,8 +151,9 @@ class Worker:
         theirs.close()
         line = Line(self._sock)
         line.send(
-            {"directory": str(directory), "rows": rows, "cache_bytes": cache_bytes, "share": share}
-        )
+            {"directory": str(directory), "rows": rows, "cache_bytes": cache_bytes, "share": share,
+             "adapters": {name: str(folder) for name, folder in (adapters or {}).items()}}
+        )  # fmt: skip
         answer = (line.receive(None) or [{}])[0]
         if "ready" not in answer:
             self._process.wait(_PATIENCE)

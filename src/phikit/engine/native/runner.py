@@ -22,7 +22,8 @@ _MOST_PACKED = 6
 
 class NativeRunner(DenseRunner):
     """A `runner.Runner`. Where there is no compiler, or the model is none that the kernels run
-    (not bfloat16, not on the CPU, adapted layers), it is a `DenseRunner`.
+    (not bfloat16, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know nothing:
+    steps with them go through torch's products, and what lies between those through C.
 
     A row's logits do not depend on how many rows go with it through the kernels.
     """
@@ -45,7 +46,9 @@ class NativeRunner(DenseRunner):
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
-        if self._kernels is None or len(rows.token_N) > self.most_rows:
+        n = len(rows.token_N)
+        adapted = self.lora.choose(rows.adapters, n, self.device)
+        if self._kernels is None or adapted or n > self.most_rows:
             return super().step(rows)
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
         self.rope.fit(int(rows.position_N.max()) + 1)
