@@ -12,6 +12,7 @@ from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models.load import load
+from phikit.train import adapters
 
 ASK = [{"role": "user", "content": "the cat"}]
 TOOL = {
@@ -130,6 +131,21 @@ def test_ids_go_in_and_come_out(client, tiny, offline):
     assert answer.usage.prompt_tokens == len(ids) + 2 and answer.usage.completion_tokens == 28
 
 
+def test_an_adapter_is_a_model_beside_its_own(client, tiny, adapter):
+    weights = load(tiny)
+    adapters.load(weights, adapter, "fine")
+    ask = {"prompt": [5, 6, 7], "max_tokens": 12, "seed": 2}
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    drawn = {}
+    for model, name in (("fine", "fine"), ("other", ""), ("fine", "fine")):
+        answer = client.completions.create(model=model, **ask, extra_body=extra)
+        alone = Request((5, 6, 7), Sampling(max_tokens=12), 1, 2, adapter=name)
+        rollout = collect(LocalEngine(weights), [alone])[0][0]
+        drawn[model] = tuple(answer.choices[0].token_ids)
+        assert drawn[model] == rollout.completion_ids
+    assert drawn["fine"] != drawn["other"]
+
+
 def test_tools_are_put_into_the_prompt(server, client, tiny):
     tokenizer = Tokenizer.load(tiny)
     ask = {"model": "tiny", "messages": ASK, "tools": [TOOL]}
@@ -152,7 +168,8 @@ def test_tokenize_and_back(server):
 
 
 def test_models_health_and_figures(server, client):
-    assert [m.id for m in client.models.list()] == ["tiny", "other"]
+    assert [m.id for m in client.models.list()] == ["tiny", "other", "fine"]
+    assert client.models.retrieve("fine").parent == "other"
     assert httpx.get(f"{server}/healthz").json() == {"status": "ok"}
     client.completions.create(model="other", prompt="the", max_tokens=5)
     text = httpx.get(f"{server}/metrics").text

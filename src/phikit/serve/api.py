@@ -18,9 +18,12 @@ from phikit.serve.guard import Guard, error_body
 from phikit.serve.metrics import Metrics
 from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
-from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, ErrorBody, TokenizeBody
 from phikit.serve.served import Refused, Served
 from phikit.serve.worker import BadForm, Busy
+
+# the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many
+_STATUSES = (400, 401, 404, 408, 413, 429)
 
 
 class _Missing(PhikitError):
@@ -50,16 +53,28 @@ def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) ->
 
     app = FastAPI(
         title="phikit", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={status: {"model": ErrorBody} for status in _STATUSES},
     )  # fmt: skip
     _errors(app)
     _about(app, served, metrics)
     _generation(app, served, limits)
     add_page(app)
+    _publish(app)
 
     def count(path: str, status: int) -> None:
         metrics.answers.labels(path, str(status)).inc()
 
     return Guard(app, limits, keys, count)
+
+
+def _publish(app: FastAPI) -> None:
+    """The OpenAPI document says what is answered: 400 to a wrong body, not the framework's 422."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _model(served: Mapping[str, Served], name: str) -> Served:

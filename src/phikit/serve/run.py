@@ -6,9 +6,11 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from phikit.chat.load import load_tokenizer
 from phikit.errors import PhikitError
 from phikit.serve.requests import Limits
 from phikit.serve.served import Served
+from phikit.serve.worker import Worker
 
 Say = Callable[[str], None]
 
@@ -52,19 +54,22 @@ def serve(
         raise PhikitError(
             f"cannot listen on {host}:{port}: {e.strerror or e}", "give another --port"
         ) from e
-    served: list[Served] = []
-    left = len(models)
+    workers: list[Worker] = []
     try:
-        for name, directory in models.items():
-            share = 1 / left
-            mine = adapters.get(name, {})
-            served += Served.load(name, directory, rows, cache_bytes, share, limits.open, mine)
-            worker, left = served[-1].worker, left - 1
-            mib = worker.stats["blocks"] * worker.about["block_bytes"] / 2**20
-            say(
-                f"{name}: {worker.stats['blocks']} blocks of {worker.stats['block_size']} "
-                f"positions, {mib:.0f} MiB"
+        for name, directory in models.items():  # they load side by side
+            share, mine = 1 / len(models), adapters.get(name, {})
+            workers.append(
+                Worker(name, directory, rows, cache_bytes, share, limits.open, adapters=mine)
             )
+        served: list[Served] = []
+        for worker, directory in zip(workers, models.values(), strict=True):
+            tokenizer = load_tokenizer(directory)
+            worker.wait()
+            for adapter in ("", *adapters.get(worker.name, ())):
+                served.append(Served(adapter or worker.name, tokenizer, worker, adapter))
+            blocks, size = worker.stats["blocks"], worker.stats["block_size"]
+            mib = blocks * worker.about["block_bytes"] / 2**20
+            say(f"{worker.name}: {blocks} blocks of {size} positions, {mib:.0f} MiB")
         sock.listen(2048)  # from here on clients wait instead of being refused
         config = uvicorn.Config(
             api.build(served, limits, keys),
@@ -77,5 +82,5 @@ def serve(
         say(f"listening on http://{host}:{sock.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[sock])
     finally:
-        for model in served:
-            model.worker.abandon()
+        for worker in workers:
+            worker.abandon()

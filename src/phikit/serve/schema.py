@@ -196,3 +196,16 @@ class TokenizeBody(_Whole):
 class DetokenizeBody(_Whole):
     model: str
     tokens: list[_Id] = Field(max_length=2**20)
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    error: Problem

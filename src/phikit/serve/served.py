@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from phikit.chat.format import ChatFormat, chat_format
-from phikit.chat.load import load_tokenizer
 from phikit.chat.token_bytes import token_bytes
 from phikit.chat.tokenizer import Tokenizer
 from phikit.errors import PhikitError
@@ -25,7 +23,8 @@ class Refused(PhikitError):
 
 
 class Served:
-    """A model that is served: its tokenizer, its chat format if it has one, and its engine.
+    """A model that is served: its tokenizer, its chat format if it has one, and its engine, which
+    has loaded it.
 
     Attributes:
         bytes: of every token.
@@ -48,26 +47,6 @@ class Served:
             self.no_form = error.message
         ends = self.form.stop_ids if self.form else ()
         self.ends = tuple(dict.fromkeys((*ends, *worker.about["eos_ids"])))
-
-    @classmethod
-    def load(
-        cls, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float,
-        most: int, adapters: Mapping[str, Path],
-    ) -> list[Served]:  # fmt: skip
-        """Gives a model directory or GGUF file an engine: the model, and each of its adapters.
-
-        Args:
-            rows: samples generated at once.
-            cache_bytes: of its KV cache; share: else, of the memory that is free.
-            most: samples open at once.
-            adapters: LoRA adapters' names and directories.
-
-        Raises:
-            PhikitError: it cannot be loaded, or is no decoder that the engine runs.
-        """
-        tokenizer = load_tokenizer(directory)
-        worker = Worker(name, directory, rows, cache_bytes, share, most, adapters)
-        return [cls(name, tokenizer, worker), *(cls(a, tokenizer, worker, a) for a in adapters)]
 
     def conversation(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
         """The prompt of a conversation.

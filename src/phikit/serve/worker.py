@@ -118,7 +118,7 @@ class Job:
 
 
 class Worker:
-    """One model's engine, in a process of its own.
+    """One model's engine, in a process of its own; `wait` before anything else is asked of it.
 
     Args:
         name: of the model.
@@ -130,9 +130,6 @@ class Worker:
             `block_bytes`.
         open: samples that the HTTP side has open.
         stats: the scheduler's figures of a moment ago.
-
-    Raises:
-        PhikitError: the model cannot be loaded.
     """
 
     def __init__(
@@ -149,20 +146,29 @@ class Worker:
         command = [sys.executable, "-m", "phikit.serve.process", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
-        line = Line(self._sock)
-        line.send(
+        self._line = Line(self._sock)
+        self._line.send(
             {"directory": str(directory), "rows": rows, "cache_bytes": cache_bytes, "share": share,
              "adapters": {name: str(folder) for name, folder in (adapters or {}).items()}}
         )  # fmt: skip
-        answer = (line.receive(None) or [{}])[0]
+        self.about: Message = {}
+        self.stats: dict[str, int] = {}
+
+    # --- its life --------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Until the model is loaded.
+
+        Raises:
+            PhikitError: it cannot be loaded.
+        """
+        answer = (self._line.receive(None) or [{}])[0]
         if "ready" not in answer:
             self._process.wait(_PATIENCE)
             told = answer.get("message", f"the engine's process ended ({self._process.returncode})")
-            raise PhikitError(f"{name}: {told}", answer.get("hint", ""))
-        self.about: Message = answer["ready"]
-        self.stats: dict[str, int] = self.about["stats"]
-
-    # --- its life --------------------------------------------------------------------------------
+            raise PhikitError(f"{self.name}: {told}", answer.get("hint", ""))
+        self.about = answer["ready"]
+        self.stats = self.about["stats"]
 
     async def begin(self) -> None:
         """Listens to the engine; what it has said since it was ready is not lost."""
