@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-server bench-teacher soak clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
 	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
+	@echo "make bench-constrained  what a JSON schema costs the engine"
 	@echo "make soak        10,000 mixed, bad and cancelled requests to a server; what is left after"
 	@echo "make bench-teacher  the teacher's client: 500 calls in flight, beside the ideal"
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
@@ -56,6 +57,9 @@ bench-pivots: setup
 
 bench-server: setup
 	$(BIN)/python benchmarks/server.py
+
+bench-constrained: setup
+	$(BIN)/python benchmarks/constrained.py
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py
