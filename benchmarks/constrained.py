@@ -1,7 +1,7 @@
 """What a constraint costs: the same steps with every row bound to a JSON schema, and with none.
 
-The rows have random seeds and go on for a fixed number of steps (the schema is of an array that does
-not end before). Both run on one scheduler, in turns; medians over the turns.
+The rows have random seeds and go on for a fixed number of steps (the schema is of an array that
+does not end before). Both run on one scheduler, in turns; medians over the turns.
 
     python benchmarks/constrained.py MODEL [--steps 24] [--turns 3]
 """
