@@ -44,9 +44,8 @@ def test_every_operation_keeps_to_the_document(server):
     seen = {}
     for found in schema.get_all_operations():
         operation = found.ok()
-        takes_something = bool(operation.body or operation.path_parameters)
         for mode in GenerationMode:
-            if mode is GenerationMode.POSITIVE or takes_something:
+            if mode is GenerationMode.POSITIVE or operation.body:  # a name may be anything
                 seen[operation.path, mode.value] = answers(operation, mode)
     paths = {path for path, _ in seen}
     assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models"} <= paths
