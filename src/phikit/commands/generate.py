@@ -59,6 +59,12 @@ def generate(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; 'here' starts one."),
+    ] = "",
+    engines: Annotated[int, typer.Option(min=1, metavar="N", help="How many, with --ray.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each engine, with --ray.")] = 1,
 ) -> None:
     """Write rollouts of prompts as JSON lines, each as soon as it is finished.
 
@@ -69,6 +75,7 @@ def generate(
     phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
     phikit generate smollm2 prompts.jsonl --schema person.json --out people.jsonl
     phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
+    phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
     from phikit import fetch
 
@@ -77,10 +84,11 @@ def generate(
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
     from phikit.engine.base import Generator, Request, Sampling
+    from phikit.engine.load import load
     from phikit.engine.local import LocalEngine
+    from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
     from phikit.engine.stops import before_stop
-    from phikit.models.load import load
     from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
@@ -105,6 +113,10 @@ def generate(
     if url:
         key = _key(api_key_file) if api_key_file else ""
         engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
+    elif ray:
+        if adapter:
+            raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
+        engine = RayPool(directory, engines, threads, batch, None if ray == "here" else ray)
     else:
         weights = load(directory)
         for given in adapter or ():
@@ -132,6 +144,8 @@ def generate(
     finally:
         if out:
             target.close()
+        if isinstance(engine, RayPool):
+            engine.close()
 
 
 def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constraint | None:

@@ -9,8 +9,8 @@ import torch
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import worth_packing
+from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.engine.texts import Texts
@@ -42,7 +42,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         max_batch: int = 256,
         dtype: torch.dtype | None = None,
         tokenizer: Tokenizer | None = None,
@@ -56,10 +56,10 @@ class LocalEngine:
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
-        self._copy: Decoder | None = None
+        self._copy: Model | None = None
         if dtype is not None and dtype != own:
             with torch.device("meta"):
-                self._copy = Decoder(model.config).to(dtype)
+                self._copy = type(model)(model.config).to(dtype)  # type: ignore[arg-type]
             self._copy.to_empty(device=model.model.embed_tokens.weight.device)
             if model.config.tied:
                 self._copy.lm_head.weight = self._copy.model.embed_tokens.weight
@@ -107,16 +107,18 @@ class LocalEngine:
             self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
 
     @staticmethod
-    def _packing(weights: Decoder, requests: list[Request], rows: int) -> int:
+    def _packing(weights: Model, requests: list[Request], rows: int) -> int:
         """For how many rows to pack the weights: 0 when few rows, or few steps, are to come."""
+        if not isinstance(weights, Decoder):
+            return 0
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
         if not worth_packing(weights, rows, tokens // rows):
             return 0
         return rows
 
-    def _scheduler(self, weights: Decoder, rows: int, shards: int, pack: int = 0) -> Scheduler:
+    def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            NativeRunner(weights, pack=pack),
+            runner_of(weights, pack),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
@@ -147,7 +149,7 @@ class LocalEngine:
         self.tokens_prefilled += scheduler.runner.prefilled
 
     @torch.no_grad()
-    def _weights(self) -> Decoder:
+    def _weights(self) -> Model:
         if self._copy is None:
             return self.model
         for target, source in zip(self._copy.parameters(), self.model.parameters(), strict=True):

@@ -8,12 +8,10 @@ from pathlib import Path
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine import alone
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
-from phikit.models.decoder import Decoder
-from phikit.models.flash.model import Flash
+from phikit.engine.runners import Model
 
 Message = Mapping[str, str]
 
@@ -42,7 +40,7 @@ def text_pieces(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def respond(
-    model: Decoder | Flash,
+    model: Model,
     form: ChatFormat,
     messages: Sequence[Message],
     sampling: Sampling,
@@ -55,10 +53,7 @@ def respond(
     """
     prompt = tuple(form.render(messages, generation_prompt=True).ids)
     request = Request(prompt, sampling, seed=seed)
-    if isinstance(model, Flash):
-        stream = alone.stream(model, request)
-    else:
-        stream = LocalEngine(model, max_batch=1).stream(request)
+    stream = LocalEngine(model, max_batch=1).stream(request)
     said = (token for token in stream if token not in sampling.stop_ids)
     return text_pieces(said, form.tokenizer)
 

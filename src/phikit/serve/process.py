@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phikit.chat.load import load_tokenizer
-from phikit.engine.native.runner import NativeRunner
+from phikit.engine.runners import runner_of
 from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.texts import BadConstraint, Texts
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder
 from phikit.models.load import load
 from phikit.serve.wire import Line, Message, unpack_requests
 from phikit.train import adapters
@@ -155,20 +154,15 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
             then its `share` of the memory that is free; `adapters`, name → directory.
 
     Raises:
-        PhikitError: it cannot be loaded, or is no decoder that the engine runs.
+        PhikitError: it cannot be loaded, or is none that the engine runs.
     """
     directory = Path(told["directory"])
     model, tokenizer = load(directory), load_tokenizer(directory)
-    if not isinstance(model, Decoder):
-        raise PhikitError(
-            f"{directory} holds a {type(model).__name__}, which the server cannot run",
-            "serve a dense decoder",
-        )
     for name, folder in told["adapters"].items():
         adapters.load(model, Path(folder), name)
     config = model.config
     scheduler = Scheduler(
-        NativeRunner(model), max_rows=told["rows"], cache_bytes=told["cache_bytes"],
+        runner_of(model), max_rows=told["rows"], cache_bytes=told["cache_bytes"],
         cache_share=told["share"], texts=Texts(tokenizer, config.vocab_size),
     )  # fmt: skip
     about = {

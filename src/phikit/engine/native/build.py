@@ -21,8 +21,8 @@ from pathlib import Path
 from phikit.errors import PhikitError
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("products.c", "step.c", "between.c")
-_HEADERS = ("common.h", "decode.h")
+_SOURCES = ("products.c", "step.c", "between.c", "differ.c", "differ8.c", "mamba.c")
+_HEADERS = ("common.h", "decode.h", "differ.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
     "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno",
@@ -127,6 +127,14 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     )  # fmt: skip
     library.phikit_gate_rows.argtypes = (pointer, pointer, number, number, number)
     library.phikit_attend_rows.argtypes = (*(pointer,) * 7, number, number)
+    library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
+    library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
+    library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
+    library.phikit_mamba_scan.argtypes = (
+        *(pointer,) * 5, number, pointer, pointer, number, number
+    )  # fmt: skip
+    for name in ("differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
+        getattr(library, f"phikit_{name}").restype = None
     return library
 
 
