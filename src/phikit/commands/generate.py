@@ -45,6 +45,9 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Lark grammar of every rollout.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,7 +127,7 @@ def generate(
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-        engine = LocalEngine(weights, batch, tokenizer=tokenizer)
+        engine = LocalEngine(weights, batch, invariant=invariant, tokenizer=tokenizer)
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):
