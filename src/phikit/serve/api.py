@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from phikit.errors import PhikitError, did_you_mean
@@ -139,7 +139,7 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
             return JSONResponse({"status": "failed", "models": dead}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -160,7 +160,9 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
 
 
 def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> None:
-    @app.post("/v1/chat/completions")
+    streams: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @app.post("/v1/chat/completions", responses=streams)
     async def chat(body: ChatBody, request: Request) -> Response:
         model = _model(served, body.model)
         refuse_unsupported(body)
@@ -169,7 +171,7 @@ def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> N
         asked = engine_requests(model, body, [ids], limits)
         return await Generation(model, body, asked, limits, bool(tools)).respond(request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=streams)
     async def completions(body: CompletionBody, request: Request) -> Response:
         model = _model(served, body.model)
         refuse_unsupported(body)
