@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-engine bench-engine-single bench-flash bench-server bench-teacher clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-engine bench-engine-single bench-flash bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -15,6 +15,8 @@ help:
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
 	@echo "make bench-pivots-wall  how long it takes beside a loop over transformers, on a real model"
 	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
+	@echo "make bench-constrained  what a JSON schema costs the engine"
+	@echo "make soak        10,000 mixed, bad and cancelled requests to a server; what is left after"
 	@echo "make bench-teacher  the teacher's client: 500 calls in flight, beside the ideal"
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
@@ -60,6 +62,12 @@ bench-pivots-wall: setup
 
 bench-server: setup
 	$(BIN)/python benchmarks/server.py
+
+bench-constrained: setup
+	$(BIN)/python benchmarks/constrained.py
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 bench-teacher: setup
 	$(BIN)/python benchmarks/teacher_client.py
