@@ -32,6 +32,9 @@ def generate(
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,7 +109,7 @@ def generate(
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-        engine = LocalEngine(weights, batch)
+        engine = LocalEngine(weights, batch, invariant=invariant)
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):

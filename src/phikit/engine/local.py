@@ -8,6 +8,7 @@ import torch
 
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
+from phikit.engine.native.build import Compiler, library
 from phikit.engine.packed import worth_packing
 from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
@@ -22,13 +23,15 @@ class LocalEngine:
     """Batched generation on the very module given; a `Generator`.
 
     Results are a pure function of the weights, the list of requests, `max_batch` and the number
-    of threads. With a small model every thread runs a batch of its own (see `shards`), and
+    of threads; with `invariant`, of the weights and the request alone, bit by bit. With a small
+    model every thread runs a batch of its own (see `shards`), and
     `max_batch` is divided between them. What a request draws does not depend on its neighbours,
     except for the rounding of matrix products of other shapes.
 
     Args:
         model: may go on being trained between calls of `generate`.
         max_batch: how many samples are in the making at once.
+        invariant: see `invariant`; costs speed.
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
 
@@ -38,12 +41,17 @@ class LocalEngine:
     """
 
     def __init__(
-        self, model: Model, max_batch: int = 256, dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        max_batch: int = 256,
+        dtype: torch.dtype | None = None,
+        invariant: bool = False,
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.invariant = invariant
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -83,9 +91,13 @@ class LocalEngine:
             return
         weights = self._weights()
         count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
+        if self.invariant and library(Compiler()) is None:
+            count = 1  # torch's results depend on the number of threads
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        pack = self._packing(weights, requests, rows) if len(shards) == 1 else 0
+        pack = 0
+        if len(shards) == 1 and not self.invariant:
+            pack = self._packing(weights, requests, rows)
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
@@ -103,10 +115,9 @@ class LocalEngine:
             return 0
         return rows
 
-    @staticmethod
-    def _scheduler(weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
+    def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack),
+            runner_of(weights, pack, self.invariant),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
