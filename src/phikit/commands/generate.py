@@ -32,6 +32,9 @@ def generate(
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,6 +49,12 @@ def generate(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; 'here' starts one."),
+    ] = "",
+    engines: Annotated[int, typer.Option(min=1, metavar="N", help="How many, with --ray.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each engine, with --ray.")] = 1,
 ) -> None:
     """Write rollouts of prompts as JSON lines, each as soon as it is finished.
 
@@ -55,6 +64,7 @@ def generate(
     \b
     phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
     phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
+    phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
     from phikit import fetch
 
@@ -63,9 +73,10 @@ def generate(
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
     from phikit.engine.base import Generator, Request, Sampling
+    from phikit.engine.load import load
     from phikit.engine.local import LocalEngine
+    from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
-    from phikit.models.load import load
     from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
@@ -87,6 +98,10 @@ def generate(
     if url:
         key = _key(api_key_file) if api_key_file else ""
         engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
+    elif ray:
+        if adapter:
+            raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
+        engine = RayPool(directory, engines, threads, batch, None if ray == "here" else ray)
     else:
         weights = load(directory)
         for given in adapter or ():
@@ -94,7 +109,7 @@ def generate(
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-        engine = LocalEngine(weights, batch)
+        engine = LocalEngine(weights, batch, invariant=invariant)
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):
@@ -114,6 +129,8 @@ def generate(
     finally:
         if out:
             target.close()
+        if isinstance(engine, RayPool):
+            engine.close()
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

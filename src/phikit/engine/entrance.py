@@ -78,8 +78,8 @@ class Entrance:
         """
         entered: list[Sample] = []
         while self.entering:
-            ready = [s for s in self.entering if all(n.ready for n in s.waits)]
-            self._copy([s for s in ready if s.copy is not None])
+            ready = [s for s in self.entering if self._is_ready(s)]
+            self._begin(ready)
             through = [s for s in ready if s.computed >= s.goal]
             pieces: list[tuple[Sample, Piece]] = []
             for sample in ready:
@@ -105,8 +105,13 @@ class Entrance:
         tokens = sample.context[start : start + count]
         return Piece(tokens, start, sample.table, sample.long, sample.state, sample.adapter)
 
-    def _copy(self, samples: list[Sample]) -> None:
+    def _is_ready(self, sample: Sample) -> bool:
+        """Whether all that it builds on is computed."""
+        return all(n.ready for n in sample.waits)
+
+    def _begin(self, ready: list[Sample]) -> None:
         """Copies the part-filled blocks that samples write on in."""
+        samples = [s for s in ready if s.copy is not None]
         if not samples:
             return
         copies = [s.copy for s in samples if s.copy is not None]

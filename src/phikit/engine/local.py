@@ -8,8 +8,9 @@ import torch
 
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.native.runner import NativeRunner
+from phikit.engine.native.build import Compiler, library
 from phikit.engine.packed import worth_packing
+from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.errors import PhikitError
@@ -22,13 +23,15 @@ class LocalEngine:
     """Batched generation on the very module given; a `Generator`.
 
     Results are a pure function of the weights, the list of requests, `max_batch` and the number
-    of threads. With a small model every thread runs a batch of its own (see `shards`), and
+    of threads; with `invariant`, of the weights and the request alone, bit by bit. With a small
+    model every thread runs a batch of its own (see `shards`), and
     `max_batch` is divided between them. What a request draws does not depend on its neighbours,
     except for the rounding of matrix products of other shapes.
 
     Args:
         model: may go on being trained between calls of `generate`.
         max_batch: how many samples are in the making at once.
+        invariant: see `invariant`; costs speed.
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
 
@@ -38,19 +41,24 @@ class LocalEngine:
     """
 
     def __init__(
-        self, model: Decoder, max_batch: int = 256, dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        max_batch: int = 256,
+        dtype: torch.dtype | None = None,
+        invariant: bool = False,
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.invariant = invariant
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
-        self._copy: Decoder | None = None
+        self._copy: Model | None = None
         if dtype is not None and dtype != own:
             with torch.device("meta"):
-                self._copy = Decoder(model.config).to(dtype)
+                self._copy = type(model)(model.config).to(dtype)  # type: ignore[arg-type]
             self._copy.to_empty(device=model.model.embed_tokens.weight.device)
             if model.config.tied:
                 self._copy.lm_head.weight = self._copy.model.embed_tokens.weight
@@ -83,9 +91,13 @@ class LocalEngine:
             return
         weights = self._weights()
         count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
+        if self.invariant and library(Compiler()) is None:
+            count = 1  # torch's results depend on the number of threads
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        pack = self._packing(weights, requests, rows) if len(shards) == 1 else 0
+        pack = 0
+        if len(shards) == 1 and not self.invariant:
+            pack = self._packing(weights, requests, rows)
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
@@ -94,17 +106,18 @@ class LocalEngine:
             self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
 
     @staticmethod
-    def _packing(weights: Decoder, requests: list[Request], rows: int) -> int:
+    def _packing(weights: Model, requests: list[Request], rows: int) -> int:
         """For how many rows to pack the weights: 0 when few rows, or few steps, are to come."""
+        if not isinstance(weights, Decoder):
+            return 0
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
         if not worth_packing(weights, rows, tokens // rows):
             return 0
         return rows
 
-    @staticmethod
-    def _scheduler(weights: Decoder, rows: int, shards: int, pack: int = 0) -> Scheduler:
+    def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            NativeRunner(weights, pack=pack),
+            runner_of(weights, pack, self.invariant),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
@@ -135,7 +148,7 @@ class LocalEngine:
         self.tokens_prefilled += scheduler.runner.prefilled
 
     @torch.no_grad()
-    def _weights(self) -> Decoder:
+    def _weights(self) -> Model:
         if self._copy is None:
             return self.model
         for target, source in zip(self._copy.parameters(), self.model.parameters(), strict=True):

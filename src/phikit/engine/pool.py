@@ -47,8 +47,8 @@ class Pool:
     ) -> None:
         shape = (blocks, config.kv_heads, size, config.head_dim)
         self.size, self.kv_heads, self.head_dim = size, config.kv_heads, config.head_dim
-        self.k = [_zeros(shape, dtype, device) for _ in range(config.layers)]
-        self.v = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.k = [zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.v = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self._head_G = torch.arange(config.kv_heads, device=device) * size
 
     def places(self, block_T: Tensor, offset_T: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Pool:
             store[list(target)] = store[list(source)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # numpy asks for memory that the kernel zeroes page by page, at the first touch

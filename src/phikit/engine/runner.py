@@ -41,7 +41,8 @@ class Piece:
 class Rows:
     """One token per row: `token_N` at `position_N`, with the row's blocks.
 
-    A sequence may have several rows, at consecutive positions: each sees the ones before it.
+    A sequence may have several rows, at consecutive positions: each sees the ones before it. Not
+    so where the model has states, which move on by one position a step.
     `same`: tables and rows are those of the last call, only the positions have moved on within
     the last blocks. `adapters`: of each row; empty where no row has one.
     """
@@ -59,6 +60,10 @@ class RowStates(Protocol):
     """State of a fixed size per sequence, in slots. Slots never move."""
 
     bytes_per_slot: int
+
+    def allocate(self, slots: int) -> None:
+        """Makes room for so many, once, before anything else."""
+        ...
 
     def take(self) -> int:
         """A slot at the start of a sequence (all zeros)."""

@@ -35,6 +35,7 @@ class Sample:
         table: its blocks; path: the prefix tree's nodes along them.
         computed, goal: how many positions are there, and must be before it can run.
         waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
+        state: its slot, for models that have states; after: the sample whose state it forks.
         order: when it was admitted.
     """
 
@@ -52,6 +53,7 @@ class Sample:
     waits: list[Node] = field(default_factory=list)
     copy: tuple[Node, int] | None = None
     state: int = -1
+    after: Sample | None = None
     order: int = 0
 
     @property

@@ -18,6 +18,7 @@ from phikit.engine.base import Request, Sampling, can_run, check
 from phikit.engine.blocks import Blocks
 from phikit.engine.columns import Columns
 from phikit.engine.entrance import Entrance
+from phikit.engine.kept import MOST_KEPT, KeptPrefixes, StateEntrance
 from phikit.engine.pool import available_memory
 from phikit.engine.radix import PrefixCache
 from phikit.engine.runner import Rows, Runner
@@ -34,8 +35,8 @@ class Scheduler:
 
     Args:
         max_rows: samples generated at once.
-        cache_bytes: memory of the KV cache; half of the machine's free memory when left out, but
-            never more than `max_rows` samples of full length need.
+        cache_bytes: memory of the KV cache, states included; half of the machine's free memory when
+            left out, but never more than `max_rows` samples of full length need.
         cache_share: of the memory that the cache may take when nothing is said.
         prefill_tokens: prompt tokens computed in one step.
         refill: rows that must be free before waiting samples enter (1: at once).
@@ -63,8 +64,15 @@ class Scheduler:
             _block_count(runner, max_rows, cache_bytes, cache_share), runner.block_size
         )
         runner.allocate(self.blocks.count)
-        self.prefixes = PrefixCache(self.blocks)
-        self.entrance = Entrance(runner, self.blocks, self.prefixes)
+        self.prefixes: PrefixCache | KeptPrefixes
+        self.entrance: Entrance
+        if runner.states is None:
+            self.prefixes = PrefixCache(self.blocks)
+            self.entrance = Entrance(runner, self.blocks, self.prefixes)
+        else:
+            runner.states.allocate(max_rows + MOST_KEPT)
+            self.prefixes = KeptPrefixes(self.blocks, runner.states)
+            self.entrance = StateEntrance(runner, runner.states, self.blocks, self.prefixes)
         self.rows = Columns(max_rows, runner.block_size)
         self.waiting: deque[Sample] = deque()
         self.settings: Settings | None = None
@@ -303,11 +311,16 @@ def _block_count(runner: Runner, max_rows: int, cache_bytes: int | None, share: 
         )
     bound = cache_bytes if cache_bytes is not None else int((free or 2**31) * _MEMORY * share)
     full = max_rows * -(-runner.max_positions // runner.block_size)
-    count = min(bound // runner.block_bytes, full)
+    states, told, way = 0, "", "give the cache more memory"
+    if runner.states is not None:
+        states = (max_rows + MOST_KEPT) * runner.states.bytes_per_slot
+        told = f" beside {states} bytes for the states of {max_rows} rows and {MOST_KEPT} prefixes"
+        way += ", or generate fewer samples at once"
+    count = min((bound - states) // runner.block_bytes, full)
     if count < 1:
         raise PhikitError(
-            f"a KV cache of {bound} bytes holds no block: one of {runner.block_size} positions "
-            f"takes {runner.block_bytes} bytes",
-            "give the cache more memory",
+            f"a KV cache of {bound} bytes holds no block{told}: one of {runner.block_size} "
+            f"positions takes {runner.block_bytes} bytes",
+            way,
         )
     return int(count) + 1

@@ -11,15 +11,13 @@ from typing import Any
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine import alone
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
+from phikit.engine.runners import Model
 from phikit.engine.talk_media import Prompt, answer, check_senses, prompt_of
 from phikit.files import read_json
 from phikit.models.architectures import read_config
-from phikit.models.decoder import Decoder
-from phikit.models.flash.model import Flash
 
 Message = Mapping[str, Any]
 
@@ -50,7 +48,7 @@ def text_pieces(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def respond(
-    model: Decoder | Flash,
+    model: Model,
     form: ChatFormat,
     messages: Sequence[Message],
     sampling: Sampling,
@@ -73,8 +71,6 @@ def _answer(
     request = Request(prompt.ids, sampling, seed=seed)
     if prompt.media is not None:
         stream = answer(model, prompt, sampling, seed)
-    elif isinstance(model, Flash):
-        stream = alone.stream(model, request)
     else:
         stream = LocalEngine(model, max_batch=1).stream(request)
     said = (token for token in stream if token not in sampling.stop_ids)

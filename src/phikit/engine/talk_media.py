@@ -11,8 +11,8 @@ import torch
 from phikit.chat.format import ChatFormat
 from phikit.chat.images.prompt import SeeingPrompt, seeing_prompt
 from phikit.chat.multimodal import MultimodalPrompt, media_prompt
-from phikit.engine.alone import draws
 from phikit.engine.base import Sampling
+from phikit.engine.sampling import draws
 from phikit.errors import PhikitError
 from phikit.models.continuation import Choose, generate
 from phikit.models.multimodal.config import Phi4MMConfig

@@ -13,10 +13,9 @@ from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling, check
-from phikit.engine.native.runner import NativeRunner
+from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder
 from phikit.models.load import load
 from phikit.serve.schema import ChatBody, ChatMessage, CompletionBody, Tool
 from phikit.serve.worker import Worker
@@ -56,7 +55,7 @@ class Limits:
 class Served:
     """A model that is served: its tokenizer, its chat format if it has one, and its engine."""
 
-    def __init__(self, name: str, model: Decoder, tokenizer: Tokenizer, worker: Worker) -> None:
+    def __init__(self, name: str, model: Model, tokenizer: Tokenizer, worker: Worker) -> None:
         self.name, self.tokenizer, self.worker = name, tokenizer, worker
         self.vocab_size = model.config.vocab_size
         self.context = model.config.max_positions
@@ -86,13 +85,9 @@ class Served:
             PhikitError: it cannot be loaded, or is no decoder that the engine runs.
         """
         model, tokenizer = load(directory), load_tokenizer(directory)
-        if not isinstance(model, Decoder):
-            raise PhikitError(
-                f"{directory} holds a {type(model).__name__}, which the server cannot run",
-                "serve a dense decoder",
-            )
-        runner = NativeRunner(model)
-        scheduler = Scheduler(runner, max_rows=rows, cache_bytes=cache_bytes, cache_share=share)
+        scheduler = Scheduler(
+            runner_of(model), max_rows=rows, cache_bytes=cache_bytes, cache_share=share
+        )
         return cls(name, model, tokenizer, Worker(name, scheduler, most))
 
     def conversation(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:

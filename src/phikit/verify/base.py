@@ -85,6 +85,7 @@ BUILT_IN = (
     "code",
     "refusal",
     "format",
+    "instructions",
 )  # each in the module so named
 
 

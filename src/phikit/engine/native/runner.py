@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phikit.engine.dense import DenseRunner
 from phikit.engine.native import products
-from phikit.engine.native.between import Attending, Between
+from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.step import DecodeStep, Pages, obstacle
 from phikit.engine.runner import Rows
@@ -78,9 +78,8 @@ class NativeRunner(DenseRunner):
         )
         blocks = int(rows.position_N.max()) // self.block_size + 1
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32).contiguous()
-        cos_N1R, sin_N1R = self.rope.at(position_N, long_N)
-        attend = Attending(
-            between, self.pool, table_NJ, position_N.to(torch.int32), (cos_N1R, sin_N1R)
+        attend = between.attending(
+            self.pool, table_NJ, position_N.to(torch.int32), self.rope.at(position_N, long_N)
         )
         x_ND, add_ND = self.model.model.embed_tokens(token_N), None
         for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
