@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phikit.models.greedy import generate
+from phikit.models.continuation import generate
 from vision_weights import close, randomise
 
 import phikit
