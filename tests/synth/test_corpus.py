@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -202,3 +204,40 @@ def test_a_sheet_escapes_what_it_shows() -> None:
     sheet = sheets.Sheet(evil, "", [], [sheets.Section(evil, "", ("a",), [(evil,)])])
     assert "<script>" not in sheets.html(sheet)
     assert "[bold]" in sheets.text(sheet)
+
+
+def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
+    server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PhikitError, match="the disk is full"):
+        run(server, seeds, tmp_path / "c", count=20)
+    assert not (tmp_path / "c" / "stage.json").exists()
+    monkeypatch.undo()
+    run(server, seeds, tmp_path / "c", count=20)
+    run(server, seeds, tmp_path / "whole", count=20)
+    for name in ("samples.parquet", "outcomes.jsonl"):
+        assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_in_this_process_writes(tmp_path: Path) -> None:
+    if not (Path.home() / ".cache" / "phikit" / "smollm2" / "config.json").exists():
+        pytest.skip("smollm2 was not fetched")
+    arguments = ["synth", "run", "write-letter", "--teacher", "smollm2", "--count", "2", "--out",
+                 str(tmp_path / "c"), "--set", "attempts=1", "--set", "longest_reply=24",
+                 "--set", "teacher.rewrites=0"]  # fmt: skip
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    rows = outcomes(tmp_path / "c")
+    assert len(rows) == 2 and all(r["replies"] for r in rows)
+    assert {r["status"] for r in rows} <= {"accepted", "rejected"}
