@@ -15,7 +15,7 @@ from typing import Any
 from phikit.errors import PhikitError
 from phikit.evals.statistics import over_seeds
 from phikit.files import write_atomic
-from phikit.reporting import arms, costs, curves, searches, sources
+from phikit.reporting import arms, costs, curves, kept, searches, sources
 from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.pages import template
 from phikit.reporting.run_dir import Run
@@ -24,6 +24,7 @@ from phikit.reporting.words import p_value, points
 #: A section's title and the verbs of the stages that it needs one of.
 SECTIONS = {
     "accuracy": ("Accuracy after every stage", ("evals.run",)),
+    "kept": ("What it forgot", ("train.perplexity", "evals.ifeval")),
     "pivots": ("Pivotal tokens", ("pivots.search",)),
     "answers": ("Answers before and after", ("evals.run",)),
     "training": ("Training curves", ("train.pretrain", "train.sft", "train.dpo", "train.grpo")),
@@ -59,6 +60,7 @@ def contents(run: Run) -> Mapping[str, Any]:
     evaluations = Evaluations(run)
     shown: dict[str, Any] = {
         "accuracy": evaluations if evaluations.chain else None,
+        "kept": kept.table(run),
         "pivots": [s for s in searches.searches(run) if s.solutions],
         "answers": evaluations.changes(),
         "training": curves.training(run),

@@ -113,7 +113,7 @@ def run(
     phikit synth run ... --set teacher.max_total_tokens=1000000 --set teacher.in_flight=200
     """
     from phikit import synth_runs
-    from phikit.commands.data import show as show_sheet
+    from phikit.commands.looking import show as show_sheet
     from phikit.reporting import corpora
 
     given = (f"teacher.key_file={key_file}",) if key_file else ()
@@ -140,7 +140,7 @@ def report(
     phikit synth report corpus
     phikit synth report corpus --html corpus.html
     """
-    from phikit.commands.data import show as show_sheet
+    from phikit.commands.looking import show as show_sheet
     from phikit.reporting import corpora
 
     show_sheet(corpora.sheet(corpus, samples, seed), html, width)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.native.build import Compiler, library
@@ -13,6 +14,7 @@ from phikit.engine.packed import worth_packing
 from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -34,6 +36,7 @@ class LocalEngine:
         invariant: see `invariant`; costs speed.
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
+        tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
         tokens_generated: tokens drawn so far, over all calls.
@@ -46,11 +49,14 @@ class LocalEngine:
         max_batch: int = 256,
         dtype: torch.dtype | None = None,
         invariant: bool = False,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.tokenizer = tokenizer
+        self._texts: Texts | None = None
         self.invariant = invariant
         self.tokens_generated = 0
         self.tokens_prefilled = 0
@@ -76,7 +82,6 @@ class LocalEngine:
         for index, request in enumerate(requests):
             try:
                 self._check(request)
-                can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
@@ -84,6 +89,11 @@ class LocalEngine:
     def _check(self, request: Request) -> None:
         config = self.model.config
         check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
+        can_run(request, self.tokenizer is not None)
+        if self.tokenizer is not None and (request.sampling.stop or request.sampling.constraint):
+            if self._texts is None:
+                self._texts = Texts(self.tokenizer, config.vocab_size)
+            self._texts.check(request.sampling)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         rows = min(self.max_batch, sum(r.n for r in requests))
@@ -124,6 +134,7 @@ class LocalEngine:
             refill=max(1, rows // 8),
             keep=False,
             most_cached=4 * rows,
+            texts=self._texts,
         )
 
     def stream(self, request: Request) -> Iterator[int]:
@@ -133,7 +144,6 @@ class LocalEngine:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
         self._check(request)
-        can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)
