@@ -230,14 +230,16 @@ def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
 
 
 @pytest.mark.slow
-def test_a_model_in_this_process_writes(tmp_path: Path) -> None:
+def test_a_model_in_this_process_writes(seeds: Path, tmp_path: Path) -> None:
     if not (Path.home() / ".cache" / "phikit" / "smollm2" / "config.json").exists():
         pytest.skip("smollm2 was not fetched")
-    arguments = ["synth", "run", "write-letter", "--teacher", "smollm2", "--count", "2", "--out",
-                 str(tmp_path / "c"), "--set", "attempts=1", "--set", "longest_reply=24",
+    arguments = ["synth", "run", "excerpt-tags", "--seeds", str(seeds), "--teacher", "smollm2",
+                 "--count", "2", "--out", str(tmp_path / "c"), "--set", "attempts=1", "--set", "longest_reply=80",
                  "--set", "teacher.rewrites=0"]  # fmt: skip
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     rows = outcomes(tmp_path / "c")
     assert len(rows) == 2 and all(r["replies"] for r in rows)
     assert {r["status"] for r in rows} <= {"accepted", "rejected"}
+    replies = [json.loads(s) for s in (tmp_path / "c" / "replies.jsonl").read_text().splitlines()]
+    assert all(r["text"].lstrip().startswith("{") for r in replies)  # held to the schema
