@@ -234,8 +234,8 @@ def test_a_model_in_this_process_writes(seeds: Path, tmp_path: Path) -> None:
     if not (Path.home() / ".cache" / "phikit" / "smollm2" / "config.json").exists():
         pytest.skip("smollm2 was not fetched")
     arguments = ["synth", "run", "excerpt-tags", "--seeds", str(seeds), "--teacher", "smollm2",
-                 "--count", "2", "--out", str(tmp_path / "c"), "--set", "attempts=1", "--set", "longest_reply=80",
-                 "--set", "teacher.rewrites=0"]  # fmt: skip
+                 "--count", "2", "--out", str(tmp_path / "c"), "--set", "attempts=1",
+                 "--set", "longest_reply=80", "--set", "teacher.rewrites=0"]  # fmt: skip
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     rows = outcomes(tmp_path / "c")

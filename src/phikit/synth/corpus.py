@@ -224,6 +224,8 @@ class _OneType:
                 self._settle(made, found, why)
             if any(made.status == "unsent" for made in mades):
                 return  # the budget is spent
+            if all(made.status == "failed" for made in mades):
+                return  # the teacher is away
             start = stop
 
     def _round(self, asked: int, limit: int) -> int:
