@@ -52,7 +52,7 @@ def server() -> Iterator[ChatServer]:
 
 
 def run(server: ChatServer, seeds: Path, out: Path, *settings: str, count: int = 60) -> dict:
-    given = ("teacher.in_flight=64", "teacher.pause=0.01", "teacher.timeout=1.5", *settings)
+    given = ("teacher.in_flight=64", "teacher.pause=0.01", *settings)
     job = synth_runs.Job(TYPES, (seeds,), server.url, "m", count, settings=given)
     return synth_runs.run(job, out)["summary"]
 
@@ -65,7 +65,7 @@ def test_every_sample_asked_for_is_accounted_for(
     server: ChatServer, seeds: Path, tmp_path: Path
 ) -> None:
     server.faulty = 0.3
-    summary = run(server, seeds, tmp_path / "c")
+    summary = run(server, seeds, tmp_path / "c", "teacher.timeout=1.5")
     rows = outcomes(tmp_path / "c")
     assert len({(r["kind"], r["index"]) for r in rows}) == len(rows) == summary["asked"]
     assert all(r["reason"] for r in rows if r["status"] != "accepted")
