@@ -29,7 +29,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from pivots import subdivide
 from transformers import AutoModelForCausalLM
 
 from phikit import fetch
@@ -45,6 +44,7 @@ from phikit.pivots.results import SearchResult, Trace
 from phikit.pivots.search import Question, search
 from phikit.synth.teacher import Order, ProceduralTeacher
 from phikit.verify.base import ByName, Problem
+from pivots import subdivide
 
 KINDS = ("changes", "groups", "shopping", "equations")
 BRIEF = "\nAnswer with the number alone."  # keeps theirs affordable: it pays for every token left
@@ -90,7 +90,11 @@ def chosen(
     for start in range(0, len(asked), 32):
         some = asked[start : start + 32]
         prompts = [
-            tuple(chat.render([{"role": "user", "content": p.prompt + BRIEF}], generation_prompt=True).ids)
+            tuple(
+                chat.render(
+                    [{"role": "user", "content": p.prompt + BRIEF}], generation_prompt=True
+                ).ids
+            )
             for p in some
         ]
         sampling = config.sampling(chat.stop_ids, 0)
@@ -178,9 +182,7 @@ class Plain:
         return sum(self.verdicts[text] for text in texts) / len(texts)
 
 
-def theirs(
-    model: Any, chat: ChatFormat, config: SearchConfig, question: Question, n: int
-) -> Spent:
+def theirs(model: Any, chat: ChatFormat, config: SearchConfig, question: Question, n: int) -> Spent:
     spent = Spent()
     estimate = Plain(model, chat, config, question, n)
     s = estimate.solution
@@ -188,8 +190,9 @@ def theirs(
     places = timed(spent, lambda: subdivide(path, estimate))
     spent.tokens = estimate.tokens
     spent.found = [(question.problem.id, i) for i in places]
+    rate = spent.tokens / spent.clock
     print(f"  theirs: {len(s.ids)} tokens, {estimate.visits} prefixes × {n} rollouts, "
-          f"{spent.clock:.0f} s, {spent.tokens / spent.clock:.0f} tokens/s", flush=True)  # fmt: skip
+          f"{spent.clock:.0f} s, {rate:.0f} tokens/s", flush=True)  # fmt: skip
     return spent
 
 

@@ -210,7 +210,7 @@ def test_a_search_over_an_endpoint_is_the_local_one(
         pivot_runs.run(job(made, url=f"{url}/v1", name="tiny"), out)
         assert (out / "pivots.jsonl").read_bytes() == (found / "pivots.jsonl").read_bytes()
         assert search_folder(out).pairs() == search_folder(found).pairs()
-        with pytest.raises(PhikitError, match="endpoint was tiny at http.*now none"):
+        with pytest.raises(PhikitError, match=r"endpoint was tiny at http.*now none"):
             pivot_runs.run(job(made), out)
     finally:
         server.terminate()

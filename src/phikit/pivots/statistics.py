@@ -116,9 +116,7 @@ def _count_solution(s: Statistics, solution: Row) -> None:
         s.unlikely.tokens += p < 0.5
 
 
-def _count_pivots(
-    s: Statistics, pivots: Sequence[Row], solutions: dict[str, list[Row]]
-) -> None:
+def _count_pivots(s: Statistics, pivots: Sequence[Row], solutions: dict[str, list[Row]]) -> None:
     with_pivot = set()
     for p in pivots:
         helps = p["delta"] > 0
@@ -222,10 +220,11 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 def as_json(s: Statistics) -> dict[str, Any]:
     """The tables as objects: title → rows by column."""
-    return {
-        title: dict(rows) if not any(heads) else [dict(zip(heads, row, strict=True)) for row in rows]
-        for title, heads, rows in tables(s)
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for title, heads, rows in tables(s):
+        named = [dict(zip(heads, row, strict=True)) for row in rows]
+        found[title] = named if any(heads) else dict(rows)
+    return found
 
 
 def _percent(part: int, whole: int) -> str:
