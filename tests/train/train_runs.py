@@ -30,7 +30,12 @@ from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken
-from phikit.train.settings import LoraSettings, OptimiserSettings, TrainSettings
+from phikit.train.settings import (
+    LoraSettings,
+    OptimiserSettings,
+    ParallelSettings,
+    TrainSettings,
+)
 from phikit.verify.base import VERIFIERS, Problem
 
 STEPS = {"adamw": 12, "muon": 12, "bf16": 12, "lora": 12, "dpo": 10, "pivots": 10, "grpo": 6}
@@ -100,16 +105,17 @@ def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
     )  # fmt: skip
 
 
-def run(name: str, ctx: Context, every: int = 3) -> Any:
+def run(name: str, ctx: Context, every: int = 3, tensor: int = 1, context: int = 1) -> Any:
     """Trains the run of that name in the context's folder; returns the model."""
-    model = tiny_model()
+    model = tiny_model(kv_heads=4 if name == "four" else 2)
     kind = "muon" if name == "muon" else "adamw"
     settings = TrainSettings(
-        lr=1e-2 if name in ("adamw", "muon", "bf16", "lora") else 3e-3,
+        lr=3e-3 if name in ("dpo", "pivots", "grpo") else 1e-2,
         precision="bf16" if name == "bf16" else "f32",
         optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
         checkpoint_every=2 if name == "grpo" else every,
         warmup=2,
+        parallel=ParallelSettings(tensor=tensor, context=context),
     )
     if name == "lora":
         adapt(model, LoraSettings(rank=4, alpha=16), 3)
@@ -123,7 +129,7 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
         objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
     else:
         objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=3)
-    loop.train(ctx, model, objective, settings, STEPS[name])
+    loop.train(ctx, model, objective, settings, STEPS.get(name, 12))
     model = parallel.whole(model)
     if parallel.rank() == 0:
         checkpoint.save(merged(model), ctx.dir / "model", torch.float32)
@@ -152,7 +158,7 @@ class StopAfter:
             raise KeyboardInterrupt
 
 
-def in_processes(name: str, folder: Path, stop: int) -> None:
+def in_processes(name: str, folder: Path, stop: int, tensor: int = 1, context: int = 1) -> None:
     """The run in this process, or as one of those that torchrun started."""
     if parallel.launched():
         parallel.join()
@@ -162,7 +168,7 @@ def in_processes(name: str, folder: Path, stop: int) -> None:
             ctx._metrics = Journal(Path(scratch) / "metrics.jsonl")
         ctx.progress = StopAfter(stop)
         with suppress(KeyboardInterrupt):
-            run(name, ctx)
+            run(name, ctx, tensor=tensor, context=context)
     parallel.leave()
 
 
@@ -171,4 +177,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "curves":
         write_curves(Path(__file__).with_name("curves.json"))
     else:
-        in_processes(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 0)
+        in_processes(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:] or ["0"]))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from phikit.models.greedy import generate
 from vision_weights import close, randomise
 
 import phikit
@@ -13,7 +14,6 @@ from phikit.models.checkpoint import load_any, save
 from phikit.models.decoder import Decoder, causal_attend
 from phikit.models.decoder_config import LongRope
 from phikit.models.family import PHI_4_REASONING
-from phikit.models.greedy import generate
 from phikit.models.vision.config import SIGLIP2_NAFLEX, VisionConfig
 from phikit.models.vision.reasoning import FlexImages, ReasoningVision
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig, from_hf, to_hf

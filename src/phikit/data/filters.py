@@ -215,6 +215,17 @@ class TrigramModel:
         if len(self._waiting) >= 1000:
             self._count()
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each hashed trigram was added."""
+        self._count()
+        return self._counts
+
+    def add_counts(self, counts: NDArray[np.int64]) -> None:
+        """Adds what another model counted."""
+        self._counts = self._counts + counts
+        self._bits = None
+
     def surprise(self, text: str) -> float:
         """For a text that has been added."""
         if self._bits is None:

@@ -7,8 +7,9 @@ nothing but its own request.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -259,3 +260,18 @@ def _head(
     least_N1 = best_NC.gather(1, (count_N.clamp(max=width) - 1)[:, None])
     ties_N1 = count_N[:, None] - (best_NC > least_N1).sum(-1, keepdim=True)
     return least_N1, ties_N1, open_N
+
+
+def draws(sampling: Sampling, seed: int, sample: int = 0) -> Callable[[Tensor], int]:
+    """Draws one token after another of one sample, each from its logits [1, V]."""
+    key = np.array([stream_key(seed, sample)], np.uint64)
+    steps = itertools.count()
+    settings: Settings | None = None
+
+    def choose(logits_1V: Tensor) -> int:
+        nonlocal settings
+        settings = settings or Settings.of([sampling], logits_1V.device)
+        uniform = torch.from_numpy(uniforms(key, np.array([next(steps)])))
+        return int(draw(logits_1V.float(), settings, uniform.to(logits_1V.device)).token_N[0])
+
+    return choose
