@@ -19,6 +19,7 @@ from phikit.records import Sample, Score, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 
 if TYPE_CHECKING:
+    from phikit.engine.runners import Model
     from phikit.models.decoder import Decoder
 
 Form = Literal["chat", "text"]
@@ -63,7 +64,7 @@ class RecallConfig(Config):
     beyond: bool = True
 
 
-def prompting(model: Decoder, directory: Path, form: Form) -> Prompting:
+def prompting(model: Model, directory: Path, form: Form) -> Prompting:
     """How to ask the model of a directory: in its chat format, or in pretraining text."""
     from phikit.chat.format import chat_format
     from phikit.chat.tokenizer import Tokenizer
