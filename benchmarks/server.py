@@ -19,8 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, Sampling
@@ -57,30 +56,56 @@ def alone(scheduler: Scheduler, requests: list[Request], clients: int) -> float:
     return done / (time.perf_counter() - start)
 
 
+class Connection:
+    """A client's connection: no more of HTTP than this server speaks, since the client computes on
+    the cores that the engine computes on."""
+
+    def __init__(self, url: str) -> None:
+        self.host, port = re.findall(r"//(.*):(\d+)", url)[0]
+        self.port = int(port)
+
+    async def __aenter__(self) -> Connection:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        """The body of the answer, its chunks as they came."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        answer = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        assert answer.startswith(b"http/1.1 200"), answer
+        if b"transfer-encoding: chunked" in answer:
+            return await self.reader.readuntil(b"\r\n0\r\n\r\n")
+        size = int(re.findall(rb"content-length: (\d+)", answer)[0])
+        return await self.reader.readexactly(size)
+
+
 async def over_http(url: str, requests: list[Request], clients: int, stream: bool) -> float:
     """Tokens per second that the clients receive."""
     todo, received = iter(requests), 0
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client() -> None:
         nonlocal received
-        for request in todo:
-            body = {
-                "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
-                "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
-            }  # fmt: skip
-            answer = await http.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            if stream:
-                assert answer.text.endswith("data: [DONE]\n\n")
-                received += request.sampling.max_tokens
-            else:
-                received += answer.json()["usage"]["completion_tokens"]
+        async with Connection(url) as http:
+            for request in todo:
+                body = {
+                    "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
+                    "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
+                }  # fmt: skip
+                answer = await http.post("/v1/completions", body)
+                if stream:
+                    assert b"data: [DONE]" in answer
+                    received += request.sampling.max_tokens
+                else:
+                    received += json.loads(answer)["usage"]["completion_tokens"]
 
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-        start = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-        return received / (time.perf_counter() - start)
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return received / (time.perf_counter() - start)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine.base import Request, Sampling, collect
+from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.engine.remote import RemoteGenerator
 from phikit.errors import PhikitError
@@ -15,7 +15,7 @@ from phikit.models.load import load
 
 @pytest.fixture(scope="module")
 def local(tiny):
-    return LocalEngine(load(tiny))
+    return LocalEngine(load(tiny), tokenizer=Tokenizer.load(tiny))
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
@@ -33,6 +33,10 @@ REQUESTS = [
     Request((5, 6, 8), Sampling(temperature=0, max_tokens=9)),
     Request((90,), Sampling(top_k=5, temperature=0.7, max_tokens=30, stop_ids=(3, 7)), n=4, seed=2),
     Request((5, 6, 7), Sampling(top_p=0.8, min_p=0.02, max_tokens=1), n=2, first_sample=3),
+    Request((5, 6), Sampling(max_tokens=40, stop=("s", "€ ")), n=3, seed=4),
+    Request((5, 6), Sampling(max_tokens=9, constraint=Constraint("regex", "(the|a) cat")), n=3),
+    Request((5,), Sampling(max_tokens=30, constraint=Constraint("json_schema", "{}")), n=2),
+    Request((8,), Sampling(constraint=Constraint("grammar", 'start: "mat" " cat"')), n=2),
     *[Request((i, 9), Sampling(max_tokens=5), n=2, seed=i) for i in range(8)],
 ]
 

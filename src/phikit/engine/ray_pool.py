@@ -9,6 +9,7 @@ its request alone they are the same samples.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -231,13 +232,17 @@ def _parts(requests: Sequence[Request]) -> Iterator[_Part]:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    way = "start one: ray start --head, and on the other nodes ray start --address HOST:PORT"
     try:
+        if address and ":" in address and "://" not in address:
+            # Ray itself would try for minutes, and then end this process
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address, include_dashboard=None if address else False,
                  log_to_driver=False)  # fmt: skip
     except (ConnectionError, OSError, RuntimeError, ValueError) as e:
         raise PhikitError(
-            f"there is no Ray cluster at {address or 'this machine'}: {e}",
-            "start one: ray start --head, and on the other nodes ray start --address HOST:PORT",
+            f"there is no Ray cluster at {address or 'this machine'}: {e}", way
         ) from e
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from phikit.engine.base import Finished, Request, Sampling, collect
 from phikit.errors import PhikitError
+from phikit.pivots.drawing import count_cost, engine_of, portions
 from phikit.pivots.read import SearchFolder, search_folder
 from phikit.records import Pair, Rollout, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import Problem, read_problems
-
-if TYPE_CHECKING:
-    from phikit.chat.format import ChatFormat
-    from phikit.engine.local import LocalEngine
+from phikit.verify.base import Problem
 
 _STREAM = 0x636F6E74  # the random streams of this file
 
@@ -68,14 +65,15 @@ def run_responses(
     """Draws answers until the search's tokens are spent, and writes pairs.parquet."""
     from phikit.verify.base import ByName
 
-    engine, chat = _engine(inputs["model"] / "model", config.batch)
+    engine, chat = engine_of(inputs["model"] / "model", config.batch)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
     sampling = Sampling(
         temperature=config.temperature, max_tokens=config.max_tokens, stop_ids=chat.stop_ids
     )
     pairs: list[Pair] = []
     spent = asked = 0
-    for problems in _portions(inputs["problems"], chat, engine.model.config.max_positions):
+    for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
+        problems = [(Problem.of(sample), ids) for sample, ids in portion]
         requests = [
             Request(ids, sampling, config.per_problem, ctx.seed ^ _STREAM ^ (asked + i))
             for i, (_, ids) in enumerate(problems)
@@ -96,7 +94,7 @@ def run_responses(
         if spent >= budget:
             break
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    _count(ctx, engine)
+    count_cost(ctx, engine)
     return {"problems": asked, "tokens": spent, "budget": budget, "pairs": len(pairs)}
 
 
@@ -118,28 +116,12 @@ def _answer_pairs(
         )  # fmt: skip
 
 
-def _portions(
-    folder: Path, chat: ChatFormat, context: int, size: int = 64
-) -> Iterator[list[tuple[Problem, tuple[int, ...]]]]:
-    portion = []
-    for sample in read_problems(folder):
-        messages = sample.prompt or ({"role": "user", "content": sample.text},)
-        ids = tuple(chat.render(messages, generation_prompt=True).ids)
-        if len(ids) < context:
-            portion.append((Problem.of(sample), ids))
-        if len(portion) == size:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
-
-
 # --- Random tokens -------------------------------------------------------------------------------
 
 
 def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Writes as many pairs at random tokens as the search found at pivots."""
-    engine, _ = _engine(inputs["model"] / "model", config.batch)
+    engine, _ = engine_of(inputs["model"] / "model", config.batch)
     found = search_folder(inputs["search"])
     wanted = int(found.record["summary"]["pairs"])
     places = _places(found, ctx.seed)
@@ -163,7 +145,7 @@ def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -
             if other is not None and len(pairs) < wanted:
                 pairs.append(place.pair(other))
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    _count(ctx, engine)
+    count_cost(ctx, engine)
     return {"pairs": len(pairs), "tokens": engine.tokens_generated}
 
 
@@ -201,21 +183,6 @@ def _places(found: SearchFolder, seed: int) -> Iterator[_Place]:
     random.Random(seed ^ _STREAM).shuffle(everywhere)
     for trace, solution, i in everywhere:
         yield _Place(trace, solution, i)
-
-
-def _engine(directory: Path, batch: int) -> tuple[LocalEngine, ChatFormat]:
-    from phikit.chat.format import chat_format
-    from phikit.chat.load import load_tokenizer
-    from phikit.engine.load import load
-    from phikit.engine.local import LocalEngine
-
-    return LocalEngine(load(directory), max_batch=batch), chat_format(load_tokenizer(directory))
-
-
-def _count(ctx: Context, engine: LocalEngine) -> None:
-    tokens = engine.tokens_generated + engine.tokens_prefilled
-    ctx.cost.tokens_generated += engine.tokens_generated
-    ctx.cost.flops += tokens * engine.model.config.flops_per_token(128)
 
 
 STAGES: list[Stage[Any]] = [
