@@ -18,6 +18,7 @@ from phikit.synth import recall
 from phikit.synth.asking import ASKING_STAGES
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
+from phikit.synth.gym import GYM_STAGES
 from phikit.synth.judge_pairs import JUDGE_STAGES
 from phikit.synth.slips import SlippingTeacher
 from phikit.synth.stage_declared import DECLARED
@@ -270,4 +271,5 @@ STAGES: list[Stage[Any]] = [
     *ASKING_STAGES,
     TRAJECTORIES,
     *JUDGE_STAGES,
+    *GYM_STAGES,
 ]
