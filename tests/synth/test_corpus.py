@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,7 +52,7 @@ def server() -> Iterator[ChatServer]:
 
 
 def run(server: ChatServer, seeds: Path, out: Path, *settings: str, count: int = 60) -> dict:
-    given = ("teacher.in_flight=64", "teacher.pause=0.01", "teacher.timeout=1.5", *settings)
+    given = ("teacher.in_flight=64", "teacher.pause=0.01", *settings)
     job = synth_runs.Job(TYPES, (seeds,), server.url, "m", count, settings=given)
     return synth_runs.run(job, out)["summary"]
 
@@ -63,7 +65,7 @@ def test_every_sample_asked_for_is_accounted_for(
     server: ChatServer, seeds: Path, tmp_path: Path
 ) -> None:
     server.faulty = 0.3
-    summary = run(server, seeds, tmp_path / "c")
+    summary = run(server, seeds, tmp_path / "c", "teacher.timeout=1.5")
     rows = outcomes(tmp_path / "c")
     assert len({(r["kind"], r["index"]) for r in rows}) == len(rows) == summary["asked"]
     assert all(r["reason"] for r in rows if r["status"] != "accepted")
@@ -202,3 +204,42 @@ def test_a_sheet_escapes_what_it_shows() -> None:
     sheet = sheets.Sheet(evil, "", [], [sheets.Section(evil, "", ("a",), [(evil,)])])
     assert "<script>" not in sheets.html(sheet)
     assert "[bold]" in sheets.text(sheet)
+
+
+def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
+    server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PhikitError, match="the disk is full"):
+        run(server, seeds, tmp_path / "c", count=20)
+    assert not (tmp_path / "c" / "stage.json").exists()
+    monkeypatch.undo()
+    run(server, seeds, tmp_path / "c", count=20)
+    run(server, seeds, tmp_path / "whole", count=20)
+    for name in ("samples.parquet", "outcomes.jsonl"):
+        assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_in_this_process_writes(seeds: Path, tmp_path: Path) -> None:
+    if not (Path.home() / ".cache" / "phikit" / "smollm2" / "config.json").exists():
+        pytest.skip("smollm2 was not fetched")
+    arguments = ["synth", "run", "excerpt-tags", "--seeds", str(seeds), "--teacher", "smollm2",
+                 "--count", "2", "--out", str(tmp_path / "c"), "--set", "attempts=1",
+                 "--set", "longest_reply=80", "--set", "teacher.rewrites=0"]  # fmt: skip
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    rows = outcomes(tmp_path / "c")
+    assert len(rows) == 2 and all(r["replies"] for r in rows)
+    assert {r["status"] for r in rows} <= {"accepted", "rejected"}
+    replies = [json.loads(s) for s in (tmp_path / "c" / "replies.jsonl").read_text().splitlines()]
+    assert all(r["text"].lstrip().startswith("{") for r in replies)  # held to the schema

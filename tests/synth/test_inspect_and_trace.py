@@ -139,6 +139,13 @@ def test_a_corpus_of_one(tmp_path: Path) -> None:
     assert "no parents" in back.note and back.blocks[0].text == "Only this."
 
 
+def test_texts_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "First."}\n{"text": "Second.", "licence": "MIT"}\n')
+    for path in (tmp_path, tmp_path / "a.jsonl"):
+        rows = section(inspection.sheet(path), "Documents").rows
+        assert {row[1] for row in rows} == {"(not stated)", "MIT"}
+
+
 def test_what_cannot_be_looked_into_is_said(tmp_path: Path, small_run: Path) -> None:
     with pytest.raises(PhikitError, match="no records are here"):
         inspection.sheet(tmp_path)

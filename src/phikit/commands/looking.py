@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from phikit.errors import PhikitError
+
 _Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a page in place of text.")
 ]
@@ -17,7 +19,7 @@ _Width = Annotated[
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A run directory, a stage's folder, or a Parquet file.")
+        Path, typer.Argument(help="A run directory, a corpus, or documents of your own.")
     ],
     samples: Annotated[
         int, typer.Option(min=0, metavar="N", help="Texts of each kind to read.")
@@ -43,9 +45,11 @@ def inspect(
 def trace(
     name: Annotated[str, typer.Argument(metavar="ID", help="A record's id, or its beginning.")],
     where: Annotated[
-        list[Path],
-        typer.Option("--in", metavar="DIR", help="Run directories and corpora to look through."),
-    ],
+        list[Path] | None,
+        typer.Option(
+            "--in", metavar="DIR", help="Run directories and corpora to look through [runs/*]."
+        ),
+    ] = None,
     html: _Html = None,
     width: _Width = 0,
 ) -> None:
@@ -55,11 +59,15 @@ def trace(
     runs and checkpoints.
 
     \b
-    phikit data trace 5be0f52d9c11ab03 --in runs/nano
+    phikit data trace 5be0f52d9c11ab03
+    phikit data trace 5be0f52d --in corpus --in docs
     """
     from phikit.reporting import tracing
 
-    show(tracing.sheet(name, where), html, width)
+    runs = sorted(p for p in Path("runs").glob("*") if p.is_dir())
+    if not where and not runs:
+        raise PhikitError("there are no runs here to look through", "name them with --in DIR")
+    show(tracing.sheet(name, where or runs), html, width)
 
 
 def show(sheet: object, html: Path | None, width: int) -> None:

@@ -39,6 +39,7 @@ class LocalEngine:
         speculate: "lookup" guesses tokens from the row's own text, a small model of the same
             vocabulary guesses them itself; several are then checked in a step (`speculate`). It
             pays with few rows. With `invariant` the tokens are those of an engine without it.
+        cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
         tokenizer: the model's own, for requests with stop texts or constraints.
@@ -57,6 +58,7 @@ class LocalEngine:
         invariant: bool = False,
         tokenizer: Tokenizer | None = None,
         speculate: str | Decoder = "",
+        cache: str = "",
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
@@ -64,6 +66,7 @@ class LocalEngine:
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self._texts: Texts | None = None
+        self.cache = cache
         self.invariant, self.speculate = invariant, speculate
         self.guessed = self.accepted = 0
         if isinstance(speculate, Decoder):
@@ -147,7 +150,7 @@ class LocalEngine:
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack, self.invariant),
+            runner_of(weights, pack, self.invariant, self.cache),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,

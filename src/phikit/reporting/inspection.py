@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from phikit.chat.tokenizer import Tokenizer
-from phikit.records import Document, Sample
+from phikit.records import Document, Sample, write_records
 from phikit.reporting.corpora import lines
 from phikit.reporting.sheets import Block, Cell, Section, Sheet
 from phikit.reporting.tables import Stored, Tables, stored
+from phikit.synth.seeds import documents_at
 
 _MEASURED = 2000  # texts whose tokens are counted
 _KEPT_OUT = ("rejected",)  # files of what did not come through
@@ -30,6 +32,8 @@ def sheet(path: Path, shown: int = 4, seed: int = 0, tokenizer: Path | None = No
     Raises:
         PhikitError: there are no records.
     """
+    if not stored(path, empty=True):
+        return _of_ones_own(path, shown, seed, tokenizer)
     files, tables = stored(path), Tables()
     root = path if path.is_dir() else path.parent
     documents = [f for f in files if f.kind is Document and f.role not in _KEPT_OUT]
@@ -58,6 +62,15 @@ def sheet(path: Path, shown: int = 4, seed: int = 0, tokenizer: Path | None = No
         figures,
         [s for s in sections if s.rows or s.blocks],
     )
+
+
+def _of_ones_own(path: Path, shown: int, seed: int, tokenizer: Path | None) -> Sheet:
+    """The same of files that hold no records yet, read as `data.documents` reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / f"{path.resolve().stem}.parquet"
+        if not write_records(records, documents_at(path), Document):
+            stored(path)  # says that nothing is there
+        return sheet(records, shown, seed, tokenizer)
 
 
 def _counts(files: Sequence[Stored], tables: Tables) -> dict[Path, int]:

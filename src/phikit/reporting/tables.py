@@ -33,18 +33,19 @@ class Stored:
         return self.path.stem
 
 
-def stored(path: Path) -> list[Stored]:
+def stored(path: Path, empty: bool = False) -> list[Stored]:
     """The files of records at a path: a file, a stage's folder, or a run directory.
 
     Raises:
-        PhikitError: there is none; or a file is no readable Parquet.
+        PhikitError: there is none, and it may not be `empty`; or a file is no readable Parquet.
     """
     if not path.exists():
         raise PhikitError(f"{path}: there is nothing here")
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [f for f in files if f.suffix == ".parquet"]
     files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
     found = [Stored(file, kind, _stage(file)) for file in files if (kind := _kind(file))]
-    if not found:
+    if not found and not empty:
         raise PhikitError(
             f"{path}: no records are here",
             "give a run directory, a stage's folder, or a Parquet file that phikit wrote",

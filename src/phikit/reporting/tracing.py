@@ -52,7 +52,7 @@ def sheet(name: str, where: Sequence[Path]) -> Sheet:
 class _Trace:
     def __init__(self, where: Sequence[Path]) -> None:
         self.where = where
-        self.files = [f for path in where for f in stored(path)]
+        self.files = [f for path in where for f in stored(path, empty=len(where) > 1)]
         self.tables = Tables()
         self._replies: dict[str, dict[str, Any]] | None = None
         self._requests: dict[str, dict[str, Any]] = {}

@@ -36,8 +36,10 @@ class Rules:
         stream: names the random streams.
         attempts: samples asked for, at most, per sample wanted.
         validators: keep only what they pass; off only to measure what they are worth.
-        most_alike: of a sample's word 8-grams, the share that earlier samples of its type may
-            hold; 1 lets all through.
+        most_alike: of the word 8-grams that the teacher wrote, the share that earlier samples of
+            the type may hold; 1 lets all through.
+        most_gain: of what the teacher wrote, how much better it may compress beside the last
+            samples of its type than alone; 1 lets all through.
         longest_reply: in tokens; 0: as the types' steps say.
     """
 
@@ -45,6 +47,7 @@ class Rules:
     attempts: int = 4
     validators: bool = True
     most_alike: float = 0.6
+    most_gain: float = 0.8
     longest_reply: int = 0
 
 
@@ -224,6 +227,8 @@ class _OneType:
                 self._settle(made, found, why)
             if any(made.status == "unsent" for made in mades):
                 return  # the budget is spent
+            if all(made.status == "failed" for made in mades):
+                return  # the teacher is away
             start = stop
 
     def _round(self, asked: int, limit: int) -> int:
@@ -275,13 +280,17 @@ class _OneType:
             return "collision", "asks what an evaluation item asks", ""
         if prompt in self._prompts:
             return "duplicate", "asked before", ""
-        alike = self._near.share(found.text)
+        # the same seed twice is no fault: what the teacher made of it counts
+        own = found.text.replace(made.seed.text, " ") if made.seed.text else found.text
+        alike, gained = self._near.share(own), self._near.gain(own)
         if alike > self.rules.most_alike:
             return "alike", "too like earlier samples", f"{alike:.0%} of its 8-grams are there"
+        if gained > self.rules.most_gain:
+            return "alike", "little new beside the last samples", f"compresses {gained:.0%} better"
         if self.kept == self.wanted:
             return "surplus", "there are enough", ""
         self._prompts.add(prompt)
-        self._near.add(found.text)
+        self._near.add(own)
         return "accepted", "", ""
 
 

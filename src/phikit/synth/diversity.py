@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 _N = 8  # words of an n-gram
-_WINDOW = 30_000  # bytes that zlib looks back
+_WINDOW = 30_000  # bytes; zlib looks back 32 KB
 
 
 def _grams(text: str, n: int) -> list[int]:
@@ -21,29 +21,29 @@ def _grams(text: str, n: int) -> list[int]:
 
 
 class Nearness:
-    """Word n-grams of the texts so far, as hashes of 8 bytes."""
+    """The texts so far: their word n-grams, as hashes of 8 bytes, and the last 30,000 bytes."""
 
     def __init__(self, n: int = _N) -> None:
         self.n = n
         self._seen: set[int] = set()
+        self._last = b""
 
     def share(self, text: str) -> float:
         """The share of the text's n-grams that are there; 0 for a text too short to have one."""
         own = _grams(text, self.n)
         return sum(g in self._seen for g in own) / len(own) if own else 0.0
 
+    def gain(self, text: str) -> float:
+        """How much shorter the text compresses after the last ones, as a share of its own
+        compressed length: near 0 for what is new, near 1 for a repetition."""
+        data = text.encode("utf-8", "replace")
+        alone = len(zlib.compress(data, 9))
+        both = len(zlib.compress(self._last + data, 9)) - len(zlib.compress(self._last, 9))
+        return max(0.0, 1 - both / alone)
+
     def add(self, text: str) -> None:
         self._seen.update(_grams(text, self.n))
-
-
-def gain(text: str, there: Iterable[str]) -> float:
-    """How much shorter the text compresses after the given ones, as a share of its own compressed
-    length: near 0 for what is new, near 1 for a repetition. zlib looks back 32 KB."""
-    before = "\n".join(there).encode("utf-8", "replace")[-_WINDOW:]
-    data = text.encode("utf-8", "replace")
-    alone = len(zlib.compress(data, 9))
-    both = len(zlib.compress(before + data, 9)) - len(zlib.compress(before, 9))
-    return max(0.0, 1 - both / alone)
+        self._last = (self._last + b"\n" + text.encode("utf-8", "replace"))[-_WINDOW:]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -11,9 +11,10 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from phikit.engine.base import Generator, Sampling
+from phikit.engine.base import Constraint, Generator, Sampling
 from phikit.engine.base import Request as Asked
 from phikit.errors import PhikitError
+from phikit.files import canonical_json
 from phikit.synth.replies import ReplyStore, Request
 from phikit.synth.stored_teacher import Answer, Budget, NoAnswer, StoredTeacher
 
@@ -30,6 +31,8 @@ class LocalTeacher(StoredTeacher):
         stop_ids: tokens that end an answer.
         batch: answers generated at once.
         seed: of the random draws, beside each request's own.
+        structured: hold answers to the request's schema while they are drawn; the generator must
+            know texts.
     """
 
     def __init__(
@@ -43,17 +46,19 @@ class LocalTeacher(StoredTeacher):
         budget: Budget | None = None,
         batch: int = 64,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         super().__init__(name, budget or Budget(), store)
         self.generator, self.render, self.read = generator, render, read
         self.stop_ids, self.batch, self.seed = stop_ids, batch, seed
+        self.structured = structured
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
 
     @classmethod
     def of(
         cls, model: Path, store: ReplyStore, budget: Budget | None = None, batch: int = 64,
-        seed: int = 0, name: str = "",
+        seed: int = 0, name: str = "", structured: bool = True,
     ) -> LocalTeacher:  # fmt: skip
         """A model directory or GGUF file with its chat format.
 
@@ -65,10 +70,11 @@ class LocalTeacher(StoredTeacher):
         from phikit.engine.load import load
         from phikit.engine.local import LocalEngine
 
-        form = chat_format(load_tokenizer(model))
+        tokenizer = load_tokenizer(model)
+        form = chat_format(tokenizer)
         return cls(
             name or model.name,
-            LocalEngine(load(model), batch),
+            LocalEngine(load(model), batch, tokenizer=tokenizer),
             lambda messages: form.render(messages, generation_prompt=True).ids,
             form.text,
             form.stop_ids,
@@ -76,6 +82,7 @@ class LocalTeacher(StoredTeacher):
             budget,
             batch,
             seed,
+            structured,
         )
 
     async def __aexit__(self, *_: object) -> None:
@@ -89,8 +96,14 @@ class LocalTeacher(StoredTeacher):
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         ids = tuple(self.render(self.messages(request)))
+        form = None
+        if self.structured and request.schema is not None:
+            form = Constraint("json_schema", canonical_json(request.schema))
         sampling = Sampling(
-            temperature=request.temperature, max_tokens=request.max_tokens, stop_ids=self.stop_ids
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            stop_ids=self.stop_ids,
+            constraint=form,
         )
         seed = self.seed + request.draw
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

@@ -7,16 +7,18 @@ sample gets is a function of the stream, the dataset type and the sample's index
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
-from phikit.data.readers import Broken, ReaderConfig, read
+from phikit.data.readers import ReaderConfig, files, read_file
 from phikit.errors import PhikitError
-from phikit.records import Document, Sample, iter_records
+from phikit.records import SCHEMAS, Document, Sample, iter_records
 from phikit.stage import Config
 from phikit.synth.workflows import reversals
 
@@ -33,6 +35,7 @@ class SeedConfig(Config):
         per_document: excerpts from one document, at most.
         code_chars: longer pieces of code are no seeds.
         least_quality: documents with a lower score (`quality` in their meta) are no seeds.
+        most: seeds of one kind; no more documents are read than give so many.
     """
 
     excerpt_words: int = Field(default=180, ge=20)
@@ -40,6 +43,7 @@ class SeedConfig(Config):
     per_document: int = Field(default=4, ge=1)
     code_chars: int = Field(default=1500, ge=50)
     least_quality: float = 0.0
+    most: int = Field(default=200_000, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +102,23 @@ def of_documents(documents: Iterable[Document], settings: SeedConfig, kinds: set
     """The seeds of the kinds that are wanted."""
     found: dict[str, list[Seed]] = {kind: [] for kind in kinds}
     code: list[Document] = []
+    read = kinds & {"document", "code", "function"}
+
+    def wanted(kind: str) -> bool:
+        held = code if kind == "function" else found.get(kind, [])
+        return kind in read and len(held) < settings.most
+
     for document in documents:
+        if not any(map(wanted, read)):
+            break
         if float(document.meta.get("quality", settings.least_quality)) < settings.least_quality:
             continue
         if document.source == "code":
-            if "code" in kinds and _SHORTEST <= len(document.text) <= settings.code_chars:
+            if wanted("code") and _SHORTEST <= len(document.text) <= settings.code_chars:
                 found["code"].append(Seed(document.id, document.text.strip(), "", _topic(document)))
-            if "function" in kinds:
+            if wanted("function"):
                 code.append(document)
-        elif "document" in kinds:
+        elif wanted("document"):
             for text in excerpts(document.text, settings)[: settings.per_document]:
                 found["document"].append(Seed(document.id, text, "", _topic(document)))
     for made in reversals(code) if code else ():
@@ -158,23 +170,30 @@ def _topic(document: Document) -> str:
     return str(document.meta.get("name") or document.meta.get("path") or document.source)
 
 
-def documents_at(path: Path) -> Iterable[Document]:
-    """The documents of a stage's folder, a Parquet file, or files of one's own.
+def documents_at(path: Path) -> Iterator[Document]:
+    """The documents of a run directory (its last stage with some), of a stage's folder or Parquet
+    file, or of files of one's own, read as `data.documents` reads them.
 
     Raises:
-        PhikitError: nothing readable is there; or a single file that no reader takes.
+        PhikitError: nothing is there.
     """
     stored = path / "documents.parquet" if path.is_dir() else path
-    if stored.suffix == ".parquet" and stored.exists():
-        return iter_records(stored, Document)
-    if path.is_dir():
-        found = read(ReaderConfig(root=str(path)))
-        return (d for d in found if not isinstance(d, Broken))
-    if not path.is_file():
-        raise PhikitError(f"{path}: no documents are here", "give a folder, or a Parquet file")
+    if path.is_dir() and not stored.exists():
+        of_stages = sorted(path.glob("[0-9][0-9]*-*/documents.parquet"))
+        stored = of_stages[-1] if of_stages else path
+    if stored.suffix == ".parquet" and stored.exists() and _holds_documents(stored):
+        yield from iter_records(stored, Document)
+        return
+    settings = ReaderConfig()
+    for file in files([path]):
+        for found in read_file(file, settings):
+            if isinstance(found, Document):
+                yield found
+
+
+def _holds_documents(path: Path) -> bool:
+    """Other Parquet files have columns of their own, which the reader looks for a text in."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise PhikitError(f"{path}: not a text in UTF-8 ({e})") from e
-    source = "code" if path.suffix == ".py" else "acquired"
-    return [Document(text=text, source=source, meta={"path": path.name, "name": path.stem})]
+        return bool(pq.read_schema(path).names == SCHEMAS[Document].names)
+    except (pa.ArrowInvalid, OSError):
+        return False

@@ -42,7 +42,10 @@ class DeclaredConfig(Config):
         folder: of dataset types of one's own.
         attempts: samples asked for, at most, per sample wanted.
         validators: keep only what they pass; off only to measure what they are worth.
-        most_alike: of a sample's word 8-grams, the share that earlier ones of its type may hold.
+        most_alike: of the word 8-grams that the teacher wrote, the share that earlier samples of
+            the type may hold.
+        most_gain: how much better what it wrote may compress beside the last samples of the type
+            than alone; both measures are of a sample without its seed, and 1 turns each off.
         longest_reply: tokens of a reply, at most; 0: as the types' steps say.
         store: a file where replies are kept; for runs that share what they paid for.
         local: a model on this machine in place of an endpoint: a directory, or a name in the
@@ -57,6 +60,7 @@ class DeclaredConfig(Config):
     attempts: int = Field(default=4, ge=1)
     validators: bool = True
     most_alike: float = Field(default=0.6, ge=0, le=1)
+    most_gain: float = Field(default=0.8, ge=0, le=1)
     longest_reply: int = Field(default=0, ge=0)
     store: str = ""
     local: str = ""
@@ -129,7 +133,12 @@ async def _write(
         ctx.progress.update(accepted, config.count, asked=sum(counts.values()))
 
     rules = corpus.Rules(
-        stream, config.attempts, config.validators, config.most_alike, config.longest_reply
+        stream,
+        config.attempts,
+        config.validators,
+        config.most_alike,
+        config.most_gain,
+        config.longest_reply,
     )
     items = _items(inputs.get("items"))
     async with AsyncExitStack() as stack:

@@ -43,7 +43,8 @@ def teacher_of(
 
         model = find_model(path if path is not None else Path(config.local))
         name = "model" if path is not None else config.local
-        return LocalTeacher.of(model, store, config.teacher, config.batch, seed, name)
+        structured = config.teacher.structured
+        return LocalTeacher.of(model, store, config.teacher, config.batch, seed, name, structured)
     if not config.teacher.url:
         raise PhikitError(
             "there is no teacher",
