@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-engine bench-engine-single bench-flash bench-server bench-constrained bench-teacher soak clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
+	@echo "make bench-data-scale  the whole pipeline over 5 GB: linear time, bounded memory"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
@@ -90,6 +91,9 @@ $(PEERS)/.training:
 bench-data: setup $(PEERS)/.data
 	OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python benchmarks/data.py --peers $(PEERS)-data
+
+bench-data-scale: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/data_scale.py
 
 $(PEERS)/.data:
 	mkdir -p $(PEERS)

@@ -14,7 +14,8 @@ Each side is a process of its own, as it comes: ours keeps freed memory, as `phi
 Both read the same weights and must come to the same loss and size of gradients. They take turns; a
 row's ratio is the median over the rounds of peer's time / our time. The rate of one large matrix
 product is measured in every round between them: no model can be faster than that, so 1 / (the share
-of it that the peer reaches) bounds the ratio ("bound").
+of it that the peer reaches) bounds the ratio ("bound"). Beside it stands the same ratio of the
+processor's seconds, which neighbours disturb less.
 """
 
 from __future__ import annotations
@@ -89,10 +90,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             measured = Measured(name, asked, threads, asked.weights or Path(scratch))
         rows += measured.rows
-    print(f"\n{'peer / ours':42}{'ratio':>8}{'goal':>7}{'bound':>8}")
+    print(f"\n{'peer / ours':42}{'ratio':>8}{'processor':>11}{'goal':>7}{'bound':>8}")
     for row in rows:
         print(
-            f"{row['name']:42}{row['ratio']:>7.2f}×{row['goal']:>6.1f}×{row['bound']:>7.2f}×"
+            f"{row['name']:42}{row['ratio']:>7.2f}×{row['cpu_ratio']:>10.2f}×"
+            f"{row['goal']:>6.1f}×{row['bound']:>7.2f}×"
             f"{'' if row['met'] else '   not met'}"
         )
     print(json.dumps({"bench": "models", "rows": rows}))
@@ -104,6 +106,7 @@ class Measured:
     def __init__(self, name: str, asked: argparse.Namespace, threads: int, folder: Path) -> None:
         self.name, self.config, self.tokens = name, shape(name), TOKENS[name]
         self.times: dict[tuple[str, str, str], list[float]] = {}
+        self.cpu: dict[tuple[str, str, str], list[float]] = {}
         self.rates: list[float] = []
         self.works = [w for w in asked.works if name != "flash" or w != "packed"]
         self.modes = asked.modes
@@ -141,6 +144,7 @@ class Measured:
                 if record:
                     key = (side, mode, way)
                     self.times.setdefault(key, []).append(found[side, way]["seconds"])
+                    self.cpu.setdefault(key, []).append(found[side, way]["cpu"])
         self.rates.append(self._product())
         if record:
             return
@@ -178,15 +182,16 @@ class Measured:
         if "packed" in self.works:
             lengths = documents(self.tokens)
             print(f"  packed: {len(lengths)} documents of {min(lengths)} to {max(lengths)} tokens")
-        print(f"  {'':34}{'s':>8}{'of the products':>17}", flush=True)
+        print(f"  {'':34}{'s':>8}{'processor s':>14}{'of the products':>17}", flush=True)
 
     def _show(self, mode: str, work: str) -> None:
         for (side, its, way), took in self.times.items():
             if its == mode and (way == work or (work, way) == ("packed", "padded")):
                 seconds = statistics.median(took)
                 share = self._operations(way) / seconds / statistics.median(self.rates)
-                print(f"  {side + ' ' + mode + ', ' + way:34}{seconds:8.2f}{share:>16.0%}",
-                      flush=True)  # fmt: skip
+                cpu = statistics.median(self.cpu[side, its, way])
+                label = f"{side} {mode}, {way}"
+                print(f"  {label:34}{seconds:8.2f}{cpu:14.2f}{share:>17.0%}", flush=True)
 
     def _results(self) -> list[dict[str, Any]]:
         peak = statistics.median(self.rates)
@@ -203,11 +208,13 @@ class Measured:
         theirs = self.times["peer", other, way]
         ours = self.times["ours", mine, work]
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        used = zip(self.cpu["ours", mine, work], self.cpu["peer", other, way], strict=True)
         share = self._operations(work) / statistics.median(theirs) / peak
         return {
             "name": f"{self.name} {work}: {mine} / {other}",
             "ours": statistics.median(ours), "peer": statistics.median(theirs),
             "ratio": ratio, "goal": goal, "met": ratio >= goal, "bound": 1 / share,
+            "cpu_ratio": statistics.median(b / a for a, b in used),
         }  # fmt: skip
 
     def _operations(self, work: str) -> float:

@@ -190,9 +190,9 @@ def theirs(model: Any, chat: ChatFormat, config: SearchConfig, question: Questio
     places = timed(spent, lambda: subdivide(path, estimate))
     spent.tokens = estimate.tokens
     spent.found = [(question.problem.id, i) for i in places]
+    rate = spent.tokens / spent.clock
     print(f"  theirs: {len(s.ids)} tokens, {estimate.visits} prefixes × {n} rollouts, "
-          f"{spent.clock:.0f} s, {spent.tokens / spent.clock:.0f} tokens/s",
-          flush=True)  # fmt: skip
+          f"{spent.clock:.0f} s, {rate:.0f} tokens/s", flush=True)  # fmt: skip
     return spent
 
 

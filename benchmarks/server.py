@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -108,6 +109,16 @@ async def over_http(url: str, requests: list[Request], clients: int, stream: boo
     return received / (time.perf_counter() - start)
 
 
+def seconds_of(pid: int) -> float:
+    """Processor seconds that a process has taken, in all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="smollm2")
@@ -126,6 +137,7 @@ def main() -> None:
         "--rows", str(clients), "--cache", str(CACHE_GIB),
     ]  # fmt: skip
     speeds: dict[str, list[float]] = {"alone": [], "whole": [], "stream": []}
+    took: dict[str, list[float]] = {}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -134,15 +146,19 @@ def main() -> None:
             found = re.search(r"listening on (\S+)", line := process.stderr.readline())
             url = found[1] if found else ""
             assert line, "the server did not start"
+        pids = [*children(process.pid), process.pid, os.getpid()]
         alone(scheduler, requests[:clients], clients)  # warm up
         asyncio.run(over_http(url, requests[:clients], clients, False))
         for turn in range(options.turns):
             # both have a prefix cache, and both keep it from turn to turn
             speeds["alone"].append(alone(scheduler, requests, clients))
             for name in ("whole", "stream"):
+                before = [seconds_of(pid) for pid in pids]
                 rate = asyncio.run(over_http(url, requests, clients, name == "stream"))
                 speeds[name].append(rate)
-            print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in speeds.items()))
+                took[name] = [seconds_of(p) - b for p, b in zip(pids, before, strict=True)]
+            print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in speeds.items()),
+                  flush=True)  # fmt: skip
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -158,6 +174,13 @@ def main() -> None:
             {"name": label, "ours": round(ours, 1), "peer": round(peer, 1),
              "ratio": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL}
         )  # fmt: skip
+    drawn = len(requests) * options.tokens / 1000
+    for name, parts in took.items():
+        engine, server, client = (part / drawn for part in parts)
+        print(
+            f"processor seconds per 1,000 tokens, {name}: engine {engine:.2f}, "
+            f"server {server:.3f}, clients {client:.3f}"
+        )
     print("The limit is the engine by itself: the peer.")
     print(json.dumps({"bench": "server", "rows": rows}))
 

@@ -8,7 +8,8 @@ A line is `{"mode": "eager" or "compiled", "work": ...}`; the works are
 - train: forward and backward of one row with its loss;
 - packed: the same on documents of real lengths that share the row.
 
-Its answer has the seconds, the loss (or the logits' mean size) and the gradients' size.
+Its answer has the seconds, those of the processor, the loss (or the logits' mean size) and the
+gradients' size.
 """
 
 from __future__ import annotations
@@ -53,22 +54,22 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         call = model.call(asked["mode"], asked["work"])
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         if asked["work"] == "forward":
             with torch.no_grad():
                 logits = call()
             found = {"value": float(logits.float().abs().mean()), "gradient": 0.0}
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - used
         else:
             loss = call()
             loss.backward()
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - used
             found = {"value": float(loss.detach()), "gradient": 0.0}
             if asked["check"]:
                 found["gradient"] = gradient(model.parameters())
             for parameter in model.parameters():
                 parameter.grad = None
-        print("@" + json.dumps({"seconds": seconds, **found}), flush=True)
+        print("@" + json.dumps({"seconds": seconds, "cpu": cpu, **found}), flush=True)
 
 
 def gradient(parameters: list[torch.nn.Parameter]) -> float:

@@ -7,7 +7,6 @@ there of a shard is kept beside its final place and gone on with, by whatever pr
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from phikit.errors import PhikitError
-from phikit.files import read_json
+from phikit.files import read_json, sha256_file
 from phikit.progress import for_terminal
 
 Say = Callable[[str], None]
@@ -136,7 +135,9 @@ def _fetch(url: str, headers: dict[str, str], target: Path, size: int, progress:
                     raise ConnectionError(f"the download stopped: {_first_line(e)}") from e
                 time.sleep(tries)
         # the hub names large files by their SHA-256
-        if file.tell() != size or (_SHA256.fullmatch(target.name) and _sha256(file) != target.name):
+        if file.tell() != size or (
+            _SHA256.fullmatch(target.name) and sha256_file(part) != target.name
+        ):
             file.truncate(0)
             raise PhikitError(
                 f"what was downloaded from {url.partition('?')[0]} is not what the hub announced",
@@ -179,11 +180,6 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
                     f"{part} is being written by another process", "wait until it is done"
                 ) from e
         yield file
-
-
-def _sha256(file: BinaryIO) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _dropped() -> tuple[type[Exception], ...]:

@@ -14,8 +14,8 @@ PROSE = (
     "full of birds that nobody could name. A neighbour told us that her mother had planted the "
     "apple trees when she was a girl, long before the road was built. We sat there most evenings, "
     "talked about the books we had read, and listened to the bells of the village church. In the "
-    "autumn the leaves lay so deep that the children lost their shoes in them. Nobody minded that "
-    "at all."
+    "autumn the leaves lay so deep that the children lost their shoes in them. "
+    "Nobody minded that at all."
 )
 
 

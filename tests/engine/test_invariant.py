@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_fixtures import CONFIGS, make
+from crowd import COMPILERS, WIDE, WORDS, model_of, request_of
+from engine_fixtures import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,51 +22,6 @@ from phikit.engine.scheduler import Scheduler
 from phikit.errors import PhikitError
 from phikit.models import lora
 from phikit.models.decoder import Decoder
-
-COMPILERS = {
-    "native": Compiler(), "portable": Compiler(portable=True), "torch": Compiler("no-compiler"),
-}  # fmt: skip
-WIDE = {  # attention and products by their vector code
-    "even": {"heads": 6, "kv_heads": 2, "head_dim": 32, "hidden_size": 96},
-    "odd": {"heads": 4, "kv_heads": 1, "head_dim": 24, "hidden_size": 72},
-}
-WORDS = [tuple(range(1, 40)), (*range(1, 18), 50, 51), (1, 2, 3, 4), (30,)]
-
-
-def model_of(kind: str, shape: str, name: str = "phi") -> Decoder:
-    config = replace(CONFIGS[name], **WIDE[shape], intermediate_size=160, vocab_size=301)
-    if config.long_rope is not None:
-        half = config.rotary_dim // 2
-        factors = {"short_factor": (1.1,) * half, "long_factor": (2.0,) * half}
-        config = replace(config, long_rope=replace(config.long_rope, **factors))
-    model = make(config, sharpness=3.0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.4)
-    if kind == "float32":
-        return model
-    model = model.to(torch.bfloat16)
-    if kind.startswith("int"):
-        scheme = Scheme(kind, 0 if kind == "int8" else 32)
-        for layer in model.model.layers:
-            for owner, leaf in (("self_attn", "qkv_proj"), ("mlp", "gate_up_proj"),
-                                ("mlp", "down_proj")):  # fmt: skip
-                parent = layer.get_submodule(owner)
-                weight = parent.get_submodule(leaf).get_parameter("weight").detach()
-                if scheme.fits(weight.shape[1]):
-                    setattr(parent, leaf, QuantLinear.of(weight, scheme))
-    return model
-
-
-def request_of(draw: random.Random) -> Request:
-    prompt = list(draw.choice(WORDS)) + draw.choices(range(60, 64), k=draw.randint(0, 12))
-    sampling = draw.choice([
-        Sampling(), Sampling(temperature=0.7, top_p=0.9), Sampling(temperature=0),
-        Sampling(top_k=5, min_p=0.01, top_logprobs=3), Sampling(frequency_penalty=0.5),
-    ])  # fmt: skip
-    sampling = replace(sampling, max_tokens=draw.randint(1, 10))
-    return Request(tuple(prompt), sampling, n=draw.randint(1, 4), seed=draw.randint(0, 9))
 
 
 def alone(model: Decoder, request: Request, size: int, compiler: Compiler) -> list[object]:

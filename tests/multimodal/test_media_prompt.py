@@ -198,13 +198,14 @@ def test_the_command_answers_about_files(tmp_path: Path, chat: ChatFormat) -> No
     png, wav = picture(tmp_path, 100, 40), sound(tmp_path, "question.wav")
 
     def run(*words: Any) -> Any:
-        return CliRunner().invoke(app, ["chat", str(folder), *map(str, words)])
+        asked = ["chat", str(folder), "--max-tokens", "9", *map(str, words)]
+        return CliRunner().invoke(app, asked)
 
     spoken = run("--image", png, "--audio", wav)
     assert spoken.exit_code == 0, spoken.output
     model = phikit.load(folder)
     prompt = media_prompt(user(image(png), audio(wav)), chat, model.config)
-    ids = ids_of(model, prompt, chat, model.config.max_positions)
+    ids = ids_of(model, prompt, chat, 9)
     assert spoken.output == chat.text(ids) + "\n"
     assert run("--image", png, "-p", "what is seen").output != spoken.output
     drawn = [run("--image", png, "--temperature", 1, "--seed", seed) for seed in (3, 3, 4)]

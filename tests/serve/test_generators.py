@@ -1,4 +1,5 @@
-"""One suite for every generator: the local engine, and the remote one against our own server."""
+"""One suite for every generator: the local engine, the remote one against our own server, and
+engines on a Ray cluster."""
 
 import json
 
@@ -8,6 +9,7 @@ import pytest
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
+from phikit.engine.ray_pool import RayPool
 from phikit.engine.remote import RemoteGenerator
 from phikit.errors import PhikitError
 from phikit.models.load import load
@@ -18,10 +20,17 @@ def local(tiny):
     return LocalEngine(load(tiny), tokenizer=Tokenizer.load(tiny))
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def generator(request, local):
+@pytest.fixture(
+    scope="module", params=["local", "remote", pytest.param("ray", marks=pytest.mark.slow)]
+)
+def generator(request, local, tiny):
     if request.param == "local":
         yield local
+    elif request.param == "ray":
+        ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+        with RayPool(tiny, engines=2, max_batch=4) as pool:
+            yield pool
+        ray.shutdown()
     else:
         url = request.getfixturevalue("server")
         with RemoteGenerator(f"{url}/v1", "tiny", in_flight=4) as remote:

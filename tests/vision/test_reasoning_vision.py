@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phikit.models.greedy import generate
 from vision_weights import close, randomise
 
 import phikit
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import load_any, save
+from phikit.models.continuation import generate
 from phikit.models.decoder import Decoder, causal_attend
 from phikit.models.decoder_config import LongRope
 from phikit.models.family import PHI_4_REASONING

@@ -48,6 +48,15 @@ def generate(
     invariant: Annotated[
         bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
     ] = False,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="lookup|MODEL", help="Guess tokens, from the text so far or by a small model."
+        ),
+    ] = "",
+    kv_cache: Annotated[
+        str, typer.Option("--kv-cache", metavar="int8", help="Keys and values in 8 bits.")
+    ] = "",
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,7 +136,13 @@ def generate(
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-        engine = LocalEngine(weights, batch, invariant=invariant, tokenizer=tokenizer)
+        guesser: Any = speculate
+        if speculate not in ("", "lookup"):
+            guesser = load(fetch.resolve(speculate))
+        engine = LocalEngine(
+            weights, batch, invariant=invariant, speculate=guesser, cache=kv_cache,
+            tokenizer=tokenizer,
+        )  # fmt: skip
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):

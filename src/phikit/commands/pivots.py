@@ -1,4 +1,4 @@
-"""`phikit pivots run | show | stats | export | plan`: search on one's own problems."""
+"""`phikit pivots run | show | stats | export | plan`: Pivotal Token Search on own problems."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="Judges problems that name none: math, number, choice, exact, code, refusal, "
-            "format, gym.",
+            help="Judges problems that name none: math, number, choice, exact, code, "
+            "refusal, format, gym.",
         ),
     ] = "",
     instruction: Annotated[

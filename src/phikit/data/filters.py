@@ -27,6 +27,7 @@ _GENERATED = re.compile(
 )
 _COMMENT = re.compile(r"\s*(#|//|/?\*|\"\"\"|\'\'\')")
 _WORD = re.compile(r"\w+")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 class FilterConfig(Config):
@@ -121,7 +122,7 @@ def word_statistics(document: Document, settings: FilterConfig) -> str | None:
     symbols = document.text.count("#") + document.text.count("...") + document.text.count("…")
     if symbols / len(words) > settings.max_symbol_ratio:
         return "symbols"
-    if sum(any(c.isalpha() for c in w) for w in words) / len(words) < settings.min_alpha_words:
+    if sum(map(bool, map(_LETTER.search, words))) / len(words) < settings.min_alpha_words:
         return "few words with letters"
     known = {w.strip(".,;:()").lower() for w in words} & STOP_WORDS
     return "no stop words" if len(known) < settings.min_stop_words else None

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*|[^\w\s]")
+_LETTER = re.compile(r"[^\W\d_]")
 _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 _PARAGRAPH_END = re.compile(r"\n{2,}")
 _LINE_END = re.compile(r"\n+")
@@ -53,7 +54,7 @@ def gopher_quality(text: str) -> str | None:
         return "bullet lines"
     if sum(line.endswith(("...", "…")) for line in lines) / len(lines) > 0.3:
         return "ellipsis lines"
-    if sum(any(map(str.isalpha, w)) for w in words) / len(words) < 0.8:
+    if sum(map(bool, map(_LETTER.search, words))) / len(words) < 0.8:
         return "few words with letters"
     return "few stop words" if len(_STOP_WORDS.intersection(words)) < 2 else None
 

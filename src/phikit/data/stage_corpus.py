@@ -14,6 +14,7 @@ from phikit.data.corpus.clean import rejection_line
 from phikit.data.corpus.config import CorpusConfig
 from phikit.data.corpus.units import Here, Processes
 from phikit.data.filter_steps import FilteringConfig, apply
+from phikit.errors import PhikitError
 from phikit.files import LineFile
 from phikit.records import Document, iter_records, write_records
 from phikit.stage import Context, Estimate, Stage
@@ -51,7 +52,7 @@ def run_filter(
 class CorpusStageConfig(CorpusConfig):
     """A corpus, and how many processes make it, which changes nothing of it."""
 
-    paths: tuple[str, ...] = Field(description="files and folders to read")
+    paths: tuple[str, ...] = Field(default=(), description="files and folders to read")
     workers: int = Field(default=0, ge=0, description="processes; 0: as many as the run's threads")
 
 
@@ -59,6 +60,8 @@ def run_corpus(
     ctx: Context, settings: CorpusStageConfig, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Builds the corpus in `corpus/`, and gathers its documents in one file for later stages."""
+    if not settings.paths:
+        raise PhikitError("data.corpus: no paths to read", "set paths to files and folders")
     config = CorpusConfig(**{name: getattr(settings, name) for name in CorpusConfig.model_fields})
     items = inputs["items"] / "items.parquet" if "items" in inputs else None
     job = Job(tuple(map(Path, settings.paths)), config, items)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from phikit.data.stage_corpus import CORPUS, FILTER
-from phikit.data.stage_documents import DECONTAMINATE, DOCUMENTS
+from phikit.data.stage_decontaminate import DECONTAMINATE
+from phikit.data.stage_documents import DOCUMENTS
 from phikit.data.stage_part import PART
 from phikit.data.stage_tokens import SHARDS, TOKENIZER
 from phikit.stage import Stage

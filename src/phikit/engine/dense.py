@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class DenseRunner:
         self.window = window if window and window < config.max_positions else None
         self.rope = RopeTable(config, self.dtype, self.device)
         self.prefilled = 0
-        self.pool: Pool
+        self.pool: Any  # a `pool.Pool`, or what stands in its place
         self._plan: Plan | None = None
 
         self.lora = Adapters(model)

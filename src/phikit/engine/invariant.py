@@ -47,7 +47,11 @@ class InvariantRunner(NativeRunner):
     """
 
     def __init__(
-        self, model: Decoder, block_size: int = 32, compiler: Compiler | None = None
+        self,
+        model: Decoder,
+        block_size: int = 32,
+        compiler: Compiler | None = None,
+        cache: str = "",
     ) -> None:
         weight = model.model.embed_tokens.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
@@ -57,13 +61,13 @@ class InvariantRunner(NativeRunner):
                 "leave invariant out",
             )
         self._library = library(compiler or Compiler())
-        super().__init__(model, block_size)
+        super().__init__(model, block_size, compiler=compiler, cache=cache)
         self._kernels, wide = None, weight.dtype == torch.float32
         config = model.config
         self.native = self._library is not None
         self._between = Rowwise(config)
         if self._library is not None:
-            self._between = Between(self._library, config, wide)
+            self._between = Between(self._library, config, wide, self.cache8)
 
     def _product(self, module: nn.Module, pack: int = 0) -> Product:
         if isinstance(module, LoraLinear):

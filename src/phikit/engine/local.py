@@ -9,11 +9,13 @@ import torch
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
+from phikit.engine.guessers import DraftModel, Lookup
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.packed import worth_packing
 from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
+from phikit.engine.speculate import Speculation
 from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -34,12 +36,17 @@ class LocalEngine:
         model: may go on being trained between calls of `generate`.
         max_batch: how many samples are in the making at once.
         invariant: see `invariant`; costs speed.
+        speculate: "lookup" guesses tokens from the row's own text, a small model of the same
+            vocabulary guesses them itself; several are then checked in a step (`speculate`). It
+            pays with few rows. With `invariant` the tokens are those of an engine without it.
+        cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
         tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
         tokens_generated: tokens drawn so far, over all calls.
+        guessed, accepted: tokens of speculation, over all calls of `generate`.
         tokens_prefilled: prompt tokens computed so far (a shared prompt counts once).
     """
 
@@ -50,6 +57,8 @@ class LocalEngine:
         dtype: torch.dtype | None = None,
         invariant: bool = False,
         tokenizer: Tokenizer | None = None,
+        speculate: str | Decoder = "",
+        cache: str = "",
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
@@ -57,7 +66,18 @@ class LocalEngine:
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self._texts: Texts | None = None
-        self.invariant = invariant
+        self.cache = cache
+        self.invariant, self.speculate = invariant, speculate
+        self.guessed = self.accepted = 0
+        if isinstance(speculate, Decoder):
+            if speculate.config.vocab_size != model.config.vocab_size:
+                raise PhikitError(
+                    f"the model that guesses has a vocabulary of {speculate.config.vocab_size}, "
+                    f"the other one {model.config.vocab_size}",
+                    "take a small model of the same family",
+                )
+        elif speculate not in ("", "lookup"):
+            raise PhikitError(f"speculate is {speculate!r}; it must be 'lookup' or a model")
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -114,6 +134,9 @@ class LocalEngine:
         finally:  # also when the caller stops early
             self.tokens_generated += sum(s.generated for s in schedulers)
             self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
+            told = [s.speculation for s in schedulers if s.speculation is not None]
+            self.guessed += sum(s.guessed for s in told)
+            self.accepted += sum(s.accepted for s in told)
 
     @staticmethod
     def _packing(weights: Model, requests: list[Request], rows: int) -> int:
@@ -127,7 +150,7 @@ class LocalEngine:
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack, self.invariant),
+            runner_of(weights, pack, self.invariant, self.cache),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
@@ -135,7 +158,14 @@ class LocalEngine:
             keep=False,
             most_cached=4 * rows,
             texts=self._texts,
+            speculation=self._speculation(rows),
         )
+
+    def _speculation(self, rows: int) -> Speculation | None:
+        if isinstance(self.speculate, Decoder):
+            drafts = DraftModel(runner_of(self.speculate), rows, matching=self.invariant)
+            return Speculation(drafts, self.invariant)
+        return Speculation(Lookup()) if self.speculate else None
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one sample as they are drawn: the same as `generate` gives.

@@ -86,7 +86,7 @@ class RayPool:
         if not ray.is_initialized():
             _connect(ray, address)
         kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
-        self._new = ray.remote(ray_worker.EngineWorker).options(**kept)
+        self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
         self._settings = (str(self.directory), max_batch, threads)
         self._jobs = 0
         self.replaced = 0
@@ -192,7 +192,7 @@ class RayPool:
             part = engine.parts[reference]
             try:
                 data = self._ray.get(reference)
-            except self._ray.exceptions.ActorError:
+            except self._ray.exceptions.RayActorError:
                 self._replace(engine, todo)
                 continue
             except self._ray.exceptions.RayError as e:
@@ -247,5 +247,6 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _cause(error: Exception) -> str:
+    """The inner error of one that Ray wraps, without its pages of advice."""
     inner = getattr(error, "cause", None) or error
-    return getattr(inner, "message", "") or str(inner).strip().splitlines()[-1]
+    return getattr(inner, "message", "") or str(inner).strip().splitlines()[0]

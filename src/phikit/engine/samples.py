@@ -40,6 +40,7 @@ class Sample:
         order: when it was admitted.
         watch: its stop texts and constraint, if it has any.
         reused: prompt tokens that were found in the cache when it was first admitted.
+        guesses: how many tokens to guess of it, where tokens are guessed.
     """
 
     ticket: Ticket
@@ -60,6 +61,7 @@ class Sample:
     order: int = 0
     watch: Watch | None = None
     reused: int = 0
+    guesses: float = 4.0
 
     @property
     def adapter(self) -> str:

@@ -24,6 +24,7 @@ from phikit.engine.radix import PrefixCache
 from phikit.engine.runner import Rows, Runner
 from phikit.engine.samples import Done, Events, Sample, Stats, Ticket
 from phikit.engine.sampling import Settings, draw, likeliest, stream_key, uniforms
+from phikit.engine.speculate import Guess, Speculation
 from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.records import Rollout
@@ -42,6 +43,7 @@ class Scheduler:
         prefill_tokens: prompt tokens computed in one step.
         refill: rows that must be free before waiting samples enter (1: at once).
         keep: whether what finished samples computed stays in the prefix cache.
+        speculation: guesses tokens, to be checked several at a time.
         most_cached: how many nodes the prefix cache may have; no limit but memory when left out.
         texts: of the model's tokens; without them stop texts and constraints are refused.
 
@@ -60,9 +62,16 @@ class Scheduler:
         keep: bool = True,
         most_cached: int | None = None,
         texts: Texts | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.runner, self.prefill_tokens, self.refill = runner, prefill_tokens, refill
-        self.keep, self.most_cached, self.texts = keep, most_cached, texts
+        self.keep, self.most_cached, self.speculation = keep, most_cached, speculation
+        self.texts = texts
+        if speculation is not None and runner.states is not None:
+            raise PhikitError(
+                "a model with other state than keys and values cannot take guesses back",
+                "leave speculation out",
+            )
         self.blocks = Blocks(
             _block_count(runner, max_rows, cache_bytes, cache_share), runner.block_size
         )
@@ -171,7 +180,28 @@ class Scheduler:
         if not self.rows.n:
             return Events()
         self._secure()
+        if self.speculation is not None:
+            guesses = self.speculation.guess(self.rows, self.runner)
+            if guesses is not None:
+                return self._advance_several(self.speculation, guesses)
         return self._advance()
+
+    def _advance_several(self, speculation: Speculation, guesses: list[Guess]) -> Events:
+        """One step of guessed tokens, as many as there are blocks for."""
+        rows, size = self.rows, self.blocks.size
+        for row, guess in enumerate(guesses):
+            last = int(rows.position[row]) + len(guess.tokens)
+            table = rows.samples[row].table
+            while len(table) * size <= last and self.entrance.secure(1):
+                rows.add_block(row, self.blocks.take())
+            guess.cut(len(table) * size - 1 - int(rows.position[row]))
+        self._name_adapters()
+        found = speculation.check(rows, guesses, self.runner, self._adapters)
+        self._same = False
+        place = rows.record_several(*found)
+        samples = [rows.samples[r] for r in found.row.tolist()]
+        self.generated += len(samples)
+        return Events(self._leave(), samples, place, *found[1:])
 
     def _admit(self) -> None:
         inside = self.rows.n + len(self.entrance.entering)
@@ -218,9 +248,7 @@ class Scheduler:
 
     def _advance(self) -> Events:
         rows, n = self.rows, self.rows.n
-        if self.settings is None:
-            named = tuple(s.adapter for s in rows.samples)
-            self._adapters = named if any(named) else ()
+        self._name_adapters()
         batch = Rows(
             rows.last[:n], rows.position[:n], rows.table[:n], rows.long[:n], rows.state[:n],
             self._same, self._adapters,
@@ -251,6 +279,11 @@ class Scheduler:
         ended = self.texts.follow(rows.samples, token) if self.texts and watched else None
         events.finished = self._leave(ended)
         return events
+
+    def _name_adapters(self) -> None:
+        if self.settings is None:
+            named = tuple(s.adapter for s in self.rows.samples)
+            self._adapters = named if any(named) else ()
 
     def _adjust(self, sampling: list[Sampling]) -> Adjustments | None:
         if not any(map(adjusts, sampling)):

@@ -7,10 +7,11 @@ no evidence but whether the solution came out right.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -18,9 +19,13 @@ from phikit.engine.base import Finished, Request, Sampling, collect
 from phikit.errors import PhikitError
 from phikit.pivots.drawing import count_cost, engine_of, portions
 from phikit.pivots.read import SearchFolder, search_folder
-from phikit.records import Pair, Rollout, write_records
+from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import Problem
+from phikit.verify.base import ByName, Problem
+
+if TYPE_CHECKING:
+    from phikit.chat.format import ChatFormat
+    from phikit.engine.local import LocalEngine
 
 _STREAM = 0x636F6E74  # the random streams of this file
 
@@ -62,40 +67,62 @@ class RandomConfig(Config):
 def run_responses(
     ctx: Context, config: ResponsesConfig, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Draws answers until the search's tokens are spent, and writes pairs.parquet."""
-    from phikit.verify.base import ByName
+    """Draws answers until the search's tokens are spent, and writes pairs.parquet.
 
+    When every problem was asked and tokens are left, all are asked for further answers.
+    """
     engine, chat = engine_of(inputs["model"] / "model", config.batch)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
-    sampling = Sampling(
-        temperature=config.temperature, max_tokens=config.max_tokens, stop_ids=chat.stop_ids
-    )
     pairs: list[Pair] = []
     spent = asked = 0
-    for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
-        problems = [(Problem.of(sample), ids) for sample, ids in portion]
-        requests = [
-            Request(ids, sampling, config.per_problem, ctx.seed ^ _STREAM ^ (asked + i))
-            for i, (_, ids) in enumerate(problems)
-        ]
-        groups = collect(engine, requests)
-        asked += len(problems)
-        spent += sum(len(r.completion_ids) for group in groups for r in group)
-        answers = [
-            (problem, chat.text(r.completion_ids))
-            for (problem, _), group in zip(problems, groups, strict=True)
-            for r in group
-        ]
-        verdicts = iter([v.passed for v in ByName().verify(answers)])
-        for (problem, _), group in zip(problems, groups, strict=True):
-            judged = [(r, next(verdicts)) for r in group]
-            pairs += _answer_pairs(problem, judged, config.pairs_per_problem)
-        ctx.progress.update(min(spent, budget), budget, pairs=len(pairs))
-        if spent >= budget:
+    for first in itertools.count(0, config.per_problem):
+        number = 0  # of the problem, for its random stream
+        for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
+            judged = _asked(engine, chat, config, portion, ctx.seed ^ _STREAM, number, first)
+            number += len(portion)
+            for problem, answers in judged:
+                spent += sum(len(r.completion_ids) for r, _ in answers)
+                pairs += _answer_pairs(problem, answers, config.pairs_per_problem)
+            ctx.progress.update(min(spent, budget), budget, pairs=len(pairs))
+            if spent >= budget:
+                break
+        asked = max(asked, number)
+        if spent >= budget or not spent:
             break
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     count_cost(ctx, engine)
     return {"problems": asked, "tokens": spent, "budget": budget, "pairs": len(pairs)}
+
+
+def _asked(
+    engine: LocalEngine,
+    chat: ChatFormat,
+    config: ResponsesConfig,
+    portion: Sequence[tuple[Sample, tuple[int, ...]]],
+    stream: int,
+    number: int,
+    first: int,
+) -> list[tuple[Problem, list[tuple[Rollout, bool]]]]:
+    """Each problem of a portion with answers number `first` and up, and their verdicts."""
+    sampling = Sampling(
+        temperature=config.temperature, max_tokens=config.max_tokens, stop_ids=chat.stop_ids
+    )
+    requests = [
+        Request(ids, sampling, config.per_problem, stream ^ (number + i), first)
+        for i, (_, ids) in enumerate(portion)
+    ]
+    groups = collect(engine, requests)
+    problems = [Problem.of(sample) for sample, _ in portion]
+    answers = [
+        (problem, chat.text(r.completion_ids))
+        for problem, group in zip(problems, groups, strict=True)
+        for r in group
+    ]
+    verdicts = iter(ByName().verify(answers))
+    return [
+        (problem, [(r, next(verdicts).passed) for r in group])
+        for problem, group in zip(problems, groups, strict=True)
+    ]
 
 
 def _answer_pairs(

@@ -220,10 +220,11 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 def as_json(s: Statistics) -> dict[str, Any]:
     """The tables as objects: title → rows by column."""
-    return {
-        title: [dict(zip(heads, row, strict=True)) for row in rows] if any(heads) else dict(rows)
-        for title, heads, rows in tables(s)
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for title, heads, rows in tables(s):
+        named = [dict(zip(heads, row, strict=True)) for row in rows]
+        found[title] = named if any(heads) else dict(rows)
+    return found
 
 
 def _percent(part: int, whole: int) -> str:

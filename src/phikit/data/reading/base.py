@@ -195,7 +195,8 @@ def decode(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is neither.
     """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    # in UTF-16 every space and line end has a zero byte
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
         return data.decode("utf-16")
     return data.decode("utf-8-sig")
 

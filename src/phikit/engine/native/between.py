@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phikit.engine.pool import Pool
+from phikit.engine.pool8 import Pool8
 from phikit.errors import PhikitError
 from phikit.models.decoder_config import DecoderConfig
 
@@ -29,9 +30,11 @@ class _Shape(ctypes.Structure):
 
 class Between:
     """The kernels for one model; all tensors are contiguous on the CPU, bfloat16 or (`wide`)
-    float32."""
+    float32. `cache8`: keys and values are a `pool8.Pool8`'s."""
 
-    def __init__(self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False, cache8: bool = False
+    ) -> None:
         self.config, self.threads, kind = (
             config,
             torch.get_num_threads(),
@@ -40,6 +43,8 @@ class Between:
         self._norm, self._gate, self.attend = (
             getattr(library, f"phikit_{name}_{kind}") for name in ("norm", "gate", "attend")
         )
+        if cache8:
+            self.attend = library.phikit_attend_cache8
 
     def norm(self, x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor) -> Tensor:
         """Adds to x in place, and returns x / rms(x) × weight."""
@@ -58,7 +63,7 @@ class Between:
         return out_MF
 
     def attending(
-        self, pool: Pool, table_MT: Tensor, position_M: Tensor, rope: tuple[Tensor, Tensor]
+        self, pool: Pool | Pool8, table_MT: Tensor, position_M: Tensor, rope: tuple[Tensor, Tensor]
     ) -> Attending:
         return Attending(self, pool, table_MT, position_M, rope)
 
@@ -75,7 +80,7 @@ class Attending:
     def __init__(
         self,
         between: Between,
-        pool: Pool,
+        pool: Pool | Pool8,
         table_MT: Tensor,
         position_M: Tensor,
         rope: tuple[Tensor, Tensor],
@@ -102,7 +107,8 @@ class Attending:
         """
         config, pool = self._between.config, self._pool
         out = qkv.new_empty(len(qkv), config.heads * config.head_dim)
-        store = (ctypes.c_void_p * 2)(pool.k[layer].data_ptr(), pool.v[layer].data_ptr())
+        addresses = pool.addresses(layer)
+        store = (ctypes.c_void_p * len(addresses))(*addresses)
         failed = self._between.attend(
             ctypes.addressof(self._shape), store, self._table_MT.data_ptr(),
             self._position_M.data_ptr(), self._rope_pointers, qkv.data_ptr(), out.data_ptr(),

@@ -22,8 +22,8 @@ from phikit.errors import PhikitError
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (
-    "products.c", "rows.c", "step.c", "between.c", "wide.c", "differ.c", "differ8.c", "mamba.c",
-    "norms.c",
+    "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c", "differ.c",
+    "differ8.c", "mamba.c", "norms.c",
 )  # fmt: skip
 _HEADERS = ("common.h", "decode.h", "differ.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
@@ -126,6 +126,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_unpack.argtypes = (matrix, pointer, ctypes.c_int64, number)
     library.phikit_unpack.restype = None
     library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number)
+    library.phikit_attend_cache8.argtypes = (*(pointer,) * 7, number, number)
     for kind in ("rows", "wide"):
         getattr(library, f"phikit_norm_{kind}").argtypes = (
             *(pointer,) * 4, number, number, ctypes.c_float, number
