@@ -12,8 +12,11 @@ from torch import nn
 
 from phikit.engine.quant.linear import QuantLinear
 from phikit.engine.quant.packing import Scheme
+from phikit.engine.quant.settings import Settings, as_json, targets
+from phikit.engine.quant.shards import Shards
+from phikit.files import write_json
+from phikit.models.architectures import build, config_json
 from phikit.models.checkpoint import make_buffers
-from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
 
 _TEMPLATE = 2**24  # random elements, repeated: what a weight is does not change how fast it is read
@@ -21,17 +24,19 @@ _TEMPLATE = 2**24  # random elements, repeated: what a weight is does not change
 FORMATS = {"BF16": (30, 1, 2), "Q8_0": (8, 32, 34), "Q4_0": (2, 32, 18)}
 
 
-def model(config: DecoderConfig, kind: str, group: int = 32) -> Decoder:
-    """A decoder in "bf16", or with all its matrices in "int8" or "int4"."""
+def model(config: Any, kind: str, group: int = 32) -> Any:
+    """A model of the family in "bf16", or with its matrices in "int8" or "int4"."""
     with torch.device("meta"):
-        made = Decoder(config).to(torch.bfloat16)
+        made = build(config).to(torch.bfloat16)
+    layers = {} if kind == "bf16" else targets(made, Settings(Scheme(kind, group)))
     generator = torch.Generator().manual_seed(0)
     narrow = (torch.randn(_TEMPLATE, generator=generator) * 0.02).to(torch.bfloat16)
     small = torch.randint(0, 256, (_TEMPLATE,), generator=generator).to(torch.uint8)
     for name, module in list(made.named_modules()):
-        if isinstance(module, nn.Linear) and kind != "bf16":
-            scheme = Scheme(kind, group)
-            layer = QuantLinear.like(made, name, scheme, "random weights")
+        if name in layers:
+            if module.bias is not None:
+                module.bias = nn.Parameter(torch.zeros(module.bias.shape, dtype=torch.bfloat16))
+            layer = QuantLinear.like(made, name, layers[name], "random weights")
             data = _repeated(small, layer.data.shape)
             scales = torch.full(layer.scales.shape, 0.004 if kind == "int4" else 0.0003)
             layer.take(data, scales.to(torch.bfloat16))
@@ -41,12 +46,39 @@ def model(config: DecoderConfig, kind: str, group: int = 32) -> Decoder:
                 continue
             ones = parameter.dim() == 1
             value = torch.ones(parameter.shape) if ones else _repeated(narrow, parameter.shape)
-            made_of = nn.Parameter(value.to(torch.bfloat16), requires_grad=False)
+            made_of = nn.Parameter(value.to(parameter.dtype), requires_grad=False)
             setattr(module, leaf, made_of)
     if config.tied and kind == "bf16":
         made.lm_head.weight = made.model.embed_tokens.weight
     make_buffers(made)
     return made.eval()
+
+
+def store(config: Any, kind: str, folder: Path) -> None:
+    """A quantised model directory of random weights, which are never whole in memory."""
+    with torch.device("meta"):
+        made = build(config)
+    how = Settings(Scheme(kind))
+    layers = targets(made, how)
+    generator = torch.Generator().manual_seed(0)
+    narrow = (torch.randn(_TEMPLATE, generator=generator) * 0.02).to(torch.bfloat16)
+    small = torch.randint(0, 256, (_TEMPLATE,), generator=generator).to(torch.uint8)
+    names = [f"{name}.{leaf}" for name in layers for leaf in ("data", "scales")]
+    shards = Shards(folder, [*names, *made.state_dict()])
+    for name, parameter in made.named_parameters():
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            n, k = parameter.shape
+            data, scales = QuantLinear.packed_shapes(k, n, layers[layer])
+            shards.add(f"{layer}.data", _repeated(small, torch.Size(data[0])))
+            shards.add(f"{layer}.scales", torch.full(scales[0], 0.004, dtype=scales[1]))
+        elif parameter.dim() == 1:
+            shards.add(name, torch.ones(parameter.shape, dtype=torch.bfloat16))
+        else:
+            shards.add(name, _repeated(narrow, parameter.shape))
+    shards.finish()
+    raw = config_json(config, "bfloat16") | {"quantization_config": as_json(how, layers)}
+    write_json(folder / "config.json", raw)
 
 
 def _repeated(template: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -58,7 +90,7 @@ def _repeated(template: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return out.view(shape)
 
 
-def streamed_bytes(made: Decoder) -> int:
+def streamed_bytes(made: Any) -> int:
     """Bytes of weights that one token reads: all but the embedding, of which it reads a row."""
     total = sum(p.numel() * p.element_size() for p in made.parameters())
     total += sum(b.numel() * b.element_size() for b in made.buffers())

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phikit.errors import PhikitError
+
+if TYPE_CHECKING:
+    from phikit.engine.base import Constraint
 
 
 def generate(
@@ -18,7 +21,8 @@ def generate(
         str, typer.Argument(help="As for `phikit chat`; with --url, the tokenizer's directory.")
     ],
     prompts: Annotated[
-        Path, typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids.")
+        Path,
+        typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids; also adapter."),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the lines go [standard output].")
@@ -30,7 +34,36 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Ends a rollout; may be repeated.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON schema that every rollout keeps to.")
+    ] = None,
+    regex: Annotated[str, typer.Option(help="Expression that every rollout matches.")] = "",
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Lark grammar of every rollout.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
+    ] = False,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="lookup|MODEL", help="Guess tokens, from the text so far or by a small model."
+        ),
+    ] = "",
+    kv_cache: Annotated[
+        str, typer.Option("--kv-cache", metavar="int8", help="Keys and values in 8 bits.")
+    ] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A LoRA adapter in PEFT's layout, for prompts that name it; repeatable.",
+        ),
+    ] = None,
     url: Annotated[
         str, typer.Option(help="Ask this endpoint (ending in /v1) instead of running the model.")
     ] = "",
@@ -38,6 +71,12 @@ def generate(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; 'here' starts one."),
+    ] = "",
+    engines: Annotated[int, typer.Option(min=1, metavar="N", help="How many, with --ray.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each engine, with --ray.")] = 1,
 ) -> None:
     """Write rollouts of prompts as JSON lines, each as soon as it is finished.
 
@@ -46,7 +85,9 @@ def generate(
 
     \b
     phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
+    phikit generate smollm2 prompts.jsonl --schema person.json --out people.jsonl
     phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
+    phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
     from phikit import fetch
 
@@ -55,13 +96,19 @@ def generate(
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
     from phikit.engine.base import Generator, Request, Sampling
+    from phikit.engine.load import load
     from phikit.engine.local import LocalEngine
+    from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
-    from phikit.models.load import load
+    from phikit.engine.stops import before_stop
+    from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
     form = chat_format(tokenizer)
-    sampling = Sampling(temperature, top_k, top_p, min_p, max_tokens, form.stop_ids)
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, max_tokens, form.stop_ids, tuple(stop or ()),
+        constraint=_constraint(schema, regex, grammar),
+    )  # fmt: skip
     requests = []
     for number, line in enumerate(asked, 1):
         if "prompt_ids" in line:
@@ -72,13 +119,30 @@ def generate(
             ids = tokenizer.encode(line["prompt"])
         if not ids:
             raise PhikitError(f"{prompts}: line {number}: the prompt is empty")
-        requests.append(Request(tuple(ids), sampling, n, seed))
+        chosen = line.get("adapter", "")
+        requests.append(Request(tuple(ids), sampling, n, seed, adapter=chosen))
     engine: Generator
     if url:
         key = _key(api_key_file) if api_key_file else ""
         engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
+    elif ray:
+        if adapter:
+            raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
+        engine = RayPool(directory, engines, threads, batch, None if ray == "here" else ray)
     else:
-        engine = LocalEngine(load(directory), batch)
+        weights = load(directory)
+        for given in adapter or ():
+            called, _, folder = given.partition("=")
+            if not folder:
+                raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
+            load_adapter(weights, Path(folder), called)
+        guesser: Any = speculate
+        if speculate not in ("", "lookup"):
+            guesser = load(fetch.resolve(speculate))
+        engine = LocalEngine(
+            weights, batch, invariant=invariant, speculate=guesser, cache=kv_cache,
+            tokenizer=tokenizer,
+        )  # fmt: skip
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):
@@ -86,7 +150,7 @@ def generate(
             line = {
                 "prompt": done.request,
                 "sample": done.sample,
-                "text": form.text(rollout.completion_ids),
+                "text": before_stop(form.text(rollout.completion_ids), sampling.stop),
                 "finish": rollout.finish,
                 "prompt_ids": rollout.prompt_ids,
                 "completion_ids": rollout.completion_ids,
@@ -98,6 +162,29 @@ def generate(
     finally:
         if out:
             target.close()
+        if isinstance(engine, RayPool):
+            engine.close()
+
+
+def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constraint | None:
+    """The form that was asked for.
+
+    Raises:
+        PhikitError: there are two, or its file cannot be read.
+    """
+    from phikit.engine.base import Constraint
+    from phikit.files import explain_os_errors
+
+    given = [(k, v) for k, v in (("json_schema", schema), ("grammar", grammar)) if v is not None]
+    if len(given) + bool(regex) > 1:
+        raise PhikitError("--schema, --regex and --grammar are three forms", "give one of them")
+    if regex:
+        return Constraint("regex", regex)
+    if not given:
+        return None
+    kind, path = given[0]
+    with explain_os_errors(path, "reading"):
+        return Constraint(kind, path.read_text(encoding="utf-8"))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ and where, is the generator's business. Prompts go in as token ids and rollouts 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Rollout
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
@@ -51,13 +51,15 @@ class Sampling:
         max_tokens: the longest completion, the end token included.
         stop_ids: tokens that end a completion; the one that did is its last id.
         stop: texts that end a completion, also across tokens; the token that completed one is its
-            last id. Needs a generator that knows texts; the local engine refuses it.
+            last id. The local engine needs its tokenizer for it.
         repetition_penalty: the logits of tokens that the prompt or the completion holds are divided
             by this where positive and multiplied where negative (Keskar et al. 2019).
         presence_penalty: taken from the logits of tokens that the completion holds.
         frequency_penalty: taken from them once per occurrence.
         logit_bias: (token, what to add to its logit).
-        constraint: the form that the completion keeps to; the local engine refuses it.
+        constraint: the form that the completion keeps to. It ends at a stop id where the form may
+            end, or with the token after which the form leaves nothing to add. Cut short, it is the
+            beginning of such a form. The local engine needs its tokenizer for it.
         top_logprobs: how many of the most probable tokens to report in the events of every step.
     """
 
@@ -113,6 +115,10 @@ class Request:
 
     Sample i of the request draws from a random stream that depends on (`seed`, `first_sample` + i)
     alone, so asking for 8, or for 4 and then 4 more with first_sample=4, draws the same tokens.
+
+    Attributes:
+        adapter: the name of a LoRA adapter that the model carries (`models.lora`; for example
+            `train.adapters.load` puts one on); empty for the one that is active, if any is.
     """
 
     prompt_ids: tuple[int, ...]
@@ -120,10 +126,13 @@ class Request:
     n: int = 1
     seed: int = 0
     first_sample: int = 0
+    adapter: str = ""
 
 
-def check(request: Request, vocab_size: int, max_positions: int) -> None:
-    """Whether a model of this vocabulary and context can take the request.
+def check(
+    request: Request, vocab_size: int, max_positions: int, adapters: Collection[str] = ()
+) -> None:
+    """Whether a model of this vocabulary, context and adapters can take the request.
 
     Raises:
         PhikitError: it cannot.
@@ -142,6 +151,11 @@ def check(request: Request, vocab_size: int, max_positions: int) -> None:
             "so none can follow",
             "shorten the prompt",
         )
+    if request.adapter and request.adapter not in adapters:
+        raise PhikitError(
+            f"the model has no adapter {request.adapter!r}",
+            did_you_mean(request.adapter, adapters) if adapters else "it has none at all",
+        )
     for token, _ in request.sampling.logit_bias:
         if not 0 <= token < vocab_size:
             raise PhikitError(f"logit_bias names token {token}; the vocabulary has {vocab_size}")
@@ -153,20 +167,23 @@ def check(request: Request, vocab_size: int, max_positions: int) -> None:
         )
 
 
-def can_run(request: Request) -> None:
-    """Whether a generator that knows token ids alone can take the request.
+def can_run(request: Request, texts: bool = False) -> None:
+    """Whether a generator can take the request, which knows token ids alone unless `texts`.
 
     Raises:
         PhikitError: it asks for stop texts or a constraint.
     """
+    if texts:
+        return
     if request.sampling.stop:
         raise PhikitError(
             "stop texts need a generator that knows texts; this one sees token ids alone",
-            "stop at ids (stop_ids), or cut the decoded text",
+            "give the engine its tokenizer, or stop at ids (stop_ids)",
         )
     if request.sampling.constraint is not None:
         raise PhikitError(
-            "this generator cannot keep completions to a constraint", "leave the constraint out"
+            "a constraint needs a generator that knows texts; this one sees token ids alone",
+            "give the engine its tokenizer, or leave the constraint out",
         )
 
 

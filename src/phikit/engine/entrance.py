@@ -33,7 +33,7 @@ class Entrance:
         original = self.runner.original
         sample.long = original is not None and len(context) > original
         sample.goal = goal = len(context) - 1
-        match = self.prefixes.match(sample.long, context[:goal])
+        match = self.prefixes.match(sample.regime, context[:goal])
         shared = [n.block for n in match.nodes]
         for block in shared:
             blocks.share(block)
@@ -59,6 +59,8 @@ class Entrance:
         if match.length < goal:
             self._announce(sample, match.at, context)
         self.reused += match.length
+        if not sample.tokens:
+            sample.reused = match.length
         self._admitted += 1
         sample.order = self._admitted
         self.entering.append(sample)
@@ -78,8 +80,8 @@ class Entrance:
         """
         entered: list[Sample] = []
         while self.entering:
-            ready = [s for s in self.entering if all(n.ready for n in s.waits)]
-            self._copy([s for s in ready if s.copy is not None])
+            ready = [s for s in self.entering if self._is_ready(s)]
+            self._begin(ready)
             through = [s for s in ready if s.computed >= s.goal]
             pieces: list[tuple[Sample, Piece]] = []
             for sample in ready:
@@ -103,10 +105,15 @@ class Entrance:
     def _piece(self, sample: Sample, count: int) -> Piece:
         start = sample.computed
         tokens = sample.context[start : start + count]
-        return Piece(tokens, start, sample.table, sample.long, sample.state)
+        return Piece(tokens, start, sample.table, sample.long, sample.state, sample.adapter)
 
-    def _copy(self, samples: list[Sample]) -> None:
+    def _is_ready(self, sample: Sample) -> bool:
+        """Whether all that it builds on is computed."""
+        return all(n.ready for n in sample.waits)
+
+    def _begin(self, ready: list[Sample]) -> None:
         """Copies the part-filled blocks that samples write on in."""
+        samples = [s for s in ready if s.copy is not None]
         if not samples:
             return
         copies = [s.copy for s in samples if s.copy is not None]
@@ -148,7 +155,7 @@ class Entrance:
     def keep(self, sample: Sample, tokens: tuple[int, ...]) -> None:
         """Enters all that a sample has computed, of these tokens, into the prefix tree."""
         size, prefixes, path = self.blocks.size, self.prefixes, sample.path
-        at = path[-1] if path else prefixes.root(sample.long)
+        at = path[-1] if path else prefixes.root(sample.regime)
         if path and len(at.tokens) < size:  # its own, and it has written on in it
             assert at.parent is not None
             start = (len(path) - 1) * size

@@ -9,6 +9,7 @@ finite; block 0 stays zero.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,9 +48,13 @@ class Pool:
     ) -> None:
         shape = (blocks, config.kv_heads, size, config.head_dim)
         self.size, self.kv_heads, self.head_dim = size, config.kv_heads, config.head_dim
-        self.k = [_zeros(shape, dtype, device) for _ in range(config.layers)]
-        self.v = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.k = [zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.v = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self._head_G = torch.arange(config.kv_heads, device=device) * size
+
+    def addresses(self, layer: int) -> tuple[int, ...]:
+        """What the kernels are given of a layer."""
+        return self.k[layer].data_ptr(), self.v[layer].data_ptr()
 
     def places(self, block_T: Tensor, offset_T: Tensor) -> Tensor:
         """Where `write` puts the heads of tokens: [T × G]."""
@@ -77,9 +82,19 @@ class Pool:
             store[list(target)] = store[list(source)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy asks for memory that the kernel zeroes page by page, at the first touch
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory only where they are touched.
+
+    The kernel maps them anew each time, zeroes page by page at the first touch, and takes them back
+    at the end. A heap that keeps what was freed (`phikit.memory.keep_freed_memory`) would hand out
+    used memory and clear all of it: the second pool of a process would be touched whole.
+    """
     count = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(dtype).view(shape)
+    if device.type != "cpu" or not count:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return torch.zeros(shape, dtype=dtype)
+    mapped = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=dtype).view(shape)

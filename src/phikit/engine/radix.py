@@ -5,12 +5,12 @@ block. Looking up a prompt walks down from the root; where the last step shares 
 node's tokens, the block is to be copied and written on from there (copy on write), so that a shared
 prefix is computed once whatever its length. Only full blocks have children.
 
-Keys of another RoPE regime (LongRoPE's short and long factors) live under another root.
+Keys of another regime (LongRoPE's short or long factors, an adapter) live under another root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from phikit.engine.blocks import Blocks
@@ -60,14 +60,14 @@ class PrefixCache:
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
-        self.roots: dict[bool, Node] = {}
+        self.roots: dict[Hashable, Node] = {}
         self.nodes: dict[Node, None] = {}  # in order of making
         self._time = 0
 
-    def root(self, regime: bool) -> Node:
+    def root(self, regime: Hashable) -> Node:
         return self.roots.setdefault(regime, Node((), 0, None, ready=True))
 
-    def match(self, regime: bool, tokens: Sequence[int]) -> Match:
+    def match(self, regime: Hashable, tokens: Sequence[int]) -> Match:
         """The longest known prefix of the tokens."""
         self._time += 1
         size, at = self.blocks.size, self.root(regime)

@@ -26,6 +26,7 @@ class Piece:
         table: the sequence's blocks, from position 0; those before `start` are filled.
         long: which RoPE regime (LongRoPE's long factors).
         state: the sequence's state slot, which stands at `start` and is to stand at the end.
+        adapter: the LoRA adapter it is computed with; empty for none but the active one.
     """
 
     tokens: Sequence[int]
@@ -33,15 +34,17 @@ class Piece:
     table: Sequence[int]
     long: bool = False
     state: int = -1
+    adapter: str = ""
 
 
 @dataclass(slots=True)
 class Rows:
     """One token per row: `token_N` at `position_N`, with the row's blocks.
 
-    A sequence may have several rows, at consecutive positions: each sees the ones before it.
+    A sequence may have several rows, at consecutive positions: each sees the ones before it. Not
+    so where the model has states, which move on by one position a step.
     `same`: tables and rows are those of the last call, only the positions have moved on within
-    the last blocks.
+    the last blocks. `adapters`: of each row; empty where no row has one.
     """
 
     token_N: np.ndarray
@@ -50,12 +53,17 @@ class Rows:
     long_N: np.ndarray
     state_N: np.ndarray
     same: bool = False
+    adapters: Sequence[str] = ()
 
 
 class RowStates(Protocol):
     """State of a fixed size per sequence, in slots. Slots never move."""
 
     bytes_per_slot: int
+
+    def allocate(self, slots: int) -> None:
+        """Makes room for so many, once, before anything else."""
+        ...
 
     def take(self) -> int:
         """A slot at the start of a sequence (all zeros)."""
@@ -77,6 +85,7 @@ class Runner(Protocol):
         states: what rows carry beside blocks; None when blocks are all. A family with states can
             take up a prefix only where a state was kept.
         prefilled: tokens computed by `prefill` so far.
+        adapters: the LoRA adapters that requests may name.
     """
 
     vocab_size: int
@@ -87,6 +96,7 @@ class Runner(Protocol):
     device: torch.device
     states: RowStates | None
     prefilled: int
+    adapters: frozenset[str]
 
     def allocate(self, blocks: int) -> None:
         """Makes room for so many blocks, once, before anything else."""

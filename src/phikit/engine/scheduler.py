@@ -18,11 +18,14 @@ from phikit.engine.base import Request, Sampling, can_run, check
 from phikit.engine.blocks import Blocks
 from phikit.engine.columns import Columns
 from phikit.engine.entrance import Entrance
+from phikit.engine.kept import MOST_KEPT, KeptPrefixes, StateEntrance
 from phikit.engine.pool import available_memory
 from phikit.engine.radix import PrefixCache
 from phikit.engine.runner import Rows, Runner
 from phikit.engine.samples import Done, Events, Sample, Stats, Ticket
 from phikit.engine.sampling import Settings, draw, likeliest, stream_key, uniforms
+from phikit.engine.speculate import Guess, Speculation
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
@@ -34,13 +37,15 @@ class Scheduler:
 
     Args:
         max_rows: samples generated at once.
-        cache_bytes: memory of the KV cache; half of the machine's free memory when left out, but
-            never more than `max_rows` samples of full length need.
+        cache_bytes: memory of the KV cache, states included; half of the machine's free memory when
+            left out, but never more than `max_rows` samples of full length need.
         cache_share: of the memory that the cache may take when nothing is said.
         prefill_tokens: prompt tokens computed in one step.
         refill: rows that must be free before waiting samples enter (1: at once).
         keep: whether what finished samples computed stays in the prefix cache.
+        speculation: guesses tokens, to be checked several at a time.
         most_cached: how many nodes the prefix cache may have; no limit but memory when left out.
+        texts: of the model's tokens; without them stop texts and constraints are refused.
 
     Raises:
         PhikitError: the cache does not fit into memory.
@@ -56,21 +61,37 @@ class Scheduler:
         refill: int = 1,
         keep: bool = True,
         most_cached: int | None = None,
+        texts: Texts | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.runner, self.prefill_tokens, self.refill = runner, prefill_tokens, refill
-        self.keep, self.most_cached = keep, most_cached
+        self.keep, self.most_cached, self.speculation = keep, most_cached, speculation
+        self.texts = texts
+        if speculation is not None and runner.states is not None:
+            raise PhikitError(
+                "a model with other state than keys and values cannot take guesses back",
+                "leave speculation out",
+            )
         self.blocks = Blocks(
             _block_count(runner, max_rows, cache_bytes, cache_share), runner.block_size
         )
         runner.allocate(self.blocks.count)
-        self.prefixes = PrefixCache(self.blocks)
-        self.entrance = Entrance(runner, self.blocks, self.prefixes)
+        self.prefixes: PrefixCache | KeptPrefixes
+        self.entrance: Entrance
+        if runner.states is None:
+            self.prefixes = PrefixCache(self.blocks)
+            self.entrance = Entrance(runner, self.blocks, self.prefixes)
+        else:
+            runner.states.allocate(max_rows + MOST_KEPT)
+            self.prefixes = KeptPrefixes(self.blocks, runner.states)
+            self.entrance = StateEntrance(runner, runner.states, self.blocks, self.prefixes)
         self.rows = Columns(max_rows, runner.block_size)
         self.waiting: deque[Sample] = deque()
         self.settings: Settings | None = None
         self.adjustments: Adjustments | None = None
         self.generated = self.preempted = self.recomputed = 0
         self._tickets = 0
+        self._adapters: tuple[str, ...] = ()
         self._same = False  # whether rows and tables are those of the last step
 
     # --- requests --------------------------------------------------------------------------------
@@ -82,8 +103,9 @@ class Scheduler:
             PhikitError: the prompt is wrong for the model, or one sample of this length would not
                 fit into the whole cache.
         """
-        check(request, self.runner.vocab_size, self.runner.max_positions)
-        can_run(request)
+        runner = self.runner
+        check(request, runner.vocab_size, runner.max_positions, runner.adapters)
+        can_run(request, self.texts is not None)
         room = self.runner.max_positions - len(request.prompt_ids)
         limit = min(request.sampling.max_tokens, room)
         size = self.blocks.size
@@ -96,11 +118,13 @@ class Scheduler:
                 f"{self.blocks.count - 1} ({(self.blocks.count - 1) * each / 2**20:.0f} MiB)",
                 "ask for fewer tokens, or give the cache more memory",
             )
+        texts, sampling = self.texts, request.sampling
+        watches = [texts.watch(sampling) if texts else None for _ in range(request.n)]
         self._tickets += 1
         ticket = Ticket(self._tickets, request, limit, request.n)
-        for i in range(request.n):
+        for i, watch in enumerate(watches):
             key = stream_key(request.seed, request.first_sample + i)
-            self.waiting.append(Sample(ticket, i, key))
+            self.waiting.append(Sample(ticket, i, key, watch=watch))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -156,7 +180,28 @@ class Scheduler:
         if not self.rows.n:
             return Events()
         self._secure()
+        if self.speculation is not None:
+            guesses = self.speculation.guess(self.rows, self.runner)
+            if guesses is not None:
+                return self._advance_several(self.speculation, guesses)
         return self._advance()
+
+    def _advance_several(self, speculation: Speculation, guesses: list[Guess]) -> Events:
+        """One step of guessed tokens, as many as there are blocks for."""
+        rows, size = self.rows, self.blocks.size
+        for row, guess in enumerate(guesses):
+            last = int(rows.position[row]) + len(guess.tokens)
+            table = rows.samples[row].table
+            while len(table) * size <= last and self.entrance.secure(1):
+                rows.add_block(row, self.blocks.take())
+            guess.cut(len(table) * size - 1 - int(rows.position[row]))
+        self._name_adapters()
+        found = speculation.check(rows, guesses, self.runner, self._adapters)
+        self._same = False
+        place = rows.record_several(*found)
+        samples = [rows.samples[r] for r in found.row.tolist()]
+        self.generated += len(samples)
+        return Events(self._leave(), samples, place, *found[1:])
 
     def _admit(self) -> None:
         inside = self.rows.n + len(self.entrance.entering)
@@ -203,9 +248,10 @@ class Scheduler:
 
     def _advance(self) -> Events:
         rows, n = self.rows, self.rows.n
+        self._name_adapters()
         batch = Rows(
             rows.last[:n], rows.position[:n], rows.table[:n], rows.long[:n], rows.state[:n],
-            self._same,
+            self._same, self._adapters,
         )  # fmt: skip
         logits_NV = self.runner.step(batch).float()
         self._same = True
@@ -215,6 +261,12 @@ class Scheduler:
             self.adjustments = self._adjust(sampling)
         uniform_N = torch.from_numpy(uniforms(rows.key[:n], rows.count[:n])).to(logits_NV.device)
         adjusted_NV = self.adjustments.apply(logits_NV) if self.adjustments else None
+        if watched := self.texts is not None and any(s.watch for s in rows.samples):
+            assert self.texts is not None
+            masked_NV = self.texts.mask(
+                rows.samples, logits_NV if adjusted_NV is None else adjusted_NV
+            )
+            adjusted_NV = None if masked_NV is logits_NV else masked_NV
         drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV)
         if self.adjustments:
             self.adjustments.record(drawn.token_N)
@@ -224,8 +276,14 @@ class Scheduler:
             events.top = likeliest(logits_NV, drawn, sampling)
         rows.record(token, logprob, raw)
         self.generated += n
-        events.finished = self._leave()
+        ended = self.texts.follow(rows.samples, token) if self.texts and watched else None
+        events.finished = self._leave(ended)
         return events
+
+    def _name_adapters(self) -> None:
+        if self.settings is None:
+            named = tuple(s.adapter for s in self.rows.samples)
+            self._adapters = named if any(named) else ()
 
     def _adjust(self, sampling: list[Sampling]) -> Adjustments | None:
         if not any(map(adjusts, sampling)):
@@ -236,10 +294,12 @@ class Scheduler:
         ]
         return Adjustments(told, self.runner.vocab_size, self.runner.device)
 
-    def _leave(self) -> list[Done]:
+    def _leave(self, ended: np.ndarray | None = None) -> list[Done]:
         """Takes out the rows that are finished, and those that must be computed anew."""
         rows, n = self.rows, self.rows.n
         stopped = (rows.last[:n, None] == rows.stop[:n]).any(1)
+        if ended is not None:
+            stopped |= ended
         done = stopped | (rows.count[:n] >= rows.limit[:n])
         gone = done
         if self.runner.original is not None:
@@ -264,14 +324,16 @@ class Scheduler:
             self.entrance.keep(sample, (*ticket.request.prompt_ids, *tokens[:-1]))
         self.entrance.give_up(sample)
         ticket.left -= 1
+        problem = sample.watch.problem if sample.watch else ""
         rollout = Rollout(
             prompt_ids=ticket.request.prompt_ids,
             completion_ids=tuple(tokens),
             logprobs=tuple(logprobs),
             raw_logprobs=tuple(raw),
-            finish="stop" if stopped else "length",
+            finish="stop" if stopped and not problem else "length",
+            meta={"constraint": problem} if problem else {},
         )
-        return Done(ticket, sample.number, rollout)
+        return Done(ticket, sample.number, rollout, sample.reused)
 
     def _requeue(self, row: int) -> None:
         """A row gives its blocks up and waits, before all others, with what it has drawn."""
@@ -298,11 +360,16 @@ def _block_count(runner: Runner, max_rows: int, cache_bytes: int | None, share: 
         )
     bound = cache_bytes if cache_bytes is not None else int((free or 2**31) * _MEMORY * share)
     full = max_rows * -(-runner.max_positions // runner.block_size)
-    count = min(bound // runner.block_bytes, full)
+    states, told, way = 0, "", "give the cache more memory"
+    if runner.states is not None:
+        states = (max_rows + MOST_KEPT) * runner.states.bytes_per_slot
+        told = f" beside {states} bytes for the states of {max_rows} rows and {MOST_KEPT} prefixes"
+        way += ", or generate fewer samples at once"
+    count = min((bound - states) // runner.block_bytes, full)
     if count < 1:
         raise PhikitError(
-            f"a KV cache of {bound} bytes holds no block: one of {runner.block_size} positions "
-            f"takes {runner.block_bytes} bytes",
-            "give the cache more memory",
+            f"a KV cache of {bound} bytes holds no block{told}: one of {runner.block_size} "
+            f"positions takes {runner.block_bytes} bytes",
+            way,
         )
     return int(count) + 1

@@ -6,22 +6,36 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
+from phikit.evals.stage_ifeval import IFEVAL_STAGE
 from phikit.evals.statistics import accuracy, item_means
 from phikit.evals.tasks import Answer, Asking, Prompting, ask, check_items, judge
 from phikit.files import write_json
 from phikit.records import Sample, Score, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
+from phikit.verify.base import BUILT_IN, VERIFIERS
 
 if TYPE_CHECKING:
+    from phikit.engine.runners import Model
     from phikit.models.decoder import Decoder
 
 Form = Literal["chat", "text"]
+
+
+def _known_verifier(name: str) -> str:
+    known = {*BUILT_IN, *VERIFIERS}
+    if name not in known:
+        raise ValueError(f"no verifier is named {name!r}: {did_you_mean(name, known)}")
+    return name
+
+
+VerifierName = Annotated[str, AfterValidator(_known_verifier)]
 
 
 class EvalConfig(Config):
@@ -35,6 +49,8 @@ class EvalConfig(Config):
         max_tokens: the longest answer.
         batch: sequences generated at once.
         items: ask only so many items, spread evenly over the file; 0 asks all.
+        verifiers: other verifiers than the items' own: {math: number} also takes a number that is
+            not stated as "Answer: ...", so that a model is not judged on a form it never learnt.
     """
 
     form: Form = "chat"
@@ -44,6 +60,7 @@ class EvalConfig(Config):
     max_tokens: int = Field(256, ge=1)
     batch: int = Field(256, ge=1)
     items: int = Field(0, ge=0)
+    verifiers: dict[VerifierName, VerifierName] = Field(default_factory=dict)
 
 
 class RecallConfig(Config):
@@ -63,7 +80,7 @@ class RecallConfig(Config):
     beyond: bool = True
 
 
-def prompting(model: Decoder, directory: Path, form: Form) -> Prompting:
+def prompting(model: Model, directory: Path, form: Form) -> Prompting:
     """How to ask the model of a directory: in its chat format, or in pretraining text."""
     from phikit.chat.format import chat_format
     from phikit.chat.tokenizer import Tokenizer
@@ -101,8 +118,15 @@ def run_eval(ctx: Context, config: EvalConfig, inputs: Mapping[str, Path]) -> di
     asking = Asking(config.samples, config.temperature, config.greedy, config.max_tokens)
     model, ask_as = _load(inputs["model"] / "model", config.form)
     answers = _generate(ctx, model, ask_as, items, asking, config.batch)
+    answers = [_judged_by(answer, config.verifiers) for answer in answers]
     scores = _score(ctx, answers)
     return summarise(scores, answers)
+
+
+def _judged_by(answer: Answer, verifiers: Mapping[str, str]) -> Answer:
+    """The answer to the same item, whose verifier may be another; the item's id stays."""
+    other = verifiers.get(answer.item.verifier)
+    return replace(answer, item=replace(answer.item, verifier=other)) if other else answer
 
 
 def run_recall(ctx: Context, config: RecallConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -245,4 +269,5 @@ STAGES: list[Stage[Any]] = [
         estimate=lambda config: Estimate("one answer per recall item", 3.0),
         help="recall of one fact from contexts of several lengths",
     ),
+    IFEVAL_STAGE,
 ]

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from phikit.models.lora_spec import LoraSpec
 #: The adapter of every row, or None for a row without one. Of a thread, so that threads which
 #: share a model may route their own rows.
 Route = Sequence[str | None]
-_route: ContextVar[tuple[str | None, ...] | None] = ContextVar("route", default=None)
+_route: ContextVar[tuple[tuple[str | None, ...], bool] | None] = ContextVar("route", default=None)
 
 
 class _Routing:
@@ -55,16 +56,25 @@ class _Routing:
 _routing = _Routing()
 
 
+@runtime_checkable
+class Quantised(Protocol):
+    """A linear layer with packed weights, whose scales are of the precision that it computes in."""
+
+    in_features: int
+    out_features: int
+    scales: Tensor
+
+
 class LoraLinear(nn.Module):
-    """A linear layer and its adapters.
+    """A linear layer and its adapters. The layer may be quantised; then adapters are not merged.
 
     Attributes:
         active: the adapter of every row where no `route` is in force; None for none.
     """
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base_layer = base
+        self.base_layer: Any = base
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         self.specs: dict[str, LoraSpec] = {}
@@ -73,7 +83,8 @@ class LoraLinear(nn.Module):
     def add(self, name: str, spec: LoraSpec) -> None:
         """Adds an adapter that does nothing yet: B is zero, A as `nn.Linear` would begin."""
         base = self.base_layer
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
+        weight = next(t for t in base.state_dict().values() if t.is_floating_point())
+        like = {"device": weight.device, "dtype": weight.dtype}
         self.lora_A[name] = nn.Linear(base.in_features, spec.rank, bias=False, **like)
         self.lora_B[name] = nn.Linear(spec.rank, base.out_features, bias=False, **like)
         nn.init.zeros_(self.lora_B[name].get_parameter("weight"))
@@ -87,9 +98,12 @@ class LoraLinear(nn.Module):
                 that this layer has not.
         """
         y = self.base_layer(x)
-        names = _route.get() if _routing.open else None
-        if names is None:
+        routed = _route.get() if _routing.open else None
+        if routed is None:
             return y if self.active is None else y + self.change(self.active, x)
+        names, partial = routed
+        if partial:
+            names = tuple(n if n in self.specs else None for n in names)
         if len(names) != len(x):
             raise PhikitError(f"the route is for {len(names)} rows, but there are {len(x)}")
         for name in dict.fromkeys(n for n in names if n is not None):
@@ -141,7 +155,7 @@ def add(module: nn.Module, name: str, spec: LoraSpec) -> list[str]:
     taken = [
         (layer, part)
         for layer, part in module.named_modules()
-        if isinstance(part, nn.Linear | LoraLinear)
+        if isinstance(part, nn.Linear | LoraLinear | Quantised)
         and pattern.fullmatch(layer)
         and not layer.startswith(inside)
     ]
@@ -151,9 +165,9 @@ def add(module: nn.Module, name: str, spec: LoraSpec) -> list[str]:
             "linear layers here are, for example, " + ", ".join(_linear_layers(module)[:4]),
         )
     for layer, part in taken:
-        if isinstance(part, nn.Linear):
+        if not isinstance(part, LoraLinear):
             parent, _, last = layer.rpartition(".")
-            part = LoraLinear(part)
+            part = LoraLinear(cast(nn.Module, part))
             setattr(module.get_submodule(parent), last, part)
         elif name in part.specs:
             raise PhikitError(f"{layer} has an adapter {name!r} already")
@@ -185,13 +199,14 @@ def activate(module: nn.Module, name: str | None) -> None:
 
 
 @contextmanager
-def route(names: Route) -> Iterator[None]:
+def route(names: Route, partial: bool = False) -> Iterator[None]:
     """Within, row i (of the first dimension of what layers are given) uses adapter `names[i]`.
 
-    Every adapted layer must have the adapters that are named. Where a backward pass computes
-    layers anew (activation checkpointing), the route is no longer in force: use `activate` there.
+    Every adapted layer must have the adapters that are named, unless `partial`: then a layer that
+    has one not does without. Where a backward pass computes layers anew (activation
+    checkpointing), the route is no longer in force: use `activate` there.
     """
-    token = _route.set(tuple(names))
+    token = _route.set((tuple(names), partial))
     _routing.change(1)
     try:
         yield

@@ -83,12 +83,6 @@ void phikit_gate_rows(const uint16_t *both, uint16_t *out, int m, int inner, int
 /* --- attention ----------------------------------------------------------------------------------*/
 
 typedef struct {
-  int32_t heads, kv_heads, head_dim, rotary, window, most; /* most: positions any row looks at */
-  int64_t block_stride, head_stride, position_stride;
-  int32_t block_size, table_width;
-} Shape;
-
-typedef struct {
   const Shape *shape;
   uint16_t *keys, *values;         /* of this layer */
   const int32_t *table, *position; /* [M, table_width], [M] */
@@ -121,33 +115,6 @@ static void put_row(const Attention *s, int row, int group) {
 }
 
 #if PHIKIT_AVX512
-static inline __m512 dot_wide(const uint16_t *a, const uint16_t *b, int k) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int i = 0; i < k; i += 32)
-    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + i), (__m512bh)_mm512_loadu_si512(b + i));
-  return sum;
-}
-
-/* The sums of four vectors' quarters, side by side: [a, b, c, d] four times, still to be added. */
-static inline __m512 quarters(const uint16_t *q, const uint16_t *key, int64_t stride, int k) {
-  __m512 a = dot_wide(q, key, k), b = dot_wide(q, key + stride, k);
-  __m512 c = dot_wide(q, key + 2 * stride, k), d = dot_wide(q, key + 3 * stride, k);
-  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  return _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
-}
-
-/* A query's products with 16 keys. */
-static inline __m512 dots(const uint16_t *q, const uint16_t *key, int64_t stride, int k) {
-  __m512 a = quarters(q, key, stride, k), b = quarters(q, key + 4 * stride, stride, k);
-  __m512 c = quarters(q, key + 8 * stride, stride, k), d = quarters(q, key + 12 * stride, stride, k);
-  __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-}
-
 /* 32 columns of the weighted sum of values, for `e` heads at once (a constant where called). */
 static inline __attribute__((always_inline)) void weigh_columns(
     const Shape *c, const uint16_t *values, const int32_t *table, const float *score, int first,

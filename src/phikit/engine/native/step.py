@@ -18,6 +18,7 @@ from phikit.engine.native import products
 from phikit.engine.native.build import Matrix
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder, Layer
+from phikit.models.lora import LoraLinear
 
 _WIDEST_HEAD = 512  # of step.c
 
@@ -171,6 +172,8 @@ class DecodeStep:
 
 
 def _matrix(module: nn.Module) -> Matrix:
+    if isinstance(module, LoraLinear):  # its adapters are left out
+        module = module.base_layer
     if isinstance(module, Packed):
         return module.matrix()
     weight = module.weight

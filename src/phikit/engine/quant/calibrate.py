@@ -1,7 +1,8 @@
 """GPTQ over a whole model, one layer in memory at a time.
 
-The calibration tokens go through the model layer by layer. What goes into a layer's matrices is
-gathered, the matrices are rounded for it, and the rounded layer computes what the next one sees.
+The calibration tokens go through the model matrix by matrix. What goes into a matrix is gathered,
+the matrix is rounded for it, and the rounded one computes what the next one sees: each product is
+computed once.
 
 Shapes: B sequences, L positions, D model width, K columns of a matrix.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import pydoc_data.topics as topics  # type: ignore[import-not-found,import-untyped,unused-ignore]
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from phikit.engine.quant.linear import QuantLinear
 from phikit.engine.quant.packing import pack
 from phikit.engine.quant.settings import Settings
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder, rope_tables
+from phikit.models.decoder import Attend, Decoder, Layer, rope_tables
 
 _TOGETHER = 2048  # positions computed at once
 
@@ -86,9 +88,10 @@ class Calibration:
                 self._dense.setdefault(other, self._dense[name])
 
     @torch.no_grad()
-    def run(self, progress: Progress = lambda name, part: None) -> dict[str, tuple[Tensor, Tensor]]:
-        """Packed data and scales of every quantised layer."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+    def run(
+        self, progress: Progress = lambda name, part: None
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, packed data and scales of every quantised layer, as they come."""
         model, config = self.model, self.model.config
         length = self.ids_BL.shape[1]
         rope = rope_tables(config, torch.arange(length)[None])
@@ -97,20 +100,21 @@ class Calibration:
         for index in range(config.layers):
             prefix = f"model.layers.{index}."
             layer = self._filled(copy.deepcopy(model.model.layers[index]), prefix)
-            names = [n for n in self.layers if n.startswith(prefix)]
-            inputs = self._watch(layer, {n: n.removeprefix(prefix) for n in names})
-            self._through(layer, x_BLD, rope)
-            for name in names:
-                found[name] = self._round(name, inputs.pop(name))
-                self._replace(layer, name.removeprefix(prefix), name, found[name])
-                progress(name, (index + 1) / (config.layers + 1))
-            x_BLD = self._through(layer, x_BLD, rope)
+            assert isinstance(layer, Layer)
+            for inner, seen in (steps := self._steps(layer, x_BLD, rope)):
+                name = prefix + inner
+                if name in self.layers:
+                    packed = self._round(name, seen)
+                    QuantLinear.like(layer, inner, self.layers[name], name).take(*packed)
+                    yield name, *packed
+                    progress(name, (index + 1) / (config.layers + 1))
+                del seen
+            x_BLD = steps.end_BLD
         if "lm_head" in self.layers:
             norm = self._filled(copy.deepcopy(model.model.norm), "model.norm.")
             seen = gptq.Inputs(config.hidden_size)
             seen.add(norm(x_BLD))
-            found["lm_head"] = self._round("lm_head", seen)
-        return found
+            yield "lm_head", *self._round("lm_head", seen)
 
     def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
         module = module.to(torch.bfloat16).to_empty(device="cpu")
@@ -118,34 +122,62 @@ class Calibration:
             parameter.copy_(self._dense[prefix + name])
         return module
 
-    def _watch(self, layer: nn.Module, names: dict[str, str]) -> dict[str, gptq.Inputs]:
-        """Gathers what goes into the layer's matrices, until they are replaced."""
-        inputs: dict[str, gptq.Inputs] = {}
-
-        def watch(name: str, module: nn.Linear) -> None:
-            inputs[name] = gptq.Inputs(module.in_features)
-            seen = inputs[name]
-            module.register_forward_pre_hook(lambda _, args: seen.add(args[0]))
-
-        for name, inner in names.items():
-            module = layer.get_submodule(inner)
-            assert isinstance(module, nn.Linear)
-            watch(name, module)
-        return inputs
-
-    def _through(self, layer: nn.Module, x_BLD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _steps(self, layer: Layer, x_BLD: Tensor, rope: tuple[Tensor, Tensor]) -> _Steps:
         step = max(1, _TOGETHER // x_BLD.shape[1])
-        return torch.cat([layer(x, rope, self.model.attend) for x in x_BLD.split(step)])
+        return _Steps(layer, list(x_BLD.split(step)), rope, self.model.attend)
 
     def _round(self, name: str, seen: gptq.Inputs) -> tuple[Tensor, Tensor]:
         scheme = self.layers[name]
         q_NK, scale_NS = gptq.quantise(self._dense[f"{name}.weight"], scheme, seen.moment_KK)
         return pack(q_NK, scale_NS, scheme.kind)
 
-    def _replace(
-        self, layer: nn.Module, inner: str, name: str, packed: tuple[Tensor, Tensor]
+
+class _Steps:
+    """A layer's calibration tokens on their way through it.
+
+    Iterating gives the name of each matrix in turn, and what goes into it; by the next one the
+    matrix may be another. `end_BLD` is what comes out of the layer then.
+    """
+
+    def __init__(
+        self, layer: Layer, parts: list[Tensor], rope: tuple[Tensor, Tensor], attend: Attend
     ) -> None:
-        QuantLinear.like(layer, inner, self.layers[name], name).take(*packed)
+        self.layer, self.parts, self.rope, self.attend = layer, parts, rope, attend
+        self.end_BLD = torch.empty(0)
+
+    def __iter__(self) -> Iterator[tuple[str, gptq.Inputs]]:
+        layer, x = self.layer, self.parts
+        attention, mlp = layer.self_attn, layer.mlp
+        normed = [layer.input_layernorm(part) for part in x]
+        yield "self_attn.qkv_proj", _inputs(normed)
+        with _without(attention, "o_proj"):
+            attended = [attention(part, self.rope, self.attend) for part in normed]
+        yield "self_attn.o_proj", _inputs(attended)
+        x = [a + attention.o_proj(b) for a, b in zip(x, attended, strict=True)]
+        normed = [layer.post_attention_layernorm(part) for part in x]
+        yield "mlp.gate_up_proj", _inputs(normed)
+        with _without(mlp, "down_proj"):
+            gated = [mlp(part) for part in normed]
+        yield "mlp.down_proj", _inputs(gated)
+        self.end_BLD = torch.cat([a + mlp.down_proj(b) for a, b in zip(x, gated, strict=True)])
+
+
+def _inputs(parts: Sequence[Tensor]) -> gptq.Inputs:
+    seen = gptq.Inputs(parts[0].shape[-1])
+    for part in parts:
+        seen.add(part)
+    return seen
+
+
+@contextmanager
+def _without(module: nn.Module, last: str) -> Iterator[None]:
+    """Has a module give what would go into its last matrix."""
+    kept = getattr(module, last)
+    setattr(module, last, nn.Identity())
+    try:
+        yield
+    finally:
+        setattr(module, last, kept)
 
 
 def quantise(
@@ -175,5 +207,4 @@ def quantise(
         texts or documentation(held_out=False), tokenizer, count,
         min(length, config.max_positions), config.vocab_size,
     )  # fmt: skip
-    found = Calibration(source, how, ids_BL).run(progress)
-    files.convert(source, out, how, found.__getitem__)
+    files.convert(source, out, how, Calibration(source, how, ids_BL).run(progress))

@@ -1,32 +1,30 @@
 """Quantised model directories: written tensor by tensor, loaded by mapping the files into memory.
 
-The dense model is never whole in memory: its files are mapped, a matrix is rounded a few rows at a
-time, and what comes out is written whenever a gibibyte has gathered.
+Neither the dense model nor the result is ever whole in memory: files are mapped, a matrix is
+rounded a few rows at a time, and what comes out is written at once.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phikit.engine.quant import packing, settings
 from phikit.engine.quant.linear import QuantLinear
 from phikit.engine.quant.packing import Scheme
 from phikit.engine.quant.settings import Settings
+from phikit.engine.quant.shards import Shards
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
 from phikit.models import checkpoint
 from phikit.models.architectures import build, config_json, read_config, tensors_for
 
-_SHARD = 2**30  # bytes
-_ROUNDED = 2**21  # weights rounded at once: float32 copies of so many stay in the caches
+_ROUNDED = 2**19  # weights rounded at once: float32 copies of so many stay in the caches
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -37,49 +35,17 @@ _BESIDE = (
 Progress = Callable[[str, float], None]
 
 
-@dataclass
-class Shards:
-    """Safetensors files of about a gibibyte, with their index."""
-
-    folder: Path
-    held: dict[str, Tensor] = field(default_factory=dict)
-    bytes: int = 0
-    total: int = 0
-    files: list[list[str]] = field(default_factory=list)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        self.held[name] = tensor.contiguous()
-        self.bytes += tensor.numel() * tensor.element_size()
-        if self.bytes >= _SHARD:
-            self._write()
-
-    def _write(self) -> None:
-        save_file(self.held, self.folder / f"part-{len(self.files)}", metadata={"format": "pt"})
-        self.total += self.bytes
-        self.files.append(list(self.held))
-        self.held, self.bytes = {}, 0
-
-    def finish(self) -> None:
-        if self.held:
-            self._write()
-        count, where = len(self.files), {}
-        for i, names in enumerate(self.files):
-            name = f"model-{i + 1:05}-of-{count:05}.safetensors"
-            (self.folder / f"part-{i}").rename(self.folder / name)
-            where.update(dict.fromkeys(names, name))
-        index = {"metadata": {"total_size": self.total}, "weight_map": where}
-        write_json(self.folder / "model.safetensors.index.json", index)
-
-
 def round_matrix(w_NK: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Packed data and scales of a matrix rounded to nearest, a few rows at a time."""
     n, k = w_NK.shape
-    step = max(1, _ROUNDED // k // packing.LANES) * packing.LANES
-    parts = [
-        packing.pack(*packing.quantise(w_NK[i : i + step], scheme), scheme.kind)
-        for i in range(0, n, step)
-    ]
-    return torch.cat([d for d, _ in parts]), torch.cat([s for _, s in parts])
+    layer = QuantLinear.packed_shapes(k, n, scheme)
+    data, scales = (torch.empty(shape, dtype=dtype) for shape, dtype in layer)
+    step = max(1, _ROUNDED // k // packing.LANES)
+    for unit in range(0, len(data), step):
+        w = w_NK[unit * packing.LANES : (unit + step) * packing.LANES]
+        part = packing.pack(*packing.quantise(w, scheme), scheme.kind)
+        data[unit : unit + step], scales[unit : unit + step] = part
+    return data, scales
 
 
 def skeleton(source: Path) -> tuple[Any, nn.Module]:
@@ -114,48 +80,66 @@ def convert(
     source: Path,
     out: Path,
     how: Settings,
-    rounded: Callable[[str], tuple[Tensor, Tensor]] | None = None,
+    rounded: Iterable[tuple[str, Tensor, Tensor]] | None = None,
     progress: Progress = lambda name, part: None,
 ) -> None:
     """Writes the quantised copy of a model directory, tensor by tensor.
 
     Args:
-        rounded: gives the packed data and scales of a layer; rounding to nearest when left out.
+        rounded: gives the name, packed data and scales of every layer that is quantised; they are
+            rounded to nearest when left out.
 
     Raises:
         PhikitError: the source cannot be read, nothing of it can be quantised, or it is quantised.
     """
     config, model = skeleton(source)
     layers = settings.targets(model, how)
-    tied, done = twins(model), 0
-    count = len(model.state_dict())
+    names = [f"{name}.{leaf}" for name in layers for leaf in ("data", "scales")]
     with atomic_directory(out) as folder:
-        shards = Shards(folder)
-        for name, tensor in dense_tensors(source):
-            if name not in model.state_dict():
-                continue  # computed, not learned: `checkpoint.fill` says which may be there
-            kept = False
-            for each in (name, *tied.get(name, ())):
-                layer = each.removesuffix(".weight")
-                if layer in layers:
-                    data, scales = (
-                        rounded(layer) if rounded else round_matrix(tensor, layers[layer])
-                    )
-                    shards.add(f"{layer}.data", data)
-                    shards.add(f"{layer}.scales", scales)
-                elif not kept:
-                    narrow = tensor.is_floating_point()
-                    shards.add(name, tensor.to(torch.bfloat16) if narrow else tensor)
-                    kept = True
-                done += 1
-                progress(layer, min(1.0, done / count))
-        shards.finish()
+        shards = Shards(folder, [*names, *model.state_dict()])
+        try:
+            for layer, data, scales in rounded or ():
+                shards.add(f"{layer}.data", data)
+                shards.add(f"{layer}.scales", scales)
+            _copy(source, model, shards, layers, rounded is None, progress)
+            shards.finish()
+        finally:
+            shards.abandon()
         raw = config_json(config, "bfloat16")
         raw["quantization_config"] = settings.as_json(how, layers)
         write_json(folder / "config.json", raw)
         for name in _BESIDE:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+
+
+def _copy(
+    source: Path,
+    model: nn.Module,
+    shards: Shards,
+    layers: Mapping[str, Scheme],
+    to_nearest: bool,
+    progress: Progress,
+) -> None:
+    """Writes what is not quantised, and `to_nearest` also what is."""
+    tied, known, done = twins(model), model.state_dict().keys(), 0
+    for name, tensor in dense_tensors(source):
+        if name not in known:
+            continue  # computed, not learned: `checkpoint.fill` says which may be there
+        kept = False
+        for each in (name, *tied.get(name, ())):
+            layer = each.removesuffix(".weight")
+            if layer in layers and each.endswith(".weight"):
+                if to_nearest:
+                    data, scales = round_matrix(tensor, layers[layer])
+                    shards.add(f"{layer}.data", data)
+                    shards.add(f"{layer}.scales", scales)
+            elif not kept:
+                narrow = tensor.is_floating_point()
+                shards.add(name, tensor.to(torch.bfloat16) if narrow else tensor)
+                kept = True
+            done += 1
+            progress(layer, min(1.0, done / len(known)))
 
 
 def load(

@@ -34,10 +34,10 @@ FEW_ROWS = 64
 
 
 class QuantLinear(nn.Module):
-    """x · wᵀ without a bias; for inference: no gradient reaches the weights.
+    """x · wᵀ, and a bias if there is one; for inference: no gradient reaches the weights.
 
     Attributes:
-        data, scales: the packed weights (see `packing`), the only things saved.
+        data, scales: the packed weights (see `packing`), with the bias the only things saved.
         compiler: makes the kernels; where it cannot, torch's kernels serve.
     """
 
@@ -50,14 +50,22 @@ class QuantLinear(nn.Module):
             )
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self.compiler = Compiler()
-        units, word = -(-out_features // LANES), 8 if scheme.kind == "int4" else 4
-        data = torch.zeros(units, in_features // word, LANES, 4, dtype=torch.uint8)
-        groups = scheme.scale_groups(in_features)
         self.data: Tensor
         self.scales: Tensor
-        self.register_buffer("data", data)
-        self.register_buffer("scales", torch.zeros(units, groups, LANES, dtype=torch.bfloat16))
+        shapes = self.packed_shapes(in_features, out_features, scheme)
+        for name, (shape, dtype) in zip(("data", "scales"), shapes, strict=True):
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self.bias: nn.Parameter | None = None
         self._torch_form: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def packed_shapes(
+        in_features: int, out_features: int, scheme: Scheme
+    ) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """Shape and type of `data` and of `scales`."""
+        units, word = -(-out_features // LANES), 8 if scheme.kind == "int4" else 4
+        scales = (units, scheme.scale_groups(in_features), LANES)
+        return ((units, in_features // word, LANES, 4), torch.uint8), (scales, torch.bfloat16)
 
     @classmethod
     def of(
@@ -73,7 +81,8 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def like(cls, model: nn.Module, name: str, scheme: Scheme, where: str) -> QuantLinear:
-        """Puts a layer without memory in the place of a model's linear layer, and returns it.
+        """Puts a layer without memory in the place of a model's linear layer, whose bias it takes
+        over, and returns it.
 
         Raises:
             PhikitError: there is no linear layer of that name.
@@ -88,6 +97,8 @@ class QuantLinear(nn.Module):
             raise PhikitError(f"{where}: {name} is a {type(old).__name__}, not linear")
         with torch.device("meta"):
             layer = cls(old.in_features, old.out_features, scheme)
+        if old.bias is not None:
+            layer.bias = nn.Parameter(old.bias.detach(), requires_grad=False)
         setattr(parent, leaf, layer)
         return layer
 
@@ -119,8 +130,10 @@ class QuantLinear(nn.Module):
         return dequantise(q_NK, scale_NS).to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_MK = x.reshape(-1, self.in_features)
-        return self._product(x_MK).view(*x.shape[:-1], self.out_features)
+        y_MN = self._product(x.reshape(-1, self.in_features))
+        if self.bias is not None:
+            y_MN = y_MN + self.bias
+        return y_MN.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         group = self.scheme.group or "whole rows"

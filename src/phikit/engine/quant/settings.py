@@ -23,10 +23,12 @@ from torch import nn
 
 from phikit.engine.quant.packing import Scheme
 from phikit.errors import PhikitError
+from phikit.models.flash.model import Flash
 
 METHOD, VERSION = "phikit", 1
 METHODS = ("rtn", "gptq")
 HEADS = ("same", "bf16", "int8", "int4")
+_AS_WEIGHTS = "dt_proj"  # of Mamba: its weights are used without calling it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,18 @@ class Settings:
         if self.head not in HEADS:
             raise PhikitError(f"head {self.head!r}; there are {', '.join(HEADS)}")
 
-    def of_layer(self, name: str, layer: nn.Module) -> Scheme | None:
+    def of_layer(self, name: str, layer: nn.Module, biased: bool = False) -> Scheme | None:
         """How a layer is quantised; None when it stays as it is.
 
         Linear layers are, if they have no bias, are no part of an adapter, and their inputs divide
         into groups. A smaller group than asked for is taken where only that divides them.
+
+        Args:
+            biased: those with a bias are quantised too.
         """
-        if type(layer) is not nn.Linear or layer.bias is not None or "lora" in name:
+        if type(layer) is not nn.Linear or "lora" in name:
+            return None
+        if layer.bias is not None and (not biased or name.endswith(_AS_WEIGHTS)):
             return None
         scheme = self.scheme
         if name == "lm_head" and self.head != "same":
@@ -69,14 +76,15 @@ class Settings:
 
 
 def targets(model: nn.Module, settings: Settings) -> dict[str, Scheme]:
-    """The layers that are quantised, and how.
+    """The layers that are quantised, and how. A biased layer is one of an encoder of pictures or
+    sound, which stay as they are; but in phi-4-mini-flash it is one of attention's.
 
     Raises:
         PhikitError: there are none.
     """
     found = {}
     for name, module in model.named_modules():
-        if (scheme := settings.of_layer(name, module)) is not None:
+        if (scheme := settings.of_layer(name, module, isinstance(model, Flash))) is not None:
             found[name] = scheme
     if not found:
         raise PhikitError(f"no linear layer of this {type(model).__name__} can be quantised")

@@ -11,7 +11,7 @@ Source: Ye et al. 2024 (arXiv 2410.05258), in the grouping of the released model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ def _attend(q_BERQK: Tensor, k_BETK: Tensor, v_BPTV: Tensor, hidden_BQU: Tensor)
     return torch.bmm(weights, v_BPTV.flatten(0, 1)).view(b, e // 2, 2, r, q, v)
 
 
-def attend_step(q_NERK: Tensor, pieces: Sequence[Piece], length_N: Tensor) -> Tensor:
+def attend_step(q_NERK: Tensor, pieces: Iterable[Piece], length_N: Tensor) -> Tensor:
     """One query per row, which sees the keys below its row's length: [N, P, 2, R, V].
 
     Args:

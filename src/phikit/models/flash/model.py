@@ -114,7 +114,7 @@ class Flash(nn.Module):
 
     def new_state(self, rows: int = 0) -> FlashState:
         """A state of this many empty rows, in the model's precision, where the model is."""
-        state = FlashState(self.config, self.dtype, self.lm_head.weight.device)
+        state = FlashState(self.config, self.dtype, self.model.embed_tokens.weight.device)
         state.add(rows)
         return state
 

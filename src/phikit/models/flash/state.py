@@ -141,7 +141,7 @@ class Slots:
             zeros(a, rows, e // 2, w, 2 * k),
         )
 
-    def _all(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
         return self.conv, self.ssm, self.k, self.v
 
     @property
@@ -150,16 +150,16 @@ class Slots:
 
     def read(self, rows: Tensor) -> Slots:
         """Copies of these rows' slots."""
-        return Slots(*(t[:, rows] for t in self._all()))
+        return Slots(*(t[:, rows] for t in self.tensors()))
 
     def write(self, rows: Tensor, slots: Slots) -> None:
         """Copies other slots over these rows'."""
-        for mine, other in zip(self._all(), slots._all(), strict=True):
+        for mine, other in zip(self.tensors(), slots.tensors(), strict=True):
             mine[:, rows] = other
 
     @property
     def bytes_per_row(self) -> int:
-        return sum(t[:, :1].numel() * t.element_size() for t in self._all())
+        return sum(t[:, :1].numel() * t.element_size() for t in self.tensors())
 
 
 class FlashState:

@@ -1,0 +1,252 @@
+"""Engines on the nodes of a Ray cluster, as one generator.
+
+Requests are cut into parts of a few samples. Each engine has as many parts as fill its batch and a
+few more, so that a slow caller or a slow engine holds back what has not been handed out. An engine
+that dies is replaced, and its unfinished parts are handed out again: a part's samples are delivered
+when all of them are there, so nothing is lost and nothing comes twice, and since a draw depends on
+its request alone they are the same samples.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from phikit.engine import ray_worker
+from phikit.engine.base import Finished, Request, can_run, check
+from phikit.errors import PhikitError
+from phikit.models.architectures import read_config
+
+_SAMPLES = 16  # of a part
+_AHEAD = 1.5  # batches that an engine has been given
+
+
+@dataclass(eq=False)
+class _Part:
+    """Some samples of request `index`, from its sample `offset` on."""
+
+    index: int
+    offset: int
+    request: Request
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class _Engine:
+    """An actor, and the parts that it works on by their references."""
+
+    actor: Any
+    ready: Any  # of its process number: there once the model is loaded
+    parts: dict[Any, _Part] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return sum(p.request.n for p in self.parts.values())
+
+
+class RayPool:
+    """A `Generator` over engines on a Ray cluster.
+
+    Args:
+        directory: a model directory that every node sees under this path.
+        engines: how many; each takes `threads` of Ray's CPUs.
+        max_batch: samples that each has in the making at once.
+        address: of the cluster; the one this process is connected to, or else one on this machine,
+            when left out.
+        attempts: how often a part is handed out before its engines' deaths are taken for its fault.
+        patience: seconds until the first engine must be ready.
+
+    Raises:
+        PhikitError: the extra is missing, there is no cluster or too little of it, or the model
+            cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        engines: int = 1,
+        threads: int = 1,
+        max_batch: int = 64,
+        address: str | None = None,
+        attempts: int = 3,
+        patience: float = 300.0,
+    ) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as e:
+            raise PhikitError("a pool of engines needs Ray", "pip install 'phikit[ray]'") from e
+        if min(engines, threads, max_batch, attempts) < 1:
+            raise PhikitError("engines, threads, max_batch and attempts must be at least 1")
+        self._ray, self.directory, self.max_batch = ray, directory.resolve(), max_batch
+        self.attempts, self.patience, self.config = attempts, patience, read_config(directory)
+        if not ray.is_initialized():
+            _connect(ray, address)
+        kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
+        self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
+        self._settings = (str(self.directory), max_batch, threads)
+        self._jobs = 0
+        self.replaced = 0
+        self.engines = [self._start() for _ in range(engines)]
+        try:
+            self._wait_for_one()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> _Engine:
+        actor = self._new.remote(*self._settings)
+        return _Engine(actor, actor.pid.remote())
+
+    def _wait_for_one(self) -> None:
+        """Until an engine is ready.
+
+        Raises:
+            PhikitError: none became so in time, or the model cannot be loaded.
+        """
+        ready, _ = self._ray.wait([e.ready for e in self.engines], timeout=self.patience)
+        if not ready:
+            have = self._ray.available_resources().get("CPU", 0)
+            raise PhikitError(
+                f"no engine was ready after {self.patience:.0f} seconds; the cluster has "
+                f"{have:.0f} CPUs free",
+                "start more nodes, or ask for fewer threads",
+            )
+        try:
+            self._ray.get(ready[0])
+        except self._ray.exceptions.RayError as e:
+            raise PhikitError(f"an engine of {self.directory} did not start: {_cause(e)}") from e
+
+    def pids(self) -> list[int]:
+        """The engines' process numbers on their nodes, once all are ready."""
+        found: list[int] = self._ray.get([e.ready for e in self.engines], timeout=self.patience)
+        return found
+
+    def close(self) -> None:
+        """Ends the engines; the cluster stays."""
+        for engine in self.engines:
+            self._ray.kill(engine.actor)
+        self.engines = []
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- generating ------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        """Yields every sample of every request exactly once, in order of finishing.
+
+        Raises:
+            PhikitError: a request is wrong for the model, or a part's engines died again and again.
+        """
+        requests = list(requests)
+        for index, request in enumerate(requests):
+            try:
+                check(request, self.config.vocab_size, self.config.max_positions)
+                can_run(request)
+            except PhikitError as error:
+                raise PhikitError(f"request {index}: {error.message}", error.hint) from None
+        return self._run(requests)
+
+    def _run(self, requests: list[Request]) -> Iterator[Finished]:
+        if not self.engines:
+            raise PhikitError("this pool is closed", "make a new one")
+        self._jobs += 1
+        todo: deque[_Part] = deque(_parts(requests))
+        try:
+            while todo or any(e.parts for e in self.engines):
+                self._hand_out(todo)
+                yield from self._collect(todo)
+        finally:  # also when the caller stops early
+            for engine in self.engines:
+                if engine.parts:
+                    engine.actor.drop.remote(self._jobs)
+                    engine.parts.clear()
+
+    def _hand_out(self, todo: deque[_Part]) -> None:
+        """Fills the engines up, the emptiest one first."""
+        limit = _AHEAD * self.max_batch
+        while todo:
+            engine = min(self.engines, key=lambda e: e.samples)
+            if engine.parts and engine.samples + todo[0].request.n > limit:
+                return
+            part = todo.popleft()
+            part.attempts += 1
+            reference = engine.actor.run.remote(self._jobs, ray_worker.packed([part.request]))
+            engine.parts[reference] = part
+
+    def _collect(self, todo: deque[_Part]) -> Iterator[Finished]:
+        """Waits for something to happen, and yields what is finished."""
+        owner = {reference: engine for engine in self.engines for reference in engine.parts}
+        ready, _ = self._ray.wait(list(owner), num_returns=1)
+        for reference in ready:
+            engine = owner[reference]
+            if reference not in engine.parts:
+                continue  # its engine was found dead just now
+            part = engine.parts[reference]
+            try:
+                data = self._ray.get(reference)
+            except self._ray.exceptions.RayActorError:
+                self._replace(engine, todo)
+                continue
+            except self._ray.exceptions.RayError as e:
+                raise PhikitError(f"request {part.index}: {_cause(e)}") from e
+            del engine.parts[reference]
+            [rollouts] = ray_worker.unpacked_rollouts(data, [part.request])
+            for number, rollout in enumerate(rollouts):
+                yield Finished(part.index, part.offset + number, rollout)
+
+    def _replace(self, dead: _Engine, todo: deque[_Part]) -> None:
+        """Puts a new engine in a dead one's place, and its parts first in the queue.
+
+        Raises:
+            PhikitError: a part has had its attempts.
+        """
+        self.replaced += 1
+        parts = list(dead.parts.values())
+        dead.parts.clear()
+        for part in parts:
+            if part.attempts >= self.attempts:
+                raise PhikitError(
+                    f"request {part.index}: the engine died {part.attempts} times while it was at "
+                    "work on this",
+                    "see Ray's logs; is there enough memory on the nodes?",
+                )
+        todo.extendleft(reversed(parts))
+        self._ray.kill(dead.actor)
+        self.engines[self.engines.index(dead)] = self._start()
+
+
+def _parts(requests: Sequence[Request]) -> Iterator[_Part]:
+    for index, request in enumerate(requests):
+        for offset in range(0, request.n, _SAMPLES):
+            n = min(_SAMPLES, request.n - offset)
+            part = replace(request, n=n, first_sample=request.first_sample + offset)
+            yield _Part(index, offset, part)
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    way = "start one: ray start --head, and on the other nodes ray start --address HOST:PORT"
+    try:
+        if address and ":" in address and "://" not in address:
+            # Ray itself would try for minutes, and then end this process
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, include_dashboard=None if address else False,
+                 log_to_driver=False)  # fmt: skip
+    except (ConnectionError, OSError, RuntimeError, ValueError) as e:
+        raise PhikitError(
+            f"there is no Ray cluster at {address or 'this machine'}: {e}", way
+        ) from e
+
+
+def _cause(error: Exception) -> str:
+    """The inner error of one that Ray wraps, without its pages of advice."""
+    inner = getattr(error, "cause", None) or error
+    return getattr(inner, "message", "") or str(inner).strip().splitlines()[0]
