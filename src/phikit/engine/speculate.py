@@ -123,7 +123,7 @@ class Speculation:
             rows.state[row_M], False, named,
         )  # fmt: skip
         logits_MV = runner.step(batch).float()
-        sampling = [rows.samples[r].ticket.request.sampling for r in row_M]
+        sampling = [rows.samples[r].ticket.request.sampling for r in row_M.tolist()]
         settings = Settings.of(sampling, logits_MV.device)
         uniform_M = torch.from_numpy(uniforms(rows.key[row_M], rows.count[row_M] + offset_M))
         drawn = draw(logits_MV, settings, uniform_M.to(logits_MV.device))
