@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from phikit.errors import PhikitError
 from phikit.records import Pair
@@ -34,7 +35,7 @@ def kind(pair: Pair) -> str:
     return pair.kind
 
 
-def mix(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> Mixed:
+def mix(pairs: Sequence[Pair], shares: Mapping[Any, float], seed: int) -> Mixed:
     """Pairs whose kinds make up these shares of the whole; kinds that are not named come whole.
 
     Of a kind with more pairs than its share, some are drawn; which ones depends on the seed and
