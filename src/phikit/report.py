@@ -15,7 +15,7 @@ from typing import Any
 from phikit.errors import PhikitError
 from phikit.evals.statistics import over_seeds
 from phikit.files import write_atomic
-from phikit.reporting import costs, curves, kept, searches, sources
+from phikit.reporting import arms, costs, curves, kept, searches, sources
 from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.pages import template
 from phikit.reporting.run_dir import Run
@@ -114,15 +114,18 @@ def _token_data(solution: searches.Solution) -> list[dict[str, Any]]:
     return [asdict(token) for token in solution.tokens]
 
 
-def seeds(run_dirs: Sequence[Path]) -> str:
+def seeds(run_dirs: Sequence[Path], against: str = "") -> str:
     """The differences to the SFT model over runs with other seeds, as a Markdown table.
 
     One row per later stage that every run has evaluated; see `evals.statistics.OverSeeds` for what
-    the two intervals claim.
+    the two intervals claim. Where nothing is fine-tuned, or `against` names a stage, every model
+    that is evaluated is held against that stage's, or the first one's.
 
     Raises:
         PhikitError: a run has no evaluated SFT stage, or no later stage is in all of them.
     """
+    if against or not Run(run_dirs[0]).of("train.sft"):
+        return arms.table(run_dirs, against)
     found = []
     for run_dir in run_dirs:
         evaluations = Evaluations(Run(run_dir))

@@ -46,7 +46,9 @@ def test_nothing_is_lost_and_nothing_comes_twice_when_an_engine_dies(tmp_path: P
     torch.manual_seed(0)
     save(make(CONFIGS["phi"]), tmp_path / "model")
     expected = collect(LocalEngine(load(tmp_path / "model")), TODO)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": 0})
+    # what else needs memory on this machine is no reason to kill engines here
+    calm = {"num_cpus": 1, "_system_config": {"memory_monitor_refresh_ms": 0}}
+    cluster = Cluster(initialize_head=True, head_node_args=calm)
     try:
         other = cluster.add_node(num_cpus=1)
         with RayPool(tmp_path / "model", 2, max_batch=4, address=cluster.address) as pool:

@@ -5,7 +5,7 @@ Shapes: M rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,28 @@ class Adapters:
             self.groups.append((name, index))
         return bool(self.groups)
 
-    def product(self, layer: LoraLinear, base: Product) -> Product:
-        """The layer's product, for rows chosen by `choose`."""
+    def product(
+        self, layer: LoraLinear, base: Product, part: Callable[[nn.Module], Product] | None = None
+    ) -> Product:
+        """The layer's product, for rows chosen by `choose`.
+
+        Args:
+            part: how to multiply by an adapter's matrices; as the layer does when left out.
+        """
+        parts = (
+            {}
+            if part is None
+            else {
+                name: (part(layer.lora_A[name]), part(layer.lora_B[name]), spec.scale)
+                for name, spec in layer.specs.items()
+            }
+        )
+
+        def change(name: str, x_MI: Tensor) -> Tensor:
+            if not parts:
+                return layer.change(name, x_MI)
+            a, b, scale = parts[name]
+            return b(a(x_MI)) * scale
 
         def product(x_MI: Tensor) -> Tensor:
             y_MO: Tensor = base(x_MI)
@@ -53,9 +73,9 @@ class Adapters:
                 if name not in layer.specs:
                     continue
                 if index is None:
-                    y_MO = y_MO + layer.change(name, x_MI)
+                    y_MO = y_MO + change(name, x_MI)
                 else:
-                    y_MO = y_MO.index_add(0, index, layer.change(name, x_MI[index]))
+                    y_MO = y_MO.index_add(0, index, change(name, x_MI[index]))
             return y_MO
 
         return product

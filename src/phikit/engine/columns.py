@@ -83,6 +83,22 @@ class Columns:
         self.count[:n] += 1
         self.position[:n] += 1
 
+    def record_several(
+        self, row_E: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, raw: np.ndarray
+    ) -> np.ndarray:
+        """Some tokens more, in the order of the rows, at least one for each; their places."""
+        n = self.n
+        more = np.bincount(row_E, minlength=n)
+        self._fit(int((self.count[:n] + more).max()))
+        before = np.cumsum(more) - more
+        place = self.count[row_E] + np.arange(len(row_E)) - before[row_E]
+        at = (row_E, place)
+        self.tokens[at], self.logprobs[at], self.raw_logprobs[at] = tokens, logprobs, raw
+        self.last[:n] = tokens[before + more - 1]
+        self.count[:n] += more
+        self.position[:n] += more
+        return place
+
     def drawn(self, row: int) -> tuple[list[int], list[float], list[float]]:
         count = int(self.count[row])
         return (

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,7 +33,10 @@ _TABLE = 256  # rotation tables grow by this many positions
 
 
 class RopeTable:
-    """Rotations of all positions up to a length, for LongRoPE's short and long factors."""
+    """Rotations of all positions up to a length, for LongRoPE's short and long factors.
+
+    They are computed `_TABLE` positions at a time: a position's do not depend on the length.
+    """
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.dtype, self.device = config, dtype, device
@@ -44,10 +48,12 @@ class RopeTable:
             return
         config = self.config
         self.length = -(-max(length, 2 * self.length) // _TABLE) * _TABLE
-        position_1L = torch.arange(self.length, device=self.device)[None]
         original = config.long_rope.original_max_positions if config.long_rope else 0
-        regimes = [original, original + 1] if config.long_rope else [self.length]
-        tables = [rope_tables(config, position_1L, regime) for regime in regimes]
+        tables = [
+            rope_tables(config, torch.arange(at, at + _TABLE, device=self.device)[None], regime)
+            for regime in ([original, original + 1] if config.long_rope else [1])
+            for at in range(0, self.length, _TABLE)
+        ]
         self.cos_LR = torch.cat([cos[0] for cos, _ in tables]).to(self.dtype)
         sin_LR = torch.cat([sin[0] for _, sin in tables]).to(self.dtype)
         half = sin_LR.shape[1] // 2
@@ -100,17 +106,12 @@ class DenseRunner:
         self.window = window if window and window < config.max_positions else None
         self.rope = RopeTable(config, self.dtype, self.device)
         self.prefilled = 0
-        self.pool: Pool
+        self.pool: Any  # a `pool.Pool`, or what stands in its place
         self._plan: Plan | None = None
 
         self.lora = Adapters(model)
         self.adapters = self.lora.names
-
-        def product(module: nn.Module) -> Product:
-            if isinstance(module, lora.LoraLinear):
-                return self.lora.product(module, product(module.base_layer))
-            return packed(module, pack) if pack else module
-
+        product = partial(self._product, pack=pack)
         layers = [cast(Layer, module) for module in model.model.layers]
         self.products = [
             Products(
@@ -121,6 +122,12 @@ class DenseRunner:
         ]  # fmt: skip
         self.norms = [(x.input_layernorm.weight, x.post_attention_layernorm.weight) for x in layers]
         self.head_product = product(model.lm_head)
+
+    def _product(self, module: nn.Module, pack: int = 0) -> Product:
+        """How a matrix of the model is multiplied by."""
+        if isinstance(module, lora.LoraLinear):
+            return self.lora.product(module, self._product(module.base_layer, pack))
+        return packed(module, pack) if pack else module
 
     def allocate(self, blocks: int) -> None:
         self.pool = Pool(self.config, blocks, self.block_size, self.dtype, self.device)

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
+from phikit.engine.guessers import DraftModel, Lookup
+from phikit.engine.native.build import Compiler, library
 from phikit.engine.packed import worth_packing
 from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
+from phikit.engine.speculate import Speculation
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -22,28 +27,57 @@ class LocalEngine:
     """Batched generation on the very module given; a `Generator`.
 
     Results are a pure function of the weights, the list of requests, `max_batch` and the number
-    of threads. With a small model every thread runs a batch of its own (see `shards`), and
+    of threads; with `invariant`, of the weights and the request alone, bit by bit. With a small
+    model every thread runs a batch of its own (see `shards`), and
     `max_batch` is divided between them. What a request draws does not depend on its neighbours,
     except for the rounding of matrix products of other shapes.
 
     Args:
         model: may go on being trained between calls of `generate`.
         max_batch: how many samples are in the making at once.
+        invariant: see `invariant`; costs speed.
+        speculate: "lookup" guesses tokens from the row's own text, a small model of the same
+            vocabulary guesses them itself; several are then checked in a step (`speculate`). It
+            pays with few rows. With `invariant` the tokens are those of an engine without it.
+        cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
+        tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
         tokens_generated: tokens drawn so far, over all calls.
+        guessed, accepted: tokens of speculation, over all calls of `generate`.
         tokens_prefilled: prompt tokens computed so far (a shared prompt counts once).
     """
 
     def __init__(
-        self, model: Model, max_batch: int = 256, dtype: torch.dtype | None = None
+        self,
+        model: Model,
+        max_batch: int = 256,
+        dtype: torch.dtype | None = None,
+        invariant: bool = False,
+        tokenizer: Tokenizer | None = None,
+        speculate: str | Decoder = "",
+        cache: str = "",
     ) -> None:
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.tokenizer = tokenizer
+        self._texts: Texts | None = None
+        self.cache = cache
+        self.invariant, self.speculate = invariant, speculate
+        self.guessed = self.accepted = 0
+        if isinstance(speculate, Decoder):
+            if speculate.config.vocab_size != model.config.vocab_size:
+                raise PhikitError(
+                    f"the model that guesses has a vocabulary of {speculate.config.vocab_size}, "
+                    f"the other one {model.config.vocab_size}",
+                    "take a small model of the same family",
+                )
+        elif speculate not in ("", "lookup"):
+            raise PhikitError(f"speculate is {speculate!r}; it must be 'lookup' or a model")
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -68,7 +102,6 @@ class LocalEngine:
         for index, request in enumerate(requests):
             try:
                 self._check(request)
-                can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
@@ -76,6 +109,11 @@ class LocalEngine:
     def _check(self, request: Request) -> None:
         config = self.model.config
         check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
+        can_run(request, self.tokenizer is not None)
+        if self.tokenizer is not None and (request.sampling.stop or request.sampling.constraint):
+            if self._texts is None:
+                self._texts = Texts(self.tokenizer, config.vocab_size)
+            self._texts.check(request.sampling)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         rows = min(self.max_batch, sum(r.n for r in requests))
@@ -83,15 +121,22 @@ class LocalEngine:
             return
         weights = self._weights()
         count = shard_count(self.model.config.parameters, rows, torch.get_num_threads())
+        if self.invariant and library(Compiler()) is None:
+            count = 1  # torch's results depend on the number of threads
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        pack = self._packing(weights, requests, rows) if len(shards) == 1 else 0
+        pack = 0
+        if len(shards) == 1 and not self.invariant:
+            pack = self._packing(weights, requests, rows)
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
         finally:  # also when the caller stops early
             self.tokens_generated += sum(s.generated for s in schedulers)
             self.tokens_prefilled += sum(s.runner.prefilled for s in schedulers)
+            told = [s.speculation for s in schedulers if s.speculation is not None]
+            self.guessed += sum(s.guessed for s in told)
+            self.accepted += sum(s.accepted for s in told)
 
     @staticmethod
     def _packing(weights: Model, requests: list[Request], rows: int) -> int:
@@ -103,17 +148,24 @@ class LocalEngine:
             return 0
         return rows
 
-    @staticmethod
-    def _scheduler(weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
+    def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack),
+            runner_of(weights, pack, self.invariant, self.cache),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,
             refill=max(1, rows // 8),
             keep=False,
             most_cached=4 * rows,
+            texts=self._texts,
+            speculation=self._speculation(rows),
         )
+
+    def _speculation(self, rows: int) -> Speculation | None:
+        if isinstance(self.speculate, Decoder):
+            drafts = DraftModel(runner_of(self.speculate), rows, matching=self.invariant)
+            return Speculation(drafts, self.invariant)
+        return Speculation(Lookup()) if self.speculate else None
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one sample as they are drawn: the same as `generate` gives.
@@ -122,7 +174,6 @@ class LocalEngine:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
         self._check(request)
-        can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

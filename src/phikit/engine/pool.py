@@ -52,6 +52,10 @@ class Pool:
         self.v = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self._head_G = torch.arange(config.kv_heads, device=device) * size
 
+    def addresses(self, layer: int) -> tuple[int, ...]:
+        """What the kernels are given of a layer."""
+        return self.k[layer].data_ptr(), self.v[layer].data_ptr()
+
     def places(self, block_T: Tensor, offset_T: Tensor) -> Tensor:
         """Where `write` puts the heads of tokens: [T × G]."""
         first_T1 = (block_T * (self.kv_heads * self.size) + offset_T)[:, None]

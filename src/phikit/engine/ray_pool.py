@@ -9,6 +9,7 @@ its request alone they are the same samples.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,7 +86,7 @@ class RayPool:
         if not ray.is_initialized():
             _connect(ray, address)
         kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
-        self._new = ray.remote(ray_worker.EngineWorker).options(**kept)
+        self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
         self._settings = (str(self.directory), max_batch, threads)
         self._jobs = 0
         self.replaced = 0
@@ -191,7 +192,7 @@ class RayPool:
             part = engine.parts[reference]
             try:
                 data = self._ray.get(reference)
-            except self._ray.exceptions.ActorError:
+            except self._ray.exceptions.RayActorError:
                 self._replace(engine, todo)
                 continue
             except self._ray.exceptions.RayError as e:
@@ -231,16 +232,21 @@ def _parts(requests: Sequence[Request]) -> Iterator[_Part]:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    way = "start one: ray start --head, and on the other nodes ray start --address HOST:PORT"
     try:
+        if address and ":" in address and "://" not in address:
+            # Ray itself would try for minutes, and then end this process
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address, include_dashboard=None if address else False,
                  log_to_driver=False)  # fmt: skip
     except (ConnectionError, OSError, RuntimeError, ValueError) as e:
         raise PhikitError(
-            f"there is no Ray cluster at {address or 'this machine'}: {e}",
-            "start one: ray start --head, and on the other nodes ray start --address HOST:PORT",
+            f"there is no Ray cluster at {address or 'this machine'}: {e}", way
         ) from e
 
 
 def _cause(error: Exception) -> str:
+    """The inner error of one that Ray wraps, without its pages of advice."""
     inner = getattr(error, "cause", None) or error
-    return getattr(inner, "message", "") or str(inner).strip().splitlines()[-1]
+    return getattr(inner, "message", "") or str(inner).strip().splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from phikit.engine.flash import FlashRunner
+from phikit.engine.invariant import InvariantRunner
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.runner import Runner
 from phikit.errors import PhikitError
@@ -15,19 +16,30 @@ from phikit.models.flash.model import Flash
 Model = Decoder | Flash
 
 
-def runner_of(model: Any, pack: int = 0) -> Runner:
+def runner_of(model: Any, pack: int = 0, invariant: bool = False, cache: str = "") -> Runner:
     """The runner of a model.
 
     Args:
         pack: lay a dense decoder's weights out for steps of about so many rows.
+        cache: "int8" holds keys and values in 8 bits; else they are of the model's precision.
+        invariant: results of the same bits whatever else is in the batch; see `invariant`.
 
     Raises:
-        PhikitError: the engine does not run such models.
+        PhikitError: the engine does not run such models, or not invariantly.
     """
+    if cache not in ("", "int8"):
+        raise PhikitError(f"the cache is to be {cache!r}", "leave it out, or give 'int8'")
     if isinstance(model, Flash):
-        return FlashRunner(model)
+        if invariant:
+            raise PhikitError(
+                "phi-4-mini-flash has no invariant mode: its prompts are computed in padded groups",
+                "leave `invariant` out",
+            )
+        return FlashRunner(model, int8_cache=cache == "int8")
     if isinstance(model, Decoder):
-        return NativeRunner(model, pack=pack)
+        if invariant:
+            return InvariantRunner(model, cache=cache)
+        return NativeRunner(model, pack=pack, cache=cache)
     raise PhikitError(
         f"the engine does not run a {type(model).__name__}",
         "give a dense decoder or phi-4-mini-flash",

@@ -7,8 +7,9 @@ nothing but its own request.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,11 +62,13 @@ class Settings:
     any_greedy: bool
     unit: bool  # every row samples at temperature 1
     filtered: bool
+    filtered_N1: Tensor
     tops: bool  # a row asks for the likeliest tokens
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
         greedy = [s.temperature == 0 for s in rows]
+        filters = [bool(s.temperature and (s.top_k or s.top_p < 1 or s.min_p)) for s in rows]
 
         def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
@@ -80,7 +83,8 @@ class Settings:
             any_greedy=any(greedy),
             unit=all(s.temperature in (0, 1) for s in rows),
             tops=any(s.top_logprobs for s in rows),
-            filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in rows if s.temperature),
+            filtered=any(filters),
+            filtered_N1=column(filters, torch.bool)[:, None],
         )
 
 
@@ -116,7 +120,7 @@ def draw(
     """
     top_N1 = logits_NV.amax(-1, keepdim=True)
     raw_NV = torch.softmax(logits_NV, -1)
-    log_z_N1 = top_N1 - raw_NV.amax(-1, keepdim=True).log()
+    log_z_N1 = top_N1 - _log(raw_NV.amax(-1, keepdim=True))
     if not bool(torch.isfinite(log_z_N1).all()):
         raise PhikitError(
             "the model's logits are not finite numbers",
@@ -138,8 +142,9 @@ def draw(
         token_N1 = inverse_cdf(p_NV, uniform_N)[:, None]
         chosen_N1 = p_NV.gather(1, token_N1)
         if settings.filtered:
-            chosen_N1 = chosen_N1 / p_NV.sum(-1, keepdim=True)
-        logp_N1 = chosen_N1.log()
+            # the others' sum is 1 but for rounding, and is not to depend on their neighbours
+            chosen_N1 = torch.where(settings.filtered_N1, chosen_N1 / _total(p_NV), chosen_N1)
+        logp_N1 = _log(chosen_N1)
         if settings.any_greedy:
             greedy_N1 = settings.greedy_N[:, None]
             token_N1 = torch.where(greedy_N1, logits_NV.argmax(-1, keepdim=True), token_N1)
@@ -159,7 +164,7 @@ def likeliest(logits_NV: Tensor, drawn: Drawn, rows: Sequence[Sampling]) -> list
     logp_PK = torch.where(best.indices == drawn.token_N[row_P][:, None], 0.0, -math.inf)
     if drawn.p_NV is not None:
         p_PV = drawn.p_NV[row_P]
-        chosen_PK = (p_PV.gather(1, best.indices) / p_PV.sum(-1, keepdim=True)).log()
+        chosen_PK = _log(p_PV.gather(1, best.indices) / _total(p_PV))
         logp_PK = torch.where(greedy_P[:, None], logp_PK, chosen_PK)
     found: list[Top] = [()] * len(rows)
     for i, *lists in zip(
@@ -167,6 +172,19 @@ def likeliest(logits_NV: Tensor, drawn: Drawn, rows: Sequence[Sampling]) -> list
     ):
         found[i] = tuple(zip(*(x[: rows[i].top_logprobs] for x in lists), strict=True))
     return found
+
+
+def _log(x: Tensor) -> Tensor:
+    """The logarithm, of each number as if it were alone: torch takes the last few numbers of a
+    tensor another way, so each is put at the head of a line."""
+    lines = x.reshape(-1, 1).expand(-1, 32)
+    return torch.cat([part.contiguous().log()[:, 0] for part in lines.split(512)]).view(x.shape)
+
+
+def _total(p_NV: Tensor) -> Tensor:
+    """The sum of each row, [N, 1]: torch would let several threads add up a single row."""
+    rows_NV = torch.cat((p_NV, p_NV)) if len(p_NV) == 1 else p_NV
+    return rows_NV.sum(-1, keepdim=True)[: len(p_NV)]
 
 
 def inverse_cdf(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
@@ -242,3 +260,18 @@ def _head(
     least_N1 = best_NC.gather(1, (count_N.clamp(max=width) - 1)[:, None])
     ties_N1 = count_N[:, None] - (best_NC > least_N1).sum(-1, keepdim=True)
     return least_N1, ties_N1, open_N
+
+
+def draws(sampling: Sampling, seed: int, sample: int = 0) -> Callable[[Tensor], int]:
+    """Draws one token after another of one sample, each from its logits [1, V]."""
+    key = np.array([stream_key(seed, sample)], np.uint64)
+    steps = itertools.count()
+    settings: Settings | None = None
+
+    def choose(logits_1V: Tensor) -> int:
+        nonlocal settings
+        settings = settings or Settings.of([sampling], logits_1V.device)
+        uniform = torch.from_numpy(uniforms(key, np.array([next(steps)])))
+        return int(draw(logits_1V.float(), settings, uniform.to(logits_1V.device)).token_N[0])
+
+    return choose

@@ -22,6 +22,7 @@ from phikit.stage import Config, Context, Estimate, Stage
 from phikit.verify.base import BUILT_IN, VERIFIERS
 
 if TYPE_CHECKING:
+    from phikit.engine.runners import Model
     from phikit.models.decoder import Decoder
 
 Form = Literal["chat", "text"]
@@ -79,7 +80,7 @@ class RecallConfig(Config):
     beyond: bool = True
 
 
-def prompting(model: Decoder, directory: Path, form: Form) -> Prompting:
+def prompting(model: Model, directory: Path, form: Form) -> Prompting:
     """How to ask the model of a directory: in its chat format, or in pretraining text."""
     from phikit.chat.format import chat_format
     from phikit.chat.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +167,7 @@ def add(module: nn.Module, name: str, spec: LoraSpec) -> list[str]:
     for layer, part in taken:
         if not isinstance(part, LoraLinear):
             parent, _, last = layer.rpartition(".")
-            part = LoraLinear(part)
+            part = LoraLinear(cast(nn.Module, part))
             setattr(module.get_submodule(parent), last, part)
         elif name in part.specs:
             raise PhikitError(f"{layer} has an adapter {name!r} already")

@@ -152,7 +152,7 @@ def shard(model: Decoder, processes: Processes) -> None:
         slices = mesh["data", "context"]._flatten("slices")
     for layer in model.model.layers:
         fully_shard(layer, mesh=slices, shard_placement_fn=_across)
-    fully_shard(model, mesh=slices, reshard_after_forward=False, shard_placement_fn=_across)
+    fully_shard(model, mesh=slices, shard_placement_fn=_across, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -86,6 +86,7 @@ BUILT_IN = (
     "refusal",
     "format",
     "instructions",
+    "gym",
 )  # each in the module so named
 
 

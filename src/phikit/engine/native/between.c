@@ -83,12 +83,6 @@ void phikit_gate_rows(const uint16_t *both, uint16_t *out, int m, int inner, int
 /* --- attention ----------------------------------------------------------------------------------*/
 
 typedef struct {
-  int32_t heads, kv_heads, head_dim, rotary, window, most; /* most: positions any row looks at */
-  int64_t block_stride, head_stride, position_stride;
-  int32_t block_size, table_width;
-} Shape;
-
-typedef struct {
   const Shape *shape;
   uint16_t *keys, *values;         /* of this layer */
   const int32_t *table, *position; /* [M, table_width], [M] */

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phikit.engine.pool import Pool
+from phikit.engine.pool8 import Pool8
 from phikit.errors import PhikitError
 from phikit.models.decoder_config import DecoderConfig
 
@@ -28,16 +29,27 @@ class _Shape(ctypes.Structure):
 
 
 class Between:
-    """The kernels for one model; all tensors are bfloat16 and contiguous on the CPU."""
+    """The kernels for one model; all tensors are contiguous on the CPU, bfloat16 or (`wide`)
+    float32. `cache8`: keys and values are a `pool8.Pool8`'s."""
 
-    def __init__(self, library: ctypes.CDLL, config: DecoderConfig) -> None:
-        self._library, self.config = library, config
-        self.threads = torch.get_num_threads()
+    def __init__(
+        self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False, cache8: bool = False
+    ) -> None:
+        self.config, self.threads, kind = (
+            config,
+            torch.get_num_threads(),
+            "wide" if wide else "rows",
+        )
+        self._norm, self._gate, self.attend = (
+            getattr(library, f"phikit_{name}_{kind}") for name in ("norm", "gate", "attend")
+        )
+        if cache8:
+            self.attend = library.phikit_attend_cache8
 
     def norm(self, x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor) -> Tensor:
         """Adds to x in place, and returns x / rms(x) × weight."""
         out_MD = torch.empty_like(x_MD)
-        self._library.phikit_norm_rows(
+        self._norm(
             x_MD.data_ptr(), None if add_MD is None else add_MD.data_ptr(), weight_D.data_ptr(),
             out_MD.data_ptr(), len(x_MD), x_MD.shape[1], self.config.norm_eps, self.threads,
         )  # fmt: skip
@@ -47,10 +59,13 @@ class Between:
         """silu(gate) × up: [M, F]."""
         m, f = both_MF2.shape[0], both_MF2.shape[1] // 2
         out_MF = both_MF2.new_empty(m, f)
-        self._library.phikit_gate_rows(
-            both_MF2.data_ptr(), out_MF.data_ptr(), m, f, self.threads
-        )  # fmt: skip
+        self._gate(both_MF2.data_ptr(), out_MF.data_ptr(), m, f, self.threads)
         return out_MF
+
+    def attending(
+        self, pool: Pool | Pool8, table_MT: Tensor, position_M: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> Attending:
+        return Attending(self, pool, table_MT, position_M, rope)
 
 
 class Attending:
@@ -65,7 +80,7 @@ class Attending:
     def __init__(
         self,
         between: Between,
-        pool: Pool,
+        pool: Pool | Pool8,
         table_MT: Tensor,
         position_M: Tensor,
         rope: tuple[Tensor, Tensor],
@@ -92,8 +107,9 @@ class Attending:
         """
         config, pool = self._between.config, self._pool
         out = qkv.new_empty(len(qkv), config.heads * config.head_dim)
-        store = (ctypes.c_void_p * 2)(pool.k[layer].data_ptr(), pool.v[layer].data_ptr())
-        failed = self._between._library.phikit_attend_rows(
+        addresses = pool.addresses(layer)
+        store = (ctypes.c_void_p * len(addresses))(*addresses)
+        failed = self._between.attend(
             ctypes.addressof(self._shape), store, self._table_MT.data_ptr(),
             self._position_M.data_ptr(), self._rope_pointers, qkv.data_ptr(), out.data_ptr(),
             len(qkv), self._between.threads,

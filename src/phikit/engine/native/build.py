@@ -21,7 +21,10 @@ from pathlib import Path
 from phikit.errors import PhikitError
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("products.c", "step.c", "between.c", "differ.c", "differ8.c", "mamba.c")
+_SOURCES = (
+    "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c", "differ.c",
+    "differ8.c", "mamba.c", "norms.c",
+)  # fmt: skip
 _HEADERS = ("common.h", "decode.h", "differ.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
@@ -119,21 +122,25 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         raise PhikitError(f"{path} cannot be loaded: {e}", "delete it") from e
     matrix, pointer, number = ctypes.POINTER(Matrix), ctypes.c_void_p, ctypes.c_int
     library.phikit_linear.argtypes = (matrix, pointer, number, number, pointer, number)
+    library.phikit_rows.argtypes = (matrix, pointer, number, number, pointer, number)
     library.phikit_unpack.argtypes = (matrix, pointer, ctypes.c_int64, number)
     library.phikit_unpack.restype = None
     library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number)
-    library.phikit_norm_rows.argtypes = (
-        *(pointer,) * 4, number, number, ctypes.c_float, number
-    )  # fmt: skip
-    library.phikit_gate_rows.argtypes = (pointer, pointer, number, number, number)
-    library.phikit_attend_rows.argtypes = (*(pointer,) * 7, number, number)
+    library.phikit_attend_cache8.argtypes = (*(pointer,) * 7, number, number)
+    for kind in ("rows", "wide"):
+        getattr(library, f"phikit_norm_{kind}").argtypes = (
+            *(pointer,) * 4, number, number, ctypes.c_float, number
+        )  # fmt: skip
+        getattr(library, f"phikit_gate_{kind}").argtypes = (pointer, pointer, *(number,) * 3)
+        getattr(library, f"phikit_attend_{kind}").argtypes = (*(pointer,) * 7, number, number)
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
     library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_mamba_scan.argtypes = (
         *(pointer,) * 5, number, pointer, pointer, number, number
     )  # fmt: skip
-    for name in ("differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
+    library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
+    for name in ("layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
         getattr(library, f"phikit_{name}").restype = None
     return library
 

@@ -20,12 +20,12 @@
 #define PHIKIT_AVX512 0
 #endif
 
-enum { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3 };
 enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128 };
 
 /* A weight matrix [N, K].
 
-   BF16: row-major.
+   BF16, F32: row-major.
    INT8: data[N/16][K/4][16][4], a byte is the weight + 128.
    INT4: data[N/16][K/8][16][4], the low half of byte j is weight j of eight, the high half weight
          j + 4; a half is the weight + 8.
@@ -36,6 +36,26 @@ typedef struct {
   const void *data;
   const uint16_t *scales;
 } Matrix;
+
+#if PHIKIT_AVX512
+/* The sums of sixteen vectors, each in the order of _mm512_reduce_add_ps. out[4 i + r] is the sum of
+   vector 4 r + i: what belongs together on the way in lies four apart on the way out.  */
+static inline __m512 add_across(const __m512 in[16]) {
+  __m512 a[8], b[4], c[2];
+  for (int j = 0; j < 8; j++)
+    a[j] = _mm512_add_ps(_mm512_shuffle_f32x4(in[2 * j], in[2 * j + 1], 0x44),
+                         _mm512_shuffle_f32x4(in[2 * j], in[2 * j + 1], 0xee));
+  for (int j = 0; j < 4; j++)
+    b[j] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * j], a[2 * j + 1], 0x88),
+                         _mm512_shuffle_f32x4(a[2 * j], a[2 * j + 1], 0xdd));
+  for (int j = 0; j < 2; j++) {
+    __m512d p = _mm512_castps_pd(b[2 * j]), q = _mm512_castps_pd(b[2 * j + 1]);
+    c[j] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+  }
+  return _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
+}
+#endif
 
 static inline float from_bf16(uint16_t x) {
   uint32_t bits = (uint32_t)x << 16;

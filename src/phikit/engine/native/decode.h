@@ -15,6 +15,13 @@ typedef struct {
   const int32_t *table; /* [M, table_width] */
 } Cache;
 
+/* For the kernels of many rows: a model's heads, and how the store of one layer is laid out. */
+typedef struct {
+  int32_t heads, kv_heads, head_dim, rotary, window, most; /* most: positions any row looks at */
+  int64_t block_stride, head_stride, position_stride;
+  int32_t block_size, table_width;
+} Shape;
+
 /* e^x to about 2e-7, written so that compilers turn loops over it into vector code. */
 static inline float fast_exp(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;

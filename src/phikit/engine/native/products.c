@@ -210,9 +210,13 @@ static inline __attribute__((always_inline)) void bf16_tile(const Matrix *w, int
         for (int r = 0; r < m; r++) sum[i][r] = _mm512_dpbf16_ps(sum[i][r], a[r], b);
       }
     }
+    float out[16];
+    __m512 all[16];
+    for (int i = 0; i < 4; i++)
+      for (int r = 0; r < TILE; r++) all[4 * i + r] = r < m ? sum[i][r] : _mm512_setzero_ps();
+    _mm512_storeu_ps(out, add_across(all));
     for (int i = 0; i < 4 && n + i < last; i++)
-      for (int r = 0; r < m; r++)
-        y[(size_t)(first + r) * stride + n + i] = _mm512_reduce_add_ps(sum[i][r]);
+      for (int r = 0; r < m; r++) y[(size_t)(first + r) * stride + n + i] = out[4 * r + i];
   }
 }
 

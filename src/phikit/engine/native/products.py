@@ -17,7 +17,7 @@ from phikit.errors import PhikitError
 MOST_ROWS = 16
 #: Weight rows that lie side by side.
 LANES = 16
-KINDS = {"bf16": 0, "int8": 1, "int4": 2}
+KINDS = {"bf16": 0, "int8": 1, "int4": 2, "f32": 3}
 
 
 def matrix(
@@ -26,7 +26,7 @@ def matrix(
     """The C view of a matrix. It holds addresses: the tensors must outlive it.
 
     Args:
-        kind: "bf16", "int8" or "int4"; the layouts are in common.h.
+        kind: "bf16", "int8", "int4" or "f32"; the layouts are in common.h.
         group: columns over which the activations share a scale; the weights too, unless `scales`
             has one per row.
     """
@@ -50,6 +50,20 @@ def linear(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> 
     wide = int(x_MK.dtype == torch.float32)
     failed = library.phikit_linear(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads)
     if failed:
+        raise PhikitError(f"no memory for a product of {m} rows with [{weight.n}, {weight.k}]")
+    return y_MN
+
+
+def rows(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> Tensor:
+    """x · wᵀ for any number of rows, [M, N] in x's precision: what a row gives depends on nothing
+    but the row. x is float32, or bfloat16 with weights that are not float32."""
+    x_MK = x_MK.contiguous()
+    wide = x_MK.dtype == torch.float32
+    if x_MK.shape[1] != weight.k or (weight.kind in (0, 3) and wide != (weight.kind == 3)):
+        raise PhikitError(f"{tuple(x_MK.shape)} {x_MK.dtype} does not fit the weights")
+    m = x_MK.shape[0]
+    y_MN = x_MK.new_empty(m, weight.n)
+    if library.phikit_rows(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads):
         raise PhikitError(f"no memory for a product of {m} rows with [{weight.n}, {weight.k}]")
     return y_MN
 

@@ -7,14 +7,18 @@ is one call of C. With more, torch's products are the faster ones, and what lies
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phikit.engine.dense import DenseRunner
 from phikit.engine.native import products
-from phikit.engine.native.between import Attending, Between
+from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.step import DecodeStep, Pages, obstacle
+from phikit.engine.packed import Product
+from phikit.engine.pool8 import Pool8, block_bytes8
+from phikit.engine.rowwise import Rowwise
 from phikit.engine.runner import Rows
+from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
 _MOST_PACKED = 6
@@ -26,6 +30,13 @@ class NativeRunner(DenseRunner):
     steps with them go through torch's products, and what lies between those through C.
 
     A row's logits do not depend on how many rows go with it through the kernels.
+
+    Args:
+        cache: "int8" holds keys and values in 8 bits (see `pool8`): half the memory, and half of
+            what a step reads of them.
+
+    Raises:
+        PhikitError: the cache is to have 8 bits, but there are no kernels.
     """
 
     def __init__(
@@ -34,15 +45,48 @@ class NativeRunner(DenseRunner):
         block_size: int = 32,
         pack: int = 0,
         compiler: Compiler | None = None,
+        cache: str = "",
     ) -> None:
+        reason, self._built = obstacle(model), None
+        if not reason:
+            self._built = library(compiler or Compiler())
+        self.cache8 = cache == "int8"
+        if self.cache8 and self._built is None:
+            raise PhikitError(
+                f"a cache of 8 bits needs the C kernels: {reason or 'there is no compiler'}",
+                "leave it out",
+            )
         super().__init__(model, block_size, pack)
         self._kernels: DecodeStep | None = None
-        self._between: Between | None = None
+        self._between: Between | Rowwise | None = None
+        if self.cache8:
+            self.block_bytes = block_bytes8(model.config, block_size)
         # from there on packed products are the faster ones (benchmarks/engine.py)
         self.most_rows = _MOST_PACKED if pack else products.MOST_ROWS
-        if not obstacle(model) and (built := library(compiler or Compiler())) is not None:
-            self._kernels = DecodeStep(model, built)
-            self._between = Between(built, model.config)
+        if self._built is not None:
+            self._kernels = None if self.cache8 else DecodeStep(model, self._built)
+            self._between = Between(self._built, model.config, cache8=self.cache8)
+
+    def allocate(self, blocks: int) -> None:
+        if self.cache8:
+            self.pool = Pool8(self.config, blocks, self.block_size)
+        else:
+            super().allocate(blocks)
+
+    def _product(self, module: nn.Module, pack: int = 0) -> Product:
+        many = super()._product(module, pack)
+        if not self.cache8 or type(module) is not nn.Linear:
+            return many
+        built, weight, threads = self._built, module.weight.detach(), torch.get_num_threads()
+        assert built is not None
+        matrix = products.matrix("bf16", weight.shape[0], weight.shape[1], weight)
+
+        def product(x_MK: Tensor) -> Tensor:
+            if len(x_MK) > products.MOST_ROWS:
+                return many(x_MK)
+            return products.rows(built, matrix, x_MK, threads)
+
+        return product
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
@@ -78,9 +122,8 @@ class NativeRunner(DenseRunner):
         )
         blocks = int(rows.position_N.max()) // self.block_size + 1
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32).contiguous()
-        cos_N1R, sin_N1R = self.rope.at(position_N, long_N)
-        attend = Attending(
-            between, self.pool, table_NJ, position_N.to(torch.int32), (cos_N1R, sin_N1R)
+        attend = between.attending(
+            self.pool, table_NJ, position_N.to(torch.int32), self.rope.at(position_N, long_N)
         )
         x_ND, add_ND = self.model.model.embed_tokens(token_N), None
         for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):

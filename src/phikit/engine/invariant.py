@@ -1,0 +1,119 @@
+"""The same bits for a request, whatever else is computed with it.
+
+Everything that a token leaves behind (its keys and values, its logits) is computed by functions of
+its own row and of the keys and values before it: one order of summation per element of a product,
+one order of positions in attention, nothing that depends on how many rows go together or on who
+shares a prefix. Prompts go through the same functions as steps. So it makes no difference either
+where a prompt is cut, whether the cache had some of it, or who computed that.
+
+Shapes: N rows, M rows of a product, K its columns, J blocks of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phikit.engine.native import products
+from phikit.engine.native.between import Between
+from phikit.engine.native.build import Compiler, library
+from phikit.engine.native.runner import NativeRunner
+from phikit.engine.native.step import Packed
+from phikit.engine.packed import Product
+from phikit.engine.rowwise import Rowwise, blockwise
+from phikit.engine.runner import Piece, Rows
+from phikit.errors import PhikitError
+from phikit.models.decoder import Decoder
+from phikit.models.lora import LoraLinear
+
+_TOGETHER = 256  # prompt tokens in one go; any number gives the same
+
+
+class InvariantRunner(NativeRunner):
+    """A `runner.Runner` whose results for a row do not depend on the other rows, in any bit.
+
+    With the C kernels they do not depend on the number of threads either. Without a compiler torch
+    computes row by row, which is several times slower.
+
+    Attributes:
+        native: whether the C kernels are there.
+
+    Raises:
+        PhikitError: the model is not on the CPU, or neither float32 nor bfloat16, or has layers
+            that are neither plain nor quantised by phikit.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        block_size: int = 32,
+        compiler: Compiler | None = None,
+        cache: str = "",
+    ) -> None:
+        weight = model.model.embed_tokens.weight
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+            raise PhikitError(
+                f"invariant results are to be had on the CPU in float32 or bfloat16, not in "
+                f"{weight.dtype} on {weight.device.type}",
+                "leave invariant out",
+            )
+        self._library = library(compiler or Compiler())
+        super().__init__(model, block_size, compiler=compiler, cache=cache)
+        self._kernels, wide = None, weight.dtype == torch.float32
+        config = model.config
+        self.native = self._library is not None
+        self._between = Rowwise(config)
+        if self._library is not None:
+            self._between = Between(self._library, config, wide, self.cache8)
+
+    def _product(self, module: nn.Module, pack: int = 0) -> Product:
+        if isinstance(module, LoraLinear):
+            return self.lora.product(module, self._product(module.base_layer), self._product)
+        built, threads = self._library, torch.get_num_threads()
+        if built is None:
+            return blockwise(module)
+        weight, bias = None, None
+        if isinstance(module, Packed):
+            matrix = module.matrix()
+        elif isinstance(module, nn.Linear):
+            weight, bias = module.weight.detach().contiguous(), module.bias
+            kind = "f32" if weight.dtype == torch.float32 else "bf16"
+            matrix = products.matrix(kind, weight.shape[0], weight.shape[1], weight)
+        else:
+            raise PhikitError(f"invariant results are not to be had of a {type(module).__name__}")
+
+        def product(x_MK: Tensor) -> Tensor:
+            y_MN = products.rows(built, matrix, x_MK, threads)
+            return y_MN if bias is None else y_MN + bias
+
+        product.__dict__["weight"] = weight  # the matrix holds addresses alone
+
+        return product
+
+    def step(self, rows: Rows) -> Tensor:
+        self.lora.choose(rows.adapters, len(rows.token_N), self.device)
+        return self.head(self.rows_hidden(rows))
+
+    def prefill(self, pieces: Sequence[Piece]) -> None:
+        width = max(len(p.table) for p in pieces)
+        told: list[tuple[int, int, int, bool]] = []  # (piece, token, position, regime)
+        tables = np.zeros((len(pieces), width), np.int64)
+        for number, piece in enumerate(pieces):
+            tables[number, : len(piece.table)] = piece.table
+            at = range(piece.start, piece.start + len(piece.tokens))
+            told += [(number, t, p, piece.long) for t, p in zip(piece.tokens, at, strict=True)]
+        told.sort(key=lambda entry: entry[2])  # tables of like length go together
+        for start in range(0, len(told), _TOGETHER):
+            part = told[start : start + _TOGETHER]
+            which, token, position, long = np.array(part, dtype=np.int64).T
+            names = [pieces[i].adapter for i in which.tolist()]
+            rows = Rows(
+                token, position, tables[which], long, np.full(len(part), -1),
+                adapters=names if any(names) else (),
+            )  # fmt: skip
+            self.lora.choose(rows.adapters, len(part), self.device)
+            self.rows_hidden(rows)
+        self.prefilled += len(told)
