@@ -201,11 +201,11 @@ def test_a_search_over_an_endpoint_is_the_local_one(
     model = made["model"] / "model"
     command = [sys.executable, "-m", "phikit", "serve", f"tiny={model}", "--port", "0",
                "--cache", "0.02"]  # fmt: skip
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.STDOUT, text=True)
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
         lines = iter(server.stderr.readline, "")
-        url = next(m[0] for line in lines if (m := re.search(r"http://[\d.]+:\d+", line)))
+        url = next(m[1] for line in lines if (m := re.search(r"listening on (http://\S+)", line)))
         out = tmp_path / "remote"
         pivot_runs.run(job(made, url=f"{url}/v1", name="tiny"), out)
         assert (out / "pivots.jsonl").read_bytes() == (found / "pivots.jsonl").read_bytes()

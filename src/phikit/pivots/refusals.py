@@ -32,7 +32,7 @@ from phikit.pivots import domains
 from phikit.pivots.drawing import count_cost, engine_of, portions
 from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import ByName, Problem
+from phikit.verify.base import ByName, Problem, read_problems
 from phikit.verify.refusal import is_refusal
 
 DECLINED = "refusal"  # the verifier of problems that cannot be answered
@@ -108,6 +108,7 @@ def run_refusals(
     pairs: list[Pair] = []
     samples: list[Sample] = []
     tally: Counter[str] = Counter()
+    total = len(read_problems(inputs["problems"]))
     for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
         requests = [
             Request(ids, sampling, config.samples, ctx.seed ^ _STREAM ^ (tally["problems"] + i))
@@ -120,7 +121,7 @@ def run_refusals(
             refusal = _refusal(sample, answers, config.refusals, chat.tokenizer.encode)
             pairs += _pairs(sample, prompt_ids, answers, refusal, config, tally)
             samples += _samples(sample, answers, refusal, config, tally)
-        ctx.progress.update(tally["problems"], tally["problems"], pairs=len(pairs))
+        ctx.progress.update(tally["problems"], total, pairs=len(pairs))
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     write_records(ctx.dir / "samples.parquet", samples, Sample)
     count_cost(ctx, engine)

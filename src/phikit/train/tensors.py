@@ -26,7 +26,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder
+from phikit.models.decoder import Decoder, Layer
 from phikit.models.decoder_config import DecoderConfig
 
 Parts = Mapping[str, Sequence[int]]  # parameter → rows of each of its fused parts
@@ -120,6 +120,7 @@ def cut(model: Decoder, mesh: DeviceMesh) -> None:
         "mlp.down_proj": RowwiseParallel(),
     }
     for layer in model.model.layers:
-        parallelize_module(layer, mesh, plan)  # type: ignore[arg-type]
+        assert isinstance(layer, Layer)
+        parallelize_module(layer, mesh, plan)
         layer.self_attn.heads //= ways
         layer.self_attn.kv_heads //= ways
