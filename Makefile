@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-server bench-constrained bench-teacher soak clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
 	@echo "make bench-data-scale  the whole pipeline over 5 GB: linear time, bounded memory"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
+	@echo "make bench-kv-cache  keys and values in 8 bits: what is lost, and speed at long contexts"
 	@echo "make docs        draw docs/architecture.md anew"
 	@echo "make clean       remove the environment and caches; runs/ stays"
 
@@ -110,6 +111,9 @@ bench-flash: setup
 bench-engine-single: setup
 	npm install --silent --ignore-scripts --prefix .venv-peers node-llama-cpp @node-llama-cpp/linux-x64
 	$(BIN)/python benchmarks/engine_single.py --peers .venv-peers
+
+bench-kv-cache: setup
+	$(BIN)/python benchmarks/kv_cache.py
 
 docs: setup
 	$(BIN)/python tools/draw_architecture.py

@@ -4,11 +4,11 @@
 
 Cases: rollouts (a prompt of 200 tokens, N samples of T tokens), tree (many prefixes of one text, as
 Pivotal Token Search asks them, against as many prompts of the same lengths with nothing in common),
-few (steps of few rows through the kernels, and through packed products), invariant (what the promise
-of the same bits costs), speculate (one stream of the real SmolLM2, copying and in plain prose, with
-and without guesses; greedy). Weights are otherwise random, of
-SmolLM2-135M's shape, bfloat16. DIR has node-llama-cpp installed; it decodes greedily, and only its
-decoding is counted, not its prompts. Ours is `LocalEngine.generate` with all it does, packing too.
+few (steps of few rows through the kernels, and through packed products), invariant (what the
+promise of the same bits costs), speculate (one stream of the real SmolLM2, copying and in prose,
+with and without guesses; greedy). Weights are otherwise random, of SmolLM2-135M's shape, bfloat16.
+DIR has node-llama-cpp installed; it decodes greedily, and only its decoding is counted, not its
+prompts. Ours is `LocalEngine.generate` with all it does, packing too.
 Everything alternates within one run; the table has medians.
 """
 

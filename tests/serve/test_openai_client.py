@@ -318,3 +318,39 @@ def test_usage_tells_what_the_cache_had(client):
     last = [chunk.usage for chunk in again][-1]
     assert first.prompt_tokens == last.prompt_tokens == 100
     assert last.prompt_tokens_details.cached_tokens > 90 > first.prompt_tokens_details.cached_tokens
+
+
+def test_a_thought_is_kept_apart_also_while_streaming(client):
+    form = {"type": "regex", "regex": "<think>[a-c ]{3,9}</think>\n\n(yes|no)"}
+    ask = {"model": "tiny", "messages": ASK, "max_tokens": 60, "seed": 3}
+    whole = client.chat.completions.create(**ask, extra_body={"response_format": form})
+    said = whole.choices[0].message
+    assert re.fullmatch("[a-c ]{3,9}", said.reasoning_content) and said.content in ("yes", "no")
+    parts = {"reasoning_content": "", "content": ""}
+    for chunk in client.chat.completions.create(
+        **ask, stream=True, extra_body={"response_format": form}
+    ):
+        for name in parts:
+            parts[name] += getattr(chunk.choices[0].delta, name, None) or ""
+    assert parts == {"reasoning_content": said.reasoning_content, "content": said.content}
+
+
+def test_a_call_in_the_other_way_of_writing(client):
+    """What a model may say by itself, not forced: text, and then `functools[...]`."""
+    call = '[{"name": "weather", "arguments": {"town": "Ulm"}}]'
+    form = {"type": "regex", "regex": f"I ask\\. functools{re.escape(call)}"}
+    ask = {
+        "model": "tiny", "messages": ASK, "max_tokens": 200, "tools": [WEATHER],
+        "extra_body": {"response_format": form},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**ask).choices[0]
+    assert whole.message.content == "I ask. " and whole.finish_reason == "tool_calls"
+    assert json.loads(whole.message.tool_calls[0].function.arguments) == {"town": "Ulm"}
+    text, name, arguments = "", "", ""
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        delta = chunk.choices[0].delta
+        text += delta.content or ""
+        for part in delta.tool_calls or ():
+            name += part.function.name or ""
+            arguments += part.function.arguments or ""
+    assert (text, name, json.loads(arguments)) == ("I ask. ", "weather", {"town": "Ulm"})

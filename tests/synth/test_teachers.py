@@ -84,6 +84,7 @@ def test_a_batch_that_was_begun_is_waited_for_and_not_created_again(
             await asyncio.sleep(0.1)
             for task in tasks:
                 task.cancel()
+        await store.close()
 
     asyncio.run(begin())
     journal = tmp_path / "batches.jsonl"
@@ -149,6 +150,14 @@ def test_the_budget_holds_for_a_local_model_too(tmp_path: Path) -> None:
     teacher = local(tmp_path, Echo(), Budget(max_total_tokens=130))
     statuses = [o.status for o in asyncio.run(ask(teacher, asked))]
     assert statuses.count("accepted") == 2 and statuses.count("unsent") == 7
+
+
+def test_one_job_at_a_time_keeps_its_replies_in_a_file(tmp_path: Path) -> None:
+    first = ReplyStore(tmp_path / "r")
+    with pytest.raises(PhikitError, match="another job keeps its replies here"):
+        ReplyStore(tmp_path / "r")
+    asyncio.run(first.close())
+    asyncio.run(ReplyStore(tmp_path / "r").close())
 
 
 # --- small parts ---------------------------------------------------------------------------------

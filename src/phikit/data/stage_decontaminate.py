@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phikit.chat.load import load_tokenizer
 from phikit.data.decontaminate import (
     DecontaminationConfig,
     Decontaminator,
@@ -115,6 +114,8 @@ def _pair_text(inputs: Mapping[str, Path]) -> Callable[[Pair], str]:
             "pairs are token ids: comparing them with evaluation items needs their tokenizer",
             "give the input tokenizer, a folder with tokenizer.json",
         )
+    from phikit.chat.load import load_tokenizer  # needs torch, which reading a recipe must not
+
     folder = inputs["tokenizer"]
     tokenizer = load_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
 

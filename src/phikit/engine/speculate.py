@@ -117,13 +117,13 @@ class Speculation:
         offset_M = np.arange(len(row_M)) - first_N[row_M]
         token_M = rows.last[row_M].copy()
         token_M[offset_M > 0] = [t for g in guesses for t in g.tokens]
-        named = [adapters[r] for r in row_M] if adapters else ()
+        named = [adapters[r] for r in row_M.tolist()] if adapters else ()
         batch = Rows(
             token_M, rows.position[row_M] + offset_M, rows.table[row_M], rows.long[row_M],
             rows.state[row_M], False, named,
         )  # fmt: skip
         logits_MV = runner.step(batch).float()
-        sampling = [rows.samples[r].ticket.request.sampling for r in row_M]
+        sampling = [rows.samples[r].ticket.request.sampling for r in row_M.tolist()]
         settings = Settings.of(sampling, logits_MV.device)
         uniform_M = torch.from_numpy(uniforms(rows.key[row_M], rows.count[row_M] + offset_M))
         drawn = draw(logits_MV, settings, uniform_M.to(logits_MV.device))

@@ -21,6 +21,7 @@ from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.texts import BadConstraint, Texts
 from phikit.errors import PhikitError
+from phikit.memory import keep_freed_memory
 from phikit.models.load import load
 from phikit.serve.wire import Line, Message, unpack_requests
 from phikit.train import adapters
@@ -177,6 +178,7 @@ def main(number: int) -> None:
     """Serves the socket of this number until its other end is gone."""
     for which in (signal.SIGINT, signal.SIGTERM):  # the server says when it is over
         signal.signal(which, signal.SIG_IGN)
+    keep_freed_memory()
     line = Line(socket.socket(fileno=number))
     told = line.receive(None)
     if not told:

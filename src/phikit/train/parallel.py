@@ -150,10 +150,9 @@ def shard(model: Decoder, processes: Processes) -> None:
     slices = mesh["data"]
     if processes.context > 1:
         slices = mesh["data", "context"]._flatten("slices")
-    options = {"mesh": slices, "shard_placement_fn": _across}
     for layer in model.model.layers:
-        fully_shard(layer, **options)  # type: ignore[arg-type]
-    fully_shard(model, reshard_after_forward=False, **options)  # type: ignore[arg-type]
+        fully_shard(layer, mesh=slices, shard_placement_fn=_across)
+    fully_shard(model, mesh=slices, shard_placement_fn=_across, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():
         if isinstance(module, FSDPModule):

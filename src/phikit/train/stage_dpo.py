@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,10 +16,8 @@ from phikit.errors import PhikitError
 from phikit.records import Pair, read_records
 from phikit.stage import Context, Estimate, Stage, given
 from phikit.train.objectives.dpo_settings import DpoLoss
-from phikit.train.objectives.mixing import mix
+from phikit.train.objectives.mixing import PairKind, mix
 from phikit.train.settings import TrainSettings
-
-PairKind = Literal["pivot", "judge", "rollout", "refusal"]
 
 
 class DpoSettings(TrainSettings):

@@ -16,6 +16,7 @@ from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.step import DecodeStep, Pages, obstacle
 from phikit.engine.packed import Product
 from phikit.engine.pool8 import Pool8, block_bytes8
+from phikit.engine.rowwise import Rowwise
 from phikit.engine.runner import Rows
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -57,7 +58,7 @@ class NativeRunner(DenseRunner):
             )
         super().__init__(model, block_size, pack)
         self._kernels: DecodeStep | None = None
-        self._between: Between | None = None
+        self._between: Between | Rowwise | None = None
         if self.cache8:
             self.block_bytes = block_bytes8(model.config, block_size)
         # from there on packed products are the faster ones (benchmarks/engine.py)

@@ -10,11 +10,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from phikit.errors import PhikitError
 from phikit.records import Pair
 
-DECLINED = "refusal"
+PairKind = Literal["pivot", "judge", "rollout", "refusal"]
+DECLINED: PairKind = "refusal"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def kind(pair: Pair) -> str:
     return pair.kind
 
 
-def mix(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> Mixed:
+def mix(pairs: Sequence[Pair], shares: Mapping[PairKind, float], seed: int) -> Mixed:
     """Pairs whose kinds make up these shares of the whole; kinds that are not named come whole.
 
     Of a kind with more pairs than its share, some are drawn; which ones depends on the seed and
