@@ -216,7 +216,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     directory = FilePath(fetch.resolve(options.model, say=print))
-    engine = LocalEngine(load(directory), max_batch=options.batch)
+    engine = LocalEngine(load(directory, torch.bfloat16), max_batch=options.batch)
     chat = chat_format(load_tokenizer(directory))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
     config = SearchConfig(max_tokens=options.max_tokens, in_flight=options.questions)
