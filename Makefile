@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-train bench-data bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-teacher clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -13,11 +13,15 @@ help:
 	@echo "make check       lint, format, types, import rules, the drawn page"
 	@echo "make bench-models  the decoders' speed beside transformers, eager and compiled"
 	@echo "make bench-pivots  what Pivotal Token Search costs and finds, beside the plain algorithm"
+	@echo "make bench-pivots-wall  how long it takes beside a loop over transformers, on a real model"
 	@echo "make bench-server  what HTTP costs: 32 clients against the engine without it"
+	@echo "make bench-constrained  what a JSON schema costs the engine"
+	@echo "make soak        10,000 mixed, bad and cancelled requests to a server; what is left after"
 	@echo "make bench-teacher  the teacher's client: 500 calls in flight, beside the ideal"
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
+	@echo "make bench-data-scale  the whole pipeline over 5 GB: linear time, bounded memory"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make bench-kv-cache  keys and values in 8 bits: what is lost, and speed at long contexts"
 	@echo "make docs        draw docs/architecture.md anew"
@@ -52,10 +56,20 @@ bench-models: setup
 	$(BIN)/python benchmarks/models.py
 
 bench-pivots: setup
-	$(BIN)/python benchmarks/pivots.py
+	mkdir -p build
+	$(BIN)/python benchmarks/pivots.py --figure build/pivots-cost.svg
+
+bench-pivots-wall: setup
+	$(BIN)/python benchmarks/pivots_wall.py
 
 bench-server: setup
 	$(BIN)/python benchmarks/server.py
+
+bench-constrained: setup
+	$(BIN)/python benchmarks/constrained.py
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 bench-teacher: setup
 	$(BIN)/python benchmarks/teacher_client.py
@@ -78,6 +92,9 @@ $(PEERS)/.training:
 bench-data: setup $(PEERS)/.data
 	OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python benchmarks/data.py --peers $(PEERS)-data
+
+bench-data-scale: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/data_scale.py
 
 $(PEERS)/.data:
 	mkdir -p $(PEERS)

@@ -5,8 +5,8 @@
 Random weights of the published shapes; caches hold random numbers, not generated ones. Both models
 are run by the engine's own runners, a step with its greedy draw, in turns: reading memory, flash,
 mini. Of mini's two ways to take a step (all in C, and C between the products) the faster counts.
-Where memory does not hold eight caches of phi-4-mini, several rows read the same one: it is still
-read from memory once for each row, since what lies between is larger than the processor's caches.
+phi-4-mini's layers share two caches, since memory does not hold eight rows' 32: a layer's is many
+times larger than the processor's caches, so it is read from memory again all the same.
 
 The limit of a model is the bytes that a step must read, weights and caches, at the rate at which
 this machine read memory in the same run. phi-4-mini's cache is in bfloat16; flash's also in 8 bits.
@@ -19,7 +19,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -30,14 +30,14 @@ import torch
 from phikit.engine.base import Sampling
 from phikit.engine.flash import FlashRunner
 from phikit.engine.native.runner import NativeRunner
-from phikit.engine.pool import available_memory
+from phikit.engine.pool import Pool
 from phikit.engine.runner import Rows
 from phikit.engine.sampling import Settings, draw
 from phikit.models.family import config
 from phikit.models.flash.config import Kind
 
 ROWS, GOAL = 8, 4.0
-_SHARE = 0.45  # of the free memory: what the caches may take
+_LAYERS = 2  # of phi-4-mini with a cache of their own
 _TEMPLATE = 2**22
 
 
@@ -75,15 +75,11 @@ class Subject:
         return ROWS / median(self.seconds)
 
 
-def rows_of(context: int, distinct: int, block_size: int) -> Rows:
-    """Rows at a context's last position; with fewer distinct caches several share one."""
-    width = -(-context // block_size)
-    tables = np.arange(1, 1 + distinct * width).reshape(distinct, width)
-    position = np.full(ROWS, context - 1)
-    return Rows(
-        np.arange(100, 100 + ROWS), position, tables[np.arange(ROWS) % distinct].copy(),
-        np.zeros(ROWS, np.int64), np.arange(ROWS),
-    )  # fmt: skip
+def rows_of(context: int, block_size: int) -> Rows:
+    """Rows at a context's last position."""
+    tables = np.arange(1, 1 + ROWS * -(-context // block_size)).reshape(ROWS, -1)
+    position, none = np.full(ROWS, context - 1), np.zeros(ROWS, np.int64)
+    return Rows(np.arange(100, 100 + ROWS), position, tables, none, np.arange(ROWS))
 
 
 def steps(runner: Any, rows: Rows) -> Callable[[], object]:
@@ -105,20 +101,20 @@ def flash_subject(name: str, runner: FlashRunner, context: int) -> Subject:
     ssm = runner.states.slots.ssm
     states = 2 * ssm[:, :1].numel() * ssm.element_size() * ROWS  # read and written
     streamed = shapes.streamed_bytes(runner.model) + int(caches) + states
-    return Subject(name, streamed, steps(runner, rows_of(context, ROWS, size)))
+    return Subject(name, streamed, steps(runner, rows_of(context, size)))
 
 
 def mini_subjects(runner: NativeRunner, context: int) -> list[Subject]:
     c, size = runner.config, runner.block_size
     width = -(-context // size)
-    room = int(available_memory() * _SHARE) // (width * runner.block_bytes)
-    distinct = max(1, min(ROWS, room))
-    runner.allocate(1 + distinct * width)
-    for store in (*runner.pool.k, *runner.pool.v):
+    pool = Pool(replace(c, layers=_LAYERS), 1 + ROWS * width, size, runner.dtype, runner.device)
+    for store in (*pool.k, *pool.v):
         fill(store)
+    pool.k, pool.v = (each * (c.layers // _LAYERS) for each in (pool.k, pool.v))
+    runner.pool = pool
     caches = ROWS * context * 4 * c.kv_heads * c.head_dim * c.layers
     streamed = shapes.streamed_bytes(runner.model) + caches
-    step = steps(runner, rows_of(context, distinct, size))
+    step = steps(runner, rows_of(context, size))
 
     def between() -> object:
         most, runner.most_rows = runner.most_rows, 0
@@ -127,7 +123,6 @@ def mini_subjects(runner: NativeRunner, context: int) -> list[Subject]:
         finally:
             runner.most_rows = most
 
-    print(f"phi-4-mini at {context}: {distinct} of {ROWS} caches are distinct", flush=True)
     return [Subject("all in C", streamed, step), Subject("C between", streamed, between)]
 
 

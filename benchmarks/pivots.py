@@ -146,23 +146,42 @@ def print_table(rows: Sequence[Row]) -> None:
         )
 
 
+GROUPS = (
+    ("plain", "o-", "the report's algorithm, n rollouts a prefix"),
+    ("ends", "s-", "ours, where ends differ"),
+    ("everywhere", "D-", "ours, everywhere"),
+)
+
+
 def draw(rows: Sequence[Row], file: FilePath) -> None:
-    """Recall and false share against sampled tokens."""
+    """Recall and false share against sampled tokens, with both goals."""
     from matplotlib.figure import Figure
 
-    figure = Figure((9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, name in ((left, "recall"), (right, "false")):
-        for group, mark in (("plain", "o-"), ("ends", "s-"), ("everywhere", "D-")):
+    figure = Figure((10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, name in zip(panels, ("recall", "false"), strict=True):
+        for group, mark, label in GROUPS:
             chosen = sorted((r for r in rows if group in r.name), key=lambda r: r.tokens)
-            y = [getattr(r, name) for r in chosen]
-            axes.plot([r.tokens for r in chosen], y, mark, label=group)
-        axes.set(xscale="log", xlabel="tokens sampled per instance", ylim=(-0.02, 1.02))
-        axes.set_title("recall of pivots ≥ 0.25" if name == "recall" else "false share")
+            x, y = [r.tokens for r in chosen], [getattr(r, name) for r in chosen]
+            axes.plot(x, y, mark, label=label)
+            for r, at in zip(chosen, zip(x, y, strict=True), strict=True):
+                said = r.name.rpartition("n = ")[2] if group == "plain" else ""
+                axes.annotate(said, at, (4, 6), textcoords="offset points", fontsize=8, c="C0")
+        axes.set(xscale="log", xlabel="tokens sampled per instance", ylim=(-0.03, 1.03))
+        axes.set_title("recall of pivots with |Δp| ≥ 0.25" if name == "recall"
+                       else "share of the reported with |Δp| < 0.2")  # fmt: skip
+        for goal, limit in (("a", 52_000), ("b", 100_000)):
+            axes.axvline(limit, ls=":", c="gray", lw=1)
+            axes.text(limit * 1.03, 0.3, f"limit of goal {goal}", rotation=90, fontsize=7, c="gray")
     peer = next(r.recall for r in rows if r.name == "exact probabilities")
-    left.axhline(peer, ls=":", c="gray")
-    right.legend(frameon=False)
+    for axes, y, said in ((panels[0], peer, "the report's, exact probabilities"),
+                          (panels[1], 0.03, "3 %")):  # fmt: skip
+        axes.axhline(y, ls="--", c="gray", lw=1)
+        axes.annotate(said, (6_000, y), (0, 3), textcoords="offset points", fontsize=8, c="gray")
+        axes.set_xlim(5_000, 300_000)
+    panels[1].legend(fontsize=8, framealpha=1, edgecolor="none")
     figure.savefig(file, dpi=150)
+    print(f"figure: {file}")
 
 
 def goals(rows: Sequence[Row]) -> list[dict[str, object]]:

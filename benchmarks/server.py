@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, Sampling
@@ -57,30 +57,66 @@ def alone(scheduler: Scheduler, requests: list[Request], clients: int) -> float:
     return done / (time.perf_counter() - start)
 
 
+class Connection:
+    """A client's connection: no more of HTTP than this server speaks, since the client computes on
+    the cores that the engine computes on."""
+
+    def __init__(self, url: str) -> None:
+        self.host, port = re.findall(r"//(.*):(\d+)", url)[0]
+        self.port = int(port)
+
+    async def __aenter__(self) -> Connection:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        """The body of the answer, its chunks as they came."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self.writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        answer = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        assert answer.startswith(b"http/1.1 200"), answer
+        if b"transfer-encoding: chunked" in answer:
+            return await self.reader.readuntil(b"\r\n0\r\n\r\n")
+        size = int(re.findall(rb"content-length: (\d+)", answer)[0])
+        return await self.reader.readexactly(size)
+
+
 async def over_http(url: str, requests: list[Request], clients: int, stream: bool) -> float:
     """Tokens per second that the clients receive."""
     todo, received = iter(requests), 0
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client() -> None:
         nonlocal received
-        for request in todo:
-            body = {
-                "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
-                "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
-            }  # fmt: skip
-            answer = await http.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            if stream:
-                assert answer.text.endswith("data: [DONE]\n\n")
-                received += request.sampling.max_tokens
-            else:
-                received += answer.json()["usage"]["completion_tokens"]
+        async with Connection(url) as http:
+            for request in todo:
+                body = {
+                    "model": "model", "prompt": list(request.prompt_ids), "seed": request.seed,
+                    "max_tokens": request.sampling.max_tokens, "ignore_eos": True, "stream": stream,
+                }  # fmt: skip
+                answer = await http.post("/v1/completions", body)
+                if stream:
+                    assert b"data: [DONE]" in answer
+                    received += request.sampling.max_tokens
+                else:
+                    received += json.loads(answer)["usage"]["completion_tokens"]
 
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-        start = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-        return received / (time.perf_counter() - start)
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return received / (time.perf_counter() - start)
+
+
+def seconds_of(pid: int) -> float:
+    """Processor seconds that a process has taken, in all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def main() -> None:
@@ -101,6 +137,7 @@ def main() -> None:
         "--rows", str(clients), "--cache", str(CACHE_GIB),
     ]  # fmt: skip
     speeds: dict[str, list[float]] = {"alone": [], "whole": [], "stream": []}
+    took: dict[str, list[float]] = {}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -109,15 +146,21 @@ def main() -> None:
             found = re.search(r"listening on (\S+)", line := process.stderr.readline())
             url = found[1] if found else ""
             assert line, "the server did not start"
+        pids = [*children(process.pid), process.pid, os.getpid()]
         alone(scheduler, requests[:clients], clients)  # warm up
         asyncio.run(over_http(url, requests[:clients], clients, False))
         for turn in range(options.turns):
             # both have a prefix cache, and both keep it from turn to turn
+            before = [time.process_time()]
             speeds["alone"].append(alone(scheduler, requests, clients))
+            took["alone"] = [time.process_time() - before[0], 0.0, 0.0]
             for name in ("whole", "stream"):
+                before = [seconds_of(pid) for pid in pids]
                 rate = asyncio.run(over_http(url, requests, clients, name == "stream"))
                 speeds[name].append(rate)
-            print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in speeds.items()))
+                took[name] = [seconds_of(p) - b for p, b in zip(pids, before, strict=True)]
+            print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in speeds.items()),
+                  flush=True)  # fmt: skip
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -133,6 +176,13 @@ def main() -> None:
             {"name": label, "ours": round(ours, 1), "peer": round(peer, 1),
              "ratio": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL}
         )  # fmt: skip
+    drawn = len(requests) * options.tokens / 1000
+    for name, parts in took.items():
+        engine, server, client = (part / drawn for part in parts)
+        print(
+            f"processor seconds per 1,000 tokens, {name}: engine {engine:.2f}, "
+            f"server {server:.3f}, clients {client:.3f}"
+        )
     print("The limit is the engine by itself: the peer.")
     print(json.dumps({"bench": "server", "rows": rows}))
 

@@ -15,7 +15,7 @@ from phikit.chat.format import chat_format
 from phikit.chat.templates import NANO_SPECIAL, SMOLLM2
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.engine.base import Sampling
-from phikit.engine.talk import Conversation, respond
+from phikit.engine.talk import Conversation, Manner, respond
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
@@ -90,6 +90,9 @@ def test_paths_come_before_names(tmp_path: Path, monkeypatch) -> None:
     assert fetch.resolve("m.gguf") == Path("m.gguf")
     with pytest.raises(PhikitError, match=r"phi-4-minni: .*\n.*'phi-4-mini'"):
         fetch.resolve("phi-4-minni")
+    for nowhere in ("none.gguf", "./none", "models/of/mine"):
+        with pytest.raises(PhikitError, match=f"{nowhere}: no such file or directory"):
+            fetch.resolve(nowhere)
     Path("empty").mkdir()
     with pytest.raises(PhikitError, match="empty: no model here"):
         fetch.resolve("empty")
@@ -218,7 +221,7 @@ def test_smollm2_s_tokenizer_and_template(smollm2) -> None:
 @pytest.mark.slow
 def test_smollm2_talks_sense(smollm2) -> None:
     for path in smollm2:
-        talk = Conversation(path, temperature=0.0)
+        talk = Conversation(path, Manner(temperature=0.0))
         talk.model.float()  # in bfloat16 the first two words are a tie
         sampling = Sampling(temperature=0.0, max_tokens=30, stop_ids=talk.form.stop_ids)
         asked = [{"role": "user", "content": "What is the capital of France?"}]

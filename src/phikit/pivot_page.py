@@ -14,7 +14,7 @@ from typing import Any
 
 from phikit.errors import PhikitError
 from phikit.files import write_atomic
-from phikit.pivots import domains
+from phikit.pivots import domains, statistics
 from phikit.pivots.read import SearchFolder, search_folder
 from phikit.records import Sample
 from phikit.reporting.pages import template
@@ -51,7 +51,6 @@ def write(folder: Path, to: Path, most: int = 200) -> Path:
             f"{folder}: no question passed the filter, so there is no solution to show",
             "search problems of which the model solves about half, or widen low and high",
         )
-    rows = [(str(p.evidence["verifier"]), str(p.evidence["domain"]), p.kind) for p in found.pairs()]
     page = template("pivots.html").render(
         name=folder.resolve().name,
         summary=found.record["summary"],
@@ -59,8 +58,9 @@ def write(folder: Path, to: Path, most: int = 200) -> Path:
         cost=found.record.get("cost", {}),
         searched=sum(1 for _ in _solutions(found)),
         kinds=sorted({s.kind for s in chosen}),
-        domains={k: n for k, n in domains.count(rows).items() if n},
+        domains={k: n for k, n in domains.count(found.pairs()).items() if n},
         solutions=[_data(s) for s in chosen],
+        tables=statistics.tables(statistics.measure([found])) if found.pivots else [],
     )
     write_atomic(to, page)
     return to

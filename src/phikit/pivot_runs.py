@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from phikit import ledger, progress
+from phikit.engine.base import Generator
 from phikit.errors import PhikitError
 from phikit.files import canonical_json, explain_os_errors, read_json, write_json
 from phikit.memory import PeakMemory
@@ -30,7 +32,13 @@ _HEAD = 1 << 20  # bytes of each weight file that go into the fingerprint, with 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. `instruction` is added to the last message of each problem."""
+    """What is asked for.
+
+    Attributes:
+        model: its directory or file; with `url`, whose tokenizer is used.
+        instruction: is added to the last message of each problem.
+        url, name, key: of an endpoint that runs the model, its name there, and what opens it.
+    """
 
     model: Path
     problems: Path
@@ -39,6 +47,9 @@ class Job:
     settings: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 2
+    url: str = ""
+    name: str = ""
+    key: str = ""
 
 
 def run(job: Job, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -72,7 +83,8 @@ def _search(
     begun, peak = time.monotonic(), PeakMemory()
     with peak, display.stage(VERB) as shown, explain_os_errors(out, "writing"):
         context = Context(out, job.seed, job.threads, shown)
-        summary = search_problems(context, config, job.model, samples)
+        with _generator(job, config) as generator:
+            summary = search_problems(context, config, job.model, samples, generator)
         context.close()
     record = {
         "verb": VERB,
@@ -88,6 +100,18 @@ def _search(
     return record
 
 
+@contextmanager
+def _generator(job: Job, config: PivotsConfig) -> Iterator[Generator | None]:
+    """The endpoint that was named, or None to run the model here."""
+    if not job.url:
+        yield None
+        return
+    from phikit.engine.remote import RemoteGenerator
+
+    with RemoteGenerator(job.url, job.name, job.key, in_flight=config.in_flight) as remote:
+        yield remote
+
+
 def _describe(job: Job, config: PivotsConfig, samples: Sequence[Sample]) -> dict[str, Any]:
     """All that the result depends on."""
     ids = canonical_json([s.id for s in samples])
@@ -99,6 +123,7 @@ def _describe(job: Job, config: PivotsConfig, samples: Sequence[Sample]) -> dict
         "config": config.model_dump(mode="json"),
         "seed": job.seed,
         "threads": job.threads,
+        "endpoint": f"{job.name} at {job.url}" if job.url else "",
     }
 
 
@@ -117,8 +142,8 @@ def _open(out: Path, described: Mapping[str, Any]) -> None:
         write_json(path, described)
         return
     begun = read_json(path)
-    for key in ("weights", "problem_ids", "config", "seed", "threads"):
-        if begun.get(key) != described[key]:
+    for key in ("weights", "problem_ids", "config", "seed", "threads", "endpoint"):
+        if begun.get(key, "") != described[key]:
             raise PhikitError(
                 f"{out}: another search was begun here: {_difference(key, begun, described)}",
                 "choose another folder with --out, or ask for the same to go on",
@@ -131,7 +156,8 @@ def _difference(key: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> s
             if begun[key].get(name) != value:
                 return f"{name} was {begun[key].get(name)!r}, now {value!r}"
     named = {"weights": "the model is another", "problem_ids": "the problems are others"}
-    return named.get(key) or f"{key} was {begun.get(key)}, now {now[key]}"
+    was, is_now = ("none" if x in (None, "") else x for x in (begun.get(key), now[key]))
+    return named.get(key) or f"{key} was {was}, now {is_now}"
 
 
 def _fingerprint(model: Path) -> str:

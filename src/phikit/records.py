@@ -239,7 +239,7 @@ def write_records(path: Path, records: Iterable[Record], cls: type[Record]) -> i
     with explain_os_errors(path, "writing"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for batch in _batches(records, 10_000):
+            for batch in _batches(records):
                 writer.write_table(pa.Table.from_pylist([_to_row(r) for r in batch], schema))
                 count += len(batch)
         fsync_path(temporary)
@@ -252,8 +252,13 @@ def read_records(path: Path, cls: type[R]) -> list[R]:
     return list(iter_records(path, cls))
 
 
-def iter_records(path: Path, cls: type[R]) -> Iterator[R]:
+def iter_records(
+    path: Path, cls: type[R], row_groups: tuple[int, int] | None = None
+) -> Iterator[R]:
     """Yields the records of a Parquet file in order, holding few of them in memory.
+
+    Args:
+        row_groups: only those from the first number up to the second.
 
     Raises:
         PhikitError: the file is missing, is corrupt, or holds other records than `cls`.
@@ -266,7 +271,8 @@ def iter_records(path: Path, cls: type[R]) -> Iterator[R]:
                         f"{path}: holds {file.schema_arrow.names}, not {cls.__name__} records "
                         f"({SCHEMAS[cls].names})"
                     )
-                for batch in file.iter_batches(10_000):
+                groups = range(*(row_groups or (0, file.num_row_groups)))
+                for batch in file.iter_batches(1000, row_groups=groups):
                     for row in batch.to_pylist():
                         yield _from_row(cls, row)
         except pa.ArrowInvalid as e:
@@ -276,12 +282,15 @@ def iter_records(path: Path, cls: type[R]) -> Iterator[R]:
             ) from e
 
 
-def _batches(items: Iterable[Record], size: int) -> Iterable[Sequence[Record]]:
+def _batches(items: Iterable[Record]) -> Iterable[Sequence[Record]]:
+    """What is written at once: many small records, or few long ones."""
     batch: list[Record] = []
+    chars = 0
     for item in items:
         batch.append(item)
-        if len(batch) == size:
+        chars += len(getattr(item, "text", ""))
+        if len(batch) == 10_000 or chars >= 1 << 25:
             yield batch
-            batch = []
+            batch, chars = [], 0
     if batch:
         yield batch

@@ -15,7 +15,7 @@ from typing import Any
 from phikit.errors import PhikitError
 from phikit.evals.statistics import over_seeds
 from phikit.files import write_atomic
-from phikit.reporting import costs, curves, searches, sources
+from phikit.reporting import arms, costs, curves, kept, searches, sources
 from phikit.reporting.evaluations import Comparison, Evaluations
 from phikit.reporting.pages import template
 from phikit.reporting.run_dir import Run
@@ -24,6 +24,7 @@ from phikit.reporting.words import p_value, points
 #: A section's title and the verbs of the stages that it needs one of.
 SECTIONS = {
     "accuracy": ("Accuracy after every stage", ("evals.run",)),
+    "kept": ("What it forgot", ("train.perplexity", "evals.ifeval")),
     "pivots": ("Pivotal tokens", ("pivots.search",)),
     "answers": ("Answers before and after", ("evals.run",)),
     "training": ("Training curves", ("train.pretrain", "train.sft", "train.dpo", "train.grpo")),
@@ -59,6 +60,7 @@ def contents(run: Run) -> Mapping[str, Any]:
     evaluations = Evaluations(run)
     shown: dict[str, Any] = {
         "accuracy": evaluations if evaluations.chain else None,
+        "kept": kept.table(run),
         "pivots": [s for s in searches.searches(run) if s.solutions],
         "answers": evaluations.changes(),
         "training": curves.training(run),
@@ -112,15 +114,18 @@ def _token_data(solution: searches.Solution) -> list[dict[str, Any]]:
     return [asdict(token) for token in solution.tokens]
 
 
-def seeds(run_dirs: Sequence[Path]) -> str:
+def seeds(run_dirs: Sequence[Path], against: str = "") -> str:
     """The differences to the SFT model over runs with other seeds, as a Markdown table.
 
     One row per later stage that every run has evaluated; see `evals.statistics.OverSeeds` for what
-    the two intervals claim.
+    the two intervals claim. Where nothing is fine-tuned, or `against` names a stage, every model
+    that is evaluated is held against that stage's, or the first one's.
 
     Raises:
         PhikitError: a run has no evaluated SFT stage, or no later stage is in all of them.
     """
+    if against or not Run(run_dirs[0]).of("train.sft"):
+        return arms.table(run_dirs, against)
     found = []
     for run_dir in run_dirs:
         evaluations = Evaluations(Run(run_dir))

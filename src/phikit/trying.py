@@ -12,9 +12,10 @@ from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
 from phikit.records import Verdict
 from phikit.synth import declared_types
-from phikit.synth.declared_run import Made, Seed, candidate, make
+from phikit.synth.declared_run import Made, candidate, make
 from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
 from phikit.synth.replies import ReplyStore
+from phikit.synth.seeds import Seed, SeedConfig, documents_at, of_documents
 from phikit.verify.base import get
 
 __all__ = ["Endpoint", "one"]
@@ -36,11 +37,14 @@ def one(
     kind = declared_types.find_type(name, declared_types.read_types(types))
     if kind.seed != "none" and seed_file is None:
         raise PhikitError(f"{name} starts from a {kind.seed}", "give one with --seed-file FILE")
-    text = ""
-    if seed_file is not None:
+    seed = Seed()
+    if kind.seed == "function" and seed_file is not None:
+        found = of_documents(documents_at(seed_file), SeedConfig(), {"function"})
+        seed = found.draw("function", name, "try", index)
+    elif seed_file is not None:
         with explain_os_errors(seed_file, "reading"):
-            text = seed_file.read_text(encoding="utf-8")
-    made = asyncio.run(_make(kind, endpoint, store, Seed(str(seed_file or ""), text), index))
+            seed = Seed(str(seed_file), seed_file.read_text(encoding="utf-8"))
+    made = asyncio.run(_make(kind, endpoint, store, seed, index))
     return "\n".join(_shown(made, endpoint.model))
 
 

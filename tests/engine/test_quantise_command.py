@@ -19,6 +19,7 @@ from phikit.engine.quant.packing import Scheme
 from phikit.engine.quant.settings import Settings
 from phikit.evals import quantised
 from phikit.models import checkpoint
+from phikit.models.decoder import Decoder
 
 PEAK = """
 import sys, threading
@@ -28,6 +29,8 @@ from phikit.engine.quant.settings import Settings
 def own():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssAnon"))
+dense, small, warm = map(Path, sys.argv[1:])
+files.convert(warm, small.with_name("warm-out"), Settings())  # what is imported on the way
 before, done, peak = own(), threading.Event(), 0
 def watch():
     global peak
@@ -35,7 +38,7 @@ def watch():
         peak = max(peak, own())
 watching = threading.Thread(target=watch)
 watching.start()
-files.convert(Path(sys.argv[1]), Path(sys.argv[2]), Settings())
+files.convert(dense, small, Settings())
 done.set()
 watching.join()
 print(peak - before)
@@ -57,14 +60,16 @@ def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
 def test_neither_the_source_nor_the_result_is_whole_in_memory(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 64, "layers": 12}
     config = replace(CONFIGS["phi"], **sizes)
-    model = make(config).to(torch.bfloat16)
-    checkpoint.save(model, tmp_path / "dense", shard_bytes=2**26)
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "dense"), str(tmp_path / "small")]
+    checkpoint.save(Decoder(config).to(torch.bfloat16), tmp_path / "dense", shard_bytes=2**26)
+    tiny = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    checkpoint.save(make(replace(CONFIGS["phi"], **tiny)), tmp_path / "warm")
+    folders = [str(tmp_path / name) for name in ("dense", "small", "warm")]
+    command = [sys.executable, "-c", PEAK, *folders]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     # a matrix of 8 million weights at work, a few rows of it in float32
     result = files.total_bytes(tmp_path / "small")
     assert result < 0.3 * files.total_bytes(tmp_path / "dense")
-    assert int(ran.stdout) < 0.6 * result
+    assert int(ran.stdout) < 0.5 * result
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
-from phikit.engine.talk import Conversation, respond, text_pieces
+from phikit.engine.talk import Conversation, Manner, respond, text_pieces
 from phikit.errors import PhikitError
+from phikit.files import write_json
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
@@ -73,3 +74,22 @@ def test_a_conversation_remembers_and_forgets(tmp_path, model, tokenizer):
     assert "".join(Conversation(tmp_path).reply("the cat")) == first
     with pytest.raises(PhikitError, match="the model's context is 80"):
         list(talk.reply("cat " * 100))
+
+
+def test_answers_are_drawn_as_published_unless_asked_otherwise(tmp_path, model, tokenizer):
+    save(model, tmp_path)
+    tokenizer.save(tmp_path)
+    assert Conversation(tmp_path)._sampling(media=False).temperature == 0.5
+    published = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 50}
+    write_json(tmp_path / "generation_config.json", published)
+    drawn = Conversation(tmp_path)._sampling(media=False)
+    assert (drawn.temperature, drawn.top_p) == (0.8, 0.9)
+    assert Conversation(tmp_path)._sampling(media=True).temperature == 0
+    manner = Manner(temperature=0.3, top_p=0.7, max_tokens=5, seed=3)
+    for media in (False, True):
+        asked = Conversation(tmp_path, manner)._sampling(media)
+        assert (asked.temperature, asked.top_p, asked.max_tokens) == (0.3, 0.7, 5)
+    talk = Conversation(tmp_path, manner)
+    assert len(tokenizer.encode("".join(talk.reply("the cat")))) <= 5
+    with pytest.raises(PhikitError, match="neither sees nor hears"):
+        list(talk.reply("what is this?", [tmp_path / "picture.png"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from phikit.chat.format import chat_format
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
+from phikit.evals.stage_ifeval import IfevalConfig, run_ifeval
 from phikit.evals.stages import EvalConfig, RecallConfig, run_eval, run_recall
 from phikit.files import read_json
 from phikit.models.checkpoint import save
@@ -96,3 +98,35 @@ def test_recall_items_must_state_their_length(inputs: dict[str, Path], tmp_path:
 
 def _scores(folder: Path) -> list[Score]:
     return read_records(folder / "scores.parquet", Score)
+
+
+def test_another_verifier_reads_answers_in_any_wording(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    ctx = Context(tmp_path)
+    run_eval(ctx, EvalConfig(samples=1, max_tokens=6, verifiers={"math": "number"}), inputs)
+    assert {s.verdict.verifier for s in _scores(tmp_path)} == {"number"}
+    with pytest.raises(ValueError, match="number"):
+        EvalConfig(verifiers={"math": "numbr"})
+
+
+def test_ifeval_asks_and_checks_its_prompts(inputs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [
+        {"key": 7, "prompt": "What is 1 plus 2?", "instruction_id_list": [name], "kwargs": [kwargs]}
+        for name, kwargs in (
+            ("length_constraints:number_words", {"relation": "less than", "num_words": 99}),
+            ("startend:end_checker", {"end_phrase": "never said", "first_word": None}),
+        )
+    ]
+    file = tmp_path / "ifeval.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    summary = run_ifeval(
+        Context(tmp_path / "a"), IfevalConfig(path=str(file), max_tokens=6), inputs
+    )
+    assert (summary["items"], summary["accuracy"], summary["demands_kept"]) == (2, 0.5, 0.5)
+    assert [s.verdict.passed for s in _scores(tmp_path / "a")] == [True, False]
+    file.write_text('{"key": 7}\n')
+    with pytest.raises(PhikitError, match=r"ifeval\.jsonl:1: .*instruction_id_list"):
+        run_ifeval(Context(tmp_path / "b"), IfevalConfig(path=str(file)), inputs)
+    with pytest.raises(PhikitError, match="not here"):
+        run_ifeval(Context(tmp_path / "c"), IfevalConfig(path=str(tmp_path / "no")), inputs)

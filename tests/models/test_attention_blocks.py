@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from phikit.models.attention import _BLOCK, causal
+from phikit.models.attention import QUERY_BLOCK, causal
 
 
-@pytest.mark.parametrize("length", [1, 2, _BLOCK - 1, _BLOCK, _BLOCK + 1, 3 * _BLOCK + 5])
+@pytest.mark.parametrize(
+    "length", [1, 2, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK + 5]
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
 def test_outputs_and_gradients_are_torch_s(length: int, heads: int, kv_heads: int) -> None:
     torch.manual_seed(length)

@@ -21,9 +21,10 @@ from phikit.chat.sounds import read_sound
 from phikit.chat.templates import PHI4_MINI, PHI4_MULTIMODAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.cli import app
-from phikit.engine.talk_media import respond_to_files
+from phikit.engine.talk_media import check_senses, prompt_of
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
+from phikit.models.architectures import read_config
 from phikit.models.decoder_config import DecoderConfig
 from phikit.models.family import PHI_4_MULTIMODAL
 from phikit.models.multimodal.config import Phi4MMConfig
@@ -185,6 +186,10 @@ def test_from_files_to_an_answer(tmp_path: Path, chat: ChatFormat, sharded: bool
     assert 1 <= len(answer) <= 12
 
 
+def ids_of(model: Any, prompt: Any, chat: ChatFormat, most: int) -> list[int]:
+    return list(model.answer(prompt.ids, prompt.media, most, chat.stop_ids))
+
+
 def test_the_command_answers_about_files(tmp_path: Path, chat: ChatFormat) -> None:
     folder = tmp_path / "model"
     checkpoint.save(small_model(config_for(chat)), folder)
@@ -193,21 +198,28 @@ def test_the_command_answers_about_files(tmp_path: Path, chat: ChatFormat) -> No
     png, wav = picture(tmp_path, 100, 40), sound(tmp_path, "question.wav")
 
     def run(*words: Any) -> Any:
-        return CliRunner().invoke(app, ["chat", str(folder), *map(str, words)])
+        asked = ["chat", str(folder), "--max-tokens", "9", *map(str, words)]
+        return CliRunner().invoke(app, asked)
 
     spoken = run("--image", png, "--audio", wav)
     assert spoken.exit_code == 0, spoken.output
     model = phikit.load(folder)
     prompt = media_prompt(user(image(png), audio(wav)), chat, model.config)
-    ids = model.answer(prompt.ids, prompt.media, model.config.max_positions, chat.stop_ids)
-    assert spoken.output == chat.text(list(ids)) + "\n"
+    ids = ids_of(model, prompt, chat, 9)
+    assert spoken.output == chat.text(ids) + "\n"
     assert run("--image", png, "-p", "what is seen").output != spoken.output
+    drawn = [run("--image", png, "--temperature", 1, "--seed", seed) for seed in (3, 3, 4)]
+    assert drawn[0].output == drawn[1].output != drawn[2].output
+    short = run("--image", png, "--audio", wav, "--max-tokens", 3)
+    assert short.output == chat.text(ids_of(model, prompt, chat, 3)) + "\n"
+    spoken_to = run("-p", "what is said")  # without files it is a dense model
+    assert spoken_to.exit_code == 0, spoken_to.output
     missing = run("--audio", tmp_path / "none.wav")
     assert missing.exit_code == 2
     assert "message 1, part 1: no such file" in missing.output + missing.stderr
 
 
-def test_a_model_without_eyes_says_so(tmp_path: Path) -> None:
+def test_a_model_without_eyes_says_so(tmp_path: Path, chat: ChatFormat) -> None:
     from phikit.models.decoder import Decoder
 
     shape = small_config()
@@ -217,7 +229,9 @@ def test_a_model_without_eyes_says_so(tmp_path: Path) -> None:
     )  # fmt: skip
     checkpoint.save(Decoder(dense), tmp_path)
     with pytest.raises(PhikitError, match="a Phi3ForCausalLM neither sees nor hears"):
-        respond_to_files(tmp_path, "", [Path("x.png")], [])
+        check_senses(read_config(tmp_path), str(tmp_path))
+    with pytest.raises(PhikitError, match="a message has parts: a Phi3ForCausalLM neither sees"):
+        prompt_of(dense, chat, user(image(tmp_path / "x.png")))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -180,10 +181,37 @@ def test_problems_out_of_lines(tmp_path: Path) -> None:
 
 
 def test_pairs_are_counted_as_in_the_report() -> None:
-    rows = [("math", "sums", "pivot"), ("choice", "q", "pivot"), ("code", "trace", "pivot"),
+    rows = [("number", "sums", "pivot"), ("choice", "q", "pivot"), ("code", "trace", "pivot"),
             ("code", "debug-rust", "pivot"), ("math", "sums", "refusal"),
             ("format", "f", "pivot")]  # fmt: skip
-    counts = domains.count(rows)
+    counts = domains.count(
+        Pair(prompt_ids=(1,), chosen_ids=(2,), rejected_ids=(3,), kind=kind,
+             evidence={"verifier": verifier, "domain": name})
+        for verifier, name, kind in rows
+    )  # fmt: skip
     assert list(counts.values()) == [1, 1, 1, 1, 1, 1]
     table = domains.table(counts)
     assert "250,297" in table and "16.7 %" in table
+
+
+@pytest.mark.slow  # it waits for a server
+def test_a_search_over_an_endpoint_is_the_local_one(
+    found: Path, made: dict[str, Path], tmp_path: Path
+) -> None:
+    model = made["model"] / "model"
+    command = [sys.executable, "-m", "phikit", "serve", f"tiny={model}", "--port", "0",
+               "--cache", "0.02"]  # fmt: skip
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    try:
+        lines = iter(server.stderr.readline, "")
+        url = next(m[1] for line in lines if (m := re.search(r"listening on (http://\S+)", line)))
+        out = tmp_path / "remote"
+        pivot_runs.run(job(made, url=f"{url}/v1", name="tiny"), out)
+        assert (out / "pivots.jsonl").read_bytes() == (found / "pivots.jsonl").read_bytes()
+        assert search_folder(out).pairs() == search_folder(found).pairs()
+        with pytest.raises(PhikitError, match=r"endpoint was tiny at http.*now none"):
+            pivot_runs.run(job(made), out)
+    finally:
+        server.terminate()
+        server.wait()

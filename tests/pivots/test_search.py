@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from phikit.pivots.exact import (
     questions,
 )
 from phikit.pivots.pairs import pivot_pairs
+from phikit.pivots.question import QuestionSearch
 from phikit.pivots.results import SearchResult, Trace
 from phikit.pivots.rounds import RoundLog
 from phikit.pivots.search import search
@@ -230,3 +233,22 @@ def test_a_generator_without_log_probabilities_is_refused(found: list[Instance])
 
     with pytest.raises(PhikitError, match="log-probabilities"):
         run(found[:1], SearchConfig(), generator=Silent([found[0].model]))
+
+
+def test_memory_holds_the_questions_in_flight_and_no_others() -> None:
+    found = instances(4, seed=11, length=(24, 32))
+    config = SearchConfig(in_flight=6, tokens_per_question=400)
+    alive: list[int] = []
+
+    def count(_: Any) -> None:
+        alive.append(sum(isinstance(o, QuestionSearch) for o in gc.get_objects()))
+
+    many = (
+        replace(q, problem=replace(q.problem, id=f"{i}"))
+        for i, q in enumerate(questions(found, given=False) * 10)
+    )
+    models = [i.model for i in found]
+    result = search(
+        ExactGenerator(models), ExactVerifier(models), many, exact_text, config, on_round=count
+    )
+    assert result.totals.questions == 40 and max(alive) <= 8  # and what a loop still holds

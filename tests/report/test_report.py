@@ -14,8 +14,9 @@ from phikit import report, summary
 from phikit.errors import PhikitError
 from phikit.evals.statistics import item_means, paired
 from phikit.files import write_json
-from phikit.records import Score, read_records
+from phikit.records import Score, Verdict, read_records, write_records
 from phikit.reporting.evaluations import Evaluations
+from phikit.reporting.kept import table as kept_table
 from phikit.reporting.run_dir import Run
 from phikit.reporting.searches import searches
 from phikit.reporting.words import duration, percent, points, quantity
@@ -149,7 +150,7 @@ def test_a_run_without_evaluations_still_has_a_page(tmp_path: Path) -> None:
     Builder(tmp_path / "run").stage("items", "synth.items", {}, {"items": 300})
     text = Page(report.render(tmp_path / "run")).text
     assert "No stage of this run has been evaluated yet." in text
-    assert text.count("Left out: this run has no finished") == 9
+    assert text.count("Left out: this run has no finished") == 10
 
 
 def test_different_items_are_not_compared(tmp_path: Path) -> None:
@@ -219,3 +220,34 @@ def test_words() -> None:
     assert [duration(s).replace("\u202f", " ") for s in (3.14, 59.6, 75, 7260)] == [
         "3.1 s", "1 min 00 s", "1 min 15 s", "2 h 01 min",
     ]  # fmt: skip
+
+
+def test_what_a_run_from_a_published_model_gained_and_forgot(tmp_path: Path) -> None:
+    b = Builder(tmp_path / "run")
+    b.stage("items", "synth.items")
+    b.train("start", "train.start", 1.0, {})
+    b.train("sft", "train.sft", 9.0, {"loss": (1.0, 0.2)}, model=["start"])
+    for model, skill, perplexity, kept in (("start", -2.0, 15.0, 12), ("sft", 1.0, 21.5, 4)):
+        b.evaluate(model, skill)
+        b.stage(f"text-{model}", "train.perplexity", {"model": [model]}, {"perplexity": perplexity})
+        folder = b.stage(f"told-{model}", "evals.ifeval", {"model": [model]}, max_tokens=256)
+        verdicts = [
+            Verdict(passed=i < kept, score=float(i < kept), reason="", verifier="instructions")
+            for i in range(20)
+        ]
+        scores = [
+            Score(task="ifeval", item=f"i{i}", sample=-1, verdict=v, cost=9)
+            for i, v in enumerate(verdicts)
+        ]
+        write_records(folder / "scores.parquet", scores, Score)
+    run = Run(b.run)
+    headline = Evaluations(run).headline
+    assert headline is not None and (headline.before, headline.after) == ("start", "sft")
+    before, after = kept_table(run)
+    assert (before.model, before.perplexity, before.change) == ("start", 15.0, None)
+    assert (after.perplexity, after.max_tokens) == (21.5, 256)
+    assert after.followed is not None and after.followed.value == 0.2
+    assert after.change is not None and after.change.value == pytest.approx(-0.4)
+    assert after.change.finding == "hurt"
+    text = Page(report.render(b.run)).text
+    assert "What it forgot" in text and "21.50" in text and "20.0" in text

@@ -1,5 +1,5 @@
 import pytest
-from serve_fixtures import make_directory, running
+from serve_fixtures import make_adapter, make_directory, running
 
 
 @pytest.fixture(scope="session")
@@ -9,7 +9,14 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(tiny):
-    """The address of a server process with two models."""
-    with running(f"tiny={tiny}", f"other={tiny}", "--cache", "0.02") as (url, _):
+def adapter(tiny, tmp_path_factory):
+    """The directory of a LoRA adapter for it."""
+    return make_adapter(tiny, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="session")
+def server(tiny, adapter):
+    """The address of a server process with two models, one of them with an adapter."""
+    arguments = (f"tiny={tiny}", f"other={tiny}", "--adapter", f"other/fine={adapter}")
+    with running(*arguments, "--cache", "0.02") as (url, _):
         yield url

@@ -10,9 +10,12 @@ import torch
 
 from phikit.chat.templates import PHI4_MINI
 from phikit.chat.tokenizer import train_bpe
+from phikit.models import lora
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
+from phikit.models.load import load
+from phikit.train import adapters
 
 TEXT = ["the cat sat on the mat 🙂 € ü and said functools to them; then it ate all of it"] * 3
 SPECIAL = tuple(dict.fromkeys((*PHI4_MINI.control(), *PHI4_MINI.inner)))
@@ -32,6 +35,16 @@ def make_directory(directory: Path, context: int = 512) -> Path:
                 parameter.mul_(4)
     save(model, directory)
     tokenizer.save(directory)
+    return directory
+
+
+def make_adapter(model: Path, directory: Path) -> Path:
+    weights = load(model)
+    lora.add(weights, "fine", lora.LoraSpec(4, 8, r".*(qkv|o|gate_up|down)_proj"))
+    generator = torch.Generator().manual_seed(1)
+    for _, parameter in lora.parameters(weights, "fine"):
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    adapters.save(weights, "fine", directory)
     return directory
 
 

@@ -37,6 +37,23 @@ def test_rollouts_of_a_file_here_and_over_http(tiny, server, tmp_path):
     assert {rows[0, j]["completion_ids"][0] for j in range(2)} == ends
 
 
+def test_rollouts_of_a_form_and_up_to_a_stop_text(tiny, tmp_path):
+    file, schema, out = tmp_path / "prompts.jsonl", tmp_path / "s.json", tmp_path / "out.jsonl"
+    file.write_text('"the cat"\n')
+    schema.write_text('{"enum": ["the cat", "the mat"]}')
+    base = ["generate", str(tiny), str(file), "--n", "4", "--max-tokens", "60", "--out", str(out)]
+    done = CliRunner().invoke(app, [*base, "--schema", str(schema)])
+    assert done.exit_code == 0, done.output
+    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert len(texts) == 4 and {json.loads(text) for text in texts} <= {"the cat", "the mat"}
+    done = CliRunner().invoke(app, [*base, "--stop", "a", "--stop", "e"])
+    assert done.exit_code == 0, done.output
+    for row in map(json.loads, out.read_text().splitlines()):
+        assert not {"a", "e"} & set(row["text"])
+    done = CliRunner().invoke(app, [*base, "--schema", str(schema), "--regex", "a"])
+    assert done.exit_code == 2 and "give one of them" in done.stderr
+
+
 def test_a_wrong_line_is_named(tiny, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"question": "b"}\n')

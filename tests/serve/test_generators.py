@@ -1,4 +1,5 @@
-"""One suite for every generator: the local engine, and the remote one against our own server."""
+"""One suite for every generator: the local engine, the remote one against our own server, and
+engines on a Ray cluster."""
 
 import json
 
@@ -6,8 +7,9 @@ import httpx
 import pytest
 
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine.base import Request, Sampling, collect
+from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
+from phikit.engine.ray_pool import RayPool
 from phikit.engine.remote import RemoteGenerator
 from phikit.errors import PhikitError
 from phikit.models.load import load
@@ -15,13 +17,20 @@ from phikit.models.load import load
 
 @pytest.fixture(scope="module")
 def local(tiny):
-    return LocalEngine(load(tiny))
+    return LocalEngine(load(tiny), tokenizer=Tokenizer.load(tiny))
 
 
-@pytest.fixture(scope="module", params=["local", "remote"])
-def generator(request, local):
+@pytest.fixture(
+    scope="module", params=["local", "remote", pytest.param("ray", marks=pytest.mark.slow)]
+)
+def generator(request, local, tiny):
     if request.param == "local":
         yield local
+    elif request.param == "ray":
+        ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+        with RayPool(tiny, engines=2, max_batch=4) as pool:
+            yield pool
+        ray.shutdown()
     else:
         url = request.getfixturevalue("server")
         with RemoteGenerator(f"{url}/v1", "tiny", in_flight=4) as remote:
@@ -33,6 +42,10 @@ REQUESTS = [
     Request((5, 6, 8), Sampling(temperature=0, max_tokens=9)),
     Request((90,), Sampling(top_k=5, temperature=0.7, max_tokens=30, stop_ids=(3, 7)), n=4, seed=2),
     Request((5, 6, 7), Sampling(top_p=0.8, min_p=0.02, max_tokens=1), n=2, first_sample=3),
+    Request((5, 6), Sampling(max_tokens=40, stop=("s", "€ ")), n=3, seed=4),
+    Request((5, 6), Sampling(max_tokens=9, constraint=Constraint("regex", "(the|a) cat")), n=3),
+    Request((5,), Sampling(max_tokens=30, constraint=Constraint("json_schema", "{}")), n=2),
+    Request((8,), Sampling(constraint=Constraint("grammar", 'start: "mat" " cat"')), n=2),
     *[Request((i, 9), Sampling(max_tokens=5), n=2, seed=i) for i in range(8)],
 ]
 

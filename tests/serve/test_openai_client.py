@@ -1,14 +1,18 @@
 """A session with the real client against a real server process."""
 
+import json
+import re
+
 import httpx
 import openai
 import pytest
 
 from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine.base import Request, Sampling, collect
+from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models.load import load
+from phikit.train import adapters
 
 ASK = [{"role": "user", "content": "the cat"}]
 TOOL = {
@@ -84,6 +88,8 @@ def test_a_stop_string_ends_the_answer_before_it(client, stream):
     whole = client.completions.create(**ask, extra_body={"ignore_eos": True}).choices[0].text
     for start in range(4, len(whole) - 3, 7):
         stop = whole[start : start + 3]
+        if "\N{REPLACEMENT CHARACTER}" in stop:
+            continue  # bytes that are no character; a stop text cannot spell them
         answer = client.completions.create(
             **ask, stop=[stop, "never to be seen"], stream=stream, extra_body={"ignore_eos": True}
         )
@@ -125,6 +131,21 @@ def test_ids_go_in_and_come_out(client, tiny, offline):
     assert answer.usage.prompt_tokens == len(ids) + 2 and answer.usage.completion_tokens == 28
 
 
+def test_an_adapter_is_a_model_beside_its_own(client, tiny, adapter):
+    weights = load(tiny)
+    adapters.load(weights, adapter, "fine")
+    ask = {"prompt": [5, 6, 7], "max_tokens": 12, "seed": 2}
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    drawn = {}
+    for model, name in (("fine", "fine"), ("other", ""), ("fine", "fine")):
+        answer = client.completions.create(model=model, **ask, extra_body=extra)
+        alone = Request((5, 6, 7), Sampling(max_tokens=12), 1, 2, adapter=name)
+        rollout = collect(LocalEngine(weights), [alone])[0][0]
+        drawn[model] = tuple(answer.choices[0].token_ids)
+        assert drawn[model] == rollout.completion_ids
+    assert drawn["fine"] != drawn["other"]
+
+
 def test_tools_are_put_into_the_prompt(server, client, tiny):
     tokenizer = Tokenizer.load(tiny)
     ask = {"model": "tiny", "messages": ASK, "tools": [TOOL]}
@@ -147,7 +168,8 @@ def test_tokenize_and_back(server):
 
 
 def test_models_health_and_figures(server, client):
-    assert [m.id for m in client.models.list()] == ["tiny", "other"]
+    assert [m.id for m in client.models.list()] == ["tiny", "other", "fine"]
+    assert client.models.retrieve("fine").parent == "other"
     assert httpx.get(f"{server}/healthz").json() == {"status": "ok"}
     client.completions.create(model="other", prompt="the", max_tokens=5)
     text = httpx.get(f"{server}/metrics").text
@@ -161,11 +183,13 @@ def test_models_health_and_figures(server, client):
     [
         ({"model": "tinny"}, 404, "model"),
         ({"colour": "red"}, 400, "colour"),
-        ({"top_logprobs": 3, "logprobs": True}, 400, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"top_logprobs": 3}, 400, "top_logprobs"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
+        ({"response_format": {"type": "regex", "regex": "(a"}}, 400, "response_format"),
         ({"presence_penalty": 3}, 400, "presence_penalty"),
         ({"logit_bias": {"cat": 1}}, 400, "logit_bias"),
-        ({"tool_choice": "required", "tools": [TOOL]}, 400, "tool_choice"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "no"}}}, 400, "tool_choice"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 1000}, 400, "n"),
         ({"messages": []}, 400, "messages"),
@@ -178,3 +202,155 @@ def test_errors_are_openais(client, change, status, param):
         client.post("/chat/completions", body=ask, cast_to=object)
     assert caught.value.status_code == status
     assert caught.value.body["param"] == param and caught.value.body["message"]
+
+
+# --- forms ---------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"cat": {"enum": ["sat", "ate"]}, "times": {"type": "integer", "maximum": 99}},
+    "required": ["cat", "times"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_keeps_to_a_schema(client, offline):
+    form = {"type": "json_schema", "json_schema": {"name": "cats", "schema": SCHEMA}}
+    ask = {"model": "tiny", "messages": ASK, "seed": 1, "n": 4, "response_format": form}
+    whole = client.chat.completions.create(**ask, max_tokens=200)
+    told = Constraint("json_schema", json.dumps(SCHEMA))
+    model, chat = offline
+    rollouts = expected((LocalEngine(model.model, tokenizer=chat.tokenizer), chat), ASK, 4, 1,
+                        max_tokens=200, constraint=told)  # fmt: skip
+    for choice, rollout in zip(whole.choices, rollouts, strict=True):
+        assert choice.message.content == chat.text(rollout.completion_ids)
+        assert choice.finish_reason == rollout.finish
+        if choice.finish_reason == "stop":
+            said = json.loads(choice.message.content)
+            assert said["cat"] in ("sat", "ate") and said["times"] <= 99
+    assert "stop" in [c.finish_reason for c in whole.choices]
+    stream = client.chat.completions.create(**ask, max_tokens=200, stream=True)
+    text = [""] * 4
+    for chunk in stream:
+        text[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert text == [c.message.content for c in whole.choices]
+
+
+def test_other_forms(client):
+    json_object = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=9, response_format={"type": "json_object"}
+    )
+    assert json_object.choices[0].message.content.lstrip().startswith("{")
+    for form in (
+        {"type": "regex", "regex": "(cat|mat) (sat|ate)"},
+        {"type": "grammar", "grammar": 'start: ("cat" | "mat") " " ("sat" | "ate")'},
+    ):
+        answer = client.completions.create(
+            model="tiny", prompt="the", max_tokens=30, extra_body={"response_format": form}
+        )
+        assert re.fullmatch("(cat|mat) (sat|ate)", answer.choices[0].text)
+
+
+def test_the_likeliest_tokens(client):
+    ask = {"model": "tiny", "max_tokens": 6, "temperature": 0, "seed": 1}
+    chat = client.chat.completions.create(**ask, messages=ASK, logprobs=True, top_logprobs=3)
+    for entry in chat.choices[0].logprobs.content:
+        assert [t.logprob for t in entry.top_logprobs] == sorted(
+            (t.logprob for t in entry.top_logprobs), reverse=True
+        )
+        best = entry.top_logprobs[0]  # greedy takes it
+        assert len(entry.top_logprobs) == 3 and (best.token, best.bytes) == (
+            entry.token, entry.bytes
+        )  # fmt: skip
+        assert best.logprob == pytest.approx(entry.logprob, abs=1e-5)
+    plain = client.completions.create(**ask, prompt="the cat", logprobs=2).choices[0]
+    assert all(len(top) <= 2 for top in plain.logprobs.top_logprobs)
+    assert plain.logprobs.text_offset[0] == 0
+    chunks = client.completions.create(**ask, prompt="the cat", logprobs=2, stream=True)
+    parts = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
+    assert [t for p in parts for t in p.tokens] == plain.logprobs.tokens
+    assert [o for p in parts for o in p.text_offset] == plain.logprobs.text_offset
+    assert [t for p in parts for t in p.top_logprobs] == plain.logprobs.top_logprobs
+
+
+TOWNS = {
+    "type": "object", "properties": {"town": {"enum": ["Ulm", "Bonn"]}}, "required": ["town"],
+    "additionalProperties": False,
+}  # fmt: skip
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": TOWNS}}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
+)
+def test_a_forced_call_comes_whole_and_as_a_stream(client, choice):
+    other = {"type": "function", "function": {"name": "other"}}
+    ask = {
+        "model": "tiny", "messages": ASK, "tools": [other, WEATHER],
+        "tool_choice": choice, "max_tokens": 300, "parallel_tool_calls": False,
+    }  # fmt: skip
+    seeds = 0
+    for seed in range(4):
+        whole = client.chat.completions.create(**ask, seed=seed).choices[0]
+        if whole.finish_reason != "tool_calls":
+            continue
+        [call] = whole.message.tool_calls
+        if call.function.name == "weather":
+            seeds += 1
+            assert json.loads(call.function.arguments)["town"] in ("Ulm", "Bonn")
+        name, arguments, finish = "", "", None
+        for chunk in client.chat.completions.create(**ask, seed=seed, stream=True):
+            finish = chunk.choices[0].finish_reason or finish
+            for delta in chunk.choices[0].delta.tool_calls or ():
+                assert delta.index == 0
+                name += delta.function.name or ""
+                arguments += delta.function.arguments or ""
+        assert (name, finish) == (call.function.name, "tool_calls")
+        assert json.loads(arguments) == json.loads(call.function.arguments)
+    assert seeds
+
+
+def test_usage_tells_what_the_cache_had(client):
+    ids = [int(i) for i in range(5, 105)]
+    ask = {"model": "tiny", "prompt": ids, "max_tokens": 2, "n": 2}
+    first = client.completions.create(**ask).usage
+    again = client.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    last = [chunk.usage for chunk in again][-1]
+    assert first.prompt_tokens == last.prompt_tokens == 100
+    assert last.prompt_tokens_details.cached_tokens > 90 > first.prompt_tokens_details.cached_tokens
+
+
+def test_a_thought_is_kept_apart_also_while_streaming(client):
+    form = {"type": "regex", "regex": "<think>[a-c ]{3,9}</think>\n\n(yes|no)"}
+    ask = {"model": "tiny", "messages": ASK, "max_tokens": 60, "seed": 3}
+    whole = client.chat.completions.create(**ask, extra_body={"response_format": form})
+    said = whole.choices[0].message
+    assert re.fullmatch("[a-c ]{3,9}", said.reasoning_content) and said.content in ("yes", "no")
+    parts = {"reasoning_content": "", "content": ""}
+    for chunk in client.chat.completions.create(
+        **ask, stream=True, extra_body={"response_format": form}
+    ):
+        for name in parts:
+            parts[name] += getattr(chunk.choices[0].delta, name, None) or ""
+    assert parts == {"reasoning_content": said.reasoning_content, "content": said.content}
+
+
+def test_a_call_in_the_other_way_of_writing(client):
+    """What a model may say by itself, not forced: text, and then `functools[...]`."""
+    call = '[{"name": "weather", "arguments": {"town": "Ulm"}}]'
+    form = {"type": "regex", "regex": f"I ask\\. functools{re.escape(call)}"}
+    ask = {
+        "model": "tiny", "messages": ASK, "max_tokens": 200, "tools": [WEATHER],
+        "extra_body": {"response_format": form},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**ask).choices[0]
+    assert whole.message.content == "I ask. " and whole.finish_reason == "tool_calls"
+    assert json.loads(whole.message.tool_calls[0].function.arguments) == {"town": "Ulm"}
+    text, name, arguments = "", "", ""
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        delta = chunk.choices[0].delta
+        text += delta.content or ""
+        for part in delta.tool_calls or ():
+            name += part.function.name or ""
+            arguments += part.function.arguments or ""
+    assert (text, name, json.loads(arguments)) == ("I ask. ", "weather", {"town": "Ulm"})

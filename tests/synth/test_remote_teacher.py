@@ -111,7 +111,7 @@ def run(
 ) -> tuple[list[Outcome], RemoteTeacher]:
     async def work() -> tuple[list[Outcome], RemoteTeacher]:
         kept = ReplyStore(store)
-        given = {"pause": 0.005, "timeout": 1.5, **settings}
+        given = {"pause": 0.005, "timeout": 1.5, "say_schema": False, **settings}
         endpoint = Endpoint(url=server.url, model="m", **given)
         async with RemoteTeacher(endpoint, kept) as teacher:
             outcomes = await asyncio.gather(*(teacher.ask(r) for r in asked))
@@ -205,7 +205,7 @@ from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
 from phikit.synth.replies import ReplyStore
 async def work():
     store = ReplyStore(Path({store!r}))
-    endpoint = Endpoint(url={url!r}, model="m", in_flight=20)
+    endpoint = Endpoint(url={url!r}, model="m", in_flight=20, say_schema=False)
     async with RemoteTeacher(endpoint, store) as teacher:
         out = await asyncio.gather(*(teacher.ask(r) for r in requests(400)))
     await store.close()

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from train_fixtures import tiny_model
 from train_runs import pairs
 
+from phikit.errors import PhikitError
 from phikit.models import checkpoint
 from phikit.models.decoder import Decoder
+from phikit.records import Pair
 from phikit.train.objectives.dpo import (
     Dpo,
     dpo_loss,
@@ -21,6 +23,7 @@ from phikit.train.objectives.dpo import (
     stored_reference,
 )
 from phikit.train.objectives.dpo_settings import DpoLoss
+from phikit.train.objectives.mixing import mix
 from phikit.train.objectives.trees import groups, plant, size
 
 
@@ -126,3 +129,36 @@ def test_the_reference_is_computed_once(tmp_path, model: Decoder, monkeypatch) -
 def test_groups() -> None:
     assert groups([3, 3, 5, 9, 1], 6) == [[0, 1], [2], [3], [4]]
     assert groups([], 6) == []
+
+
+def kinds(counts: dict[str, int]) -> list[Pair]:
+    evidence = {"judge": {"declined": False}, "about-unknown": {"declined": True},
+                "pivot-unknown": {"verifier": "refusal"}}  # fmt: skip
+    names = {"about-unknown": "judge", "pivot-unknown": "pivot"}
+    return [
+        Pair(prompt_ids=(i,), chosen_ids=(1,), rejected_ids=(2,), kind=names.get(name, name),
+             evidence=evidence.get(name, {}))
+        for name, n in counts.items() for i in range(n)
+    ]  # fmt: skip
+
+
+def test_kinds_are_mixed_in_exact_shares() -> None:
+    pairs = kinds({"judge": 90, "pivot": 100, "refusal": 20, "about-unknown": 10,
+                   "pivot-unknown": 10})  # fmt: skip
+    mixed = mix(pairs, {"refusal": 0.05}, seed=1)
+    assert mixed.counts == {"judge": 90, "pivot": 100, "refusal": 10}  # 10 of 200
+    assert mixed.unused == {"refusal": 30}
+    assert mixed.pairs == mix(pairs, {"refusal": 0.05}, seed=1).pairs
+    assert mixed.pairs != mix(pairs, {"refusal": 0.05}, seed=2).pairs
+    assert [p for p in pairs if p in mixed.pairs] == mixed.pairs  # in the order they were given
+    half = mix(pairs, {"refusal": 0.05, "pivot": 0.05}, seed=1)
+    assert half.counts == {"judge": 90, "pivot": 5, "refusal": 5}
+
+
+def test_too_few_of_a_kind_are_said_not_invented() -> None:
+    few = kinds({"judge": 95, "refusal": 1})
+    assert mix(few, {"refusal": 0.05}, seed=0).counts == {"judge": 95, "refusal": 1}
+    assert mix(few, {"pivot": 0.05}, seed=0).counts == {"judge": 95, "refusal": 1, "pivot": 0}
+    assert mix(few, {}, seed=0).pairs == few
+    with pytest.raises(PhikitError, match="leaves nothing"):
+        mix(few, {"judge": 0.6, "refusal": 0.4}, seed=0)

@@ -36,7 +36,8 @@ def test_stored_curve(name: str, new_context: New) -> None:
     run(name, ctx)
     losses = [row["loss"] for row in ctx.metrics.rows]
     stored = json.loads(CURVES.read_text())[name]
-    tolerance = 2e-2 if name == "bf16" else 1e-3
+    # rounding moves what is computed in bfloat16, and which tokens are drawn
+    tolerance = {"bf16": 2e-2, "muon": 1e-3, "grpo": 1e-3}.get(name, 1e-4)
     assert losses == pytest.approx(stored, rel=tolerance, abs=tolerance)
 
 

@@ -12,11 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from train_fixtures import SPECIAL, write_shards
+import torch
+from train_fixtures import SPECIAL, TINY, tiny_model, write_shards
 from train_runs import run
 
 from phikit.chat.tokenizer import train_bpe
+from phikit.errors import PhikitError
 from phikit.stage import Context
+from phikit.train.parallel import Processes
+from phikit.train.settings import ParallelSettings
+from phikit.train.tensors import Relaid, check, order
 
 HERE = Path(__file__).parent
 RUNS = HERE / "train_runs.py"
@@ -69,6 +74,55 @@ def test_a_checkpoint_of_two_goes_on_in_any_number(
         else:
             run(name, Context(folder))
         assert losses(folder) == pytest.approx(losses(whole), abs=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "processes", "tensor", "context"),
+    [
+        ("adamw", 2, 2, 1),
+        ("dpo", 2, 1, 2),
+        ("grpo", 2, 1, 1),  # answers are drawn from the weights that both hold slices of
+        ("adamw", 4, 2, 1),  # × 2 that share the microbatches
+        ("four", 4, 2, 2),  # four key-value heads
+    ],
+)
+def test_shared_matrices_and_rows_change_no_loss(
+    name: str, processes: int, tensor: int, context: int, tmp_path: Path
+) -> None:
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+    shared.mkdir(), whole.mkdir()
+    stop = 3 if name == "grpo" else 7
+    finished(torchrun(processes, RUNS, name, shared, stop, tensor, context))
+    run(name, Context(whole))
+    assert losses(shared) == pytest.approx(losses(whole)[: len(losses(shared))], abs=1e-5)
+    run(name, Context(shared))  # one process goes on from what they wrote
+    assert losses(shared) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.parametrize("ways", [1, 2, 3])
+def test_fused_rows_are_shared_part_by_part_and_put_back(ways: int) -> None:
+    rows = order((12, 6, 6), ways)
+    for chunk in rows.chunk(ways):
+        assert [int(((chunk >= a) & (chunk < b)).sum()) for a, b in ((0, 12), (12, 18), (18, 24))] \
+            == [12 // ways, 6 // ways, 6 // ways]  # fmt: skip
+    x = torch.randn(24, 3)
+    there, back = (Relaid({"qkv": (12, 6, 6)}, *way) for way in ((1, ways), (ways, 1)))
+    assert torch.equal(there("model.qkv", x), x[rows])
+    assert torch.equal(back("model.qkv", there("model.qkv", x)), x)
+    assert torch.equal(there("model.other", x), x)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "context", "said"), [(4, 1, "key-value heads"), (1, 3, "heads"), (2, 1, "by data")]
+)
+def test_what_cannot_be_shared_is_said_before_training(
+    tensor: int, context: int, said: str
+) -> None:
+    with pytest.raises(PhikitError, match=said):
+        check(TINY, tensor, context, slices=3 if said == "by data" else 1)
+    with pytest.raises(PhikitError, match="torchrun --nproc-per-node"):
+        Processes.of(tiny_model(), ParallelSettings(tensor=tensor, context=context))
 
 
 @pytest.mark.slow

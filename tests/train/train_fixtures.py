@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ TINY = DecoderConfig(
 )  # fmt: skip
 
 
-def tiny_model(seed: int = 0) -> Decoder:
-    return new_model(TINY, seed)
+def tiny_model(seed: int = 0, kv_heads: int = TINY.kv_heads) -> Decoder:
+    return new_model(replace(TINY, kv_heads=kv_heads), seed)
 
 
 def tiny_rows(length: int = 32, documents: int = 60, seed: int = 0) -> Rows:

@@ -18,22 +18,33 @@ from typing import Any
 import torch
 from train_fixtures import tiny_model, tiny_rows
 
-from phikit.data.pack import Batches
+from phikit.data.pack import Batches, Rows, pack
 from phikit.files import Journal
 from phikit.models import checkpoint
-from phikit.records import Pair, Sample, Verdict
+from phikit.records import Pair, Rollout, Sample, Verdict
 from phikit.stage import Context
 from phikit.train import loop, parallel
 from phikit.train.adapters import adapt, merged
+from phikit.train.models import extended
 from phikit.train.objectives.dpo import Dpo, reference_logprobs
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.grpo import Grpo
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken
-from phikit.train.settings import LoraSettings, OptimiserSettings, TrainSettings
+from phikit.train.settings import (
+    LoraSettings,
+    OptimiserSettings,
+    ParallelSettings,
+    TrainSettings,
+)
+from phikit.train.stage_rollouts import answer_example, right_answers
 from phikit.verify.base import VERIFIERS, Problem
 
-STEPS = {"adamw": 12, "muon": 12, "bf16": 12, "lora": 12, "dpo": 10, "pivots": 10, "grpo": 6}
+# "adamw" is pre-training; the others are named after their objective or what they try
+STEPS = {
+    "adamw": 12, "muon": 12, "bf16": 12, "lora": 12, "midtrain": 8, "sft": 8, "distill": 8,
+    "dpo": 10, "pivots": 10, "grpo": 6,
+}  # fmt: skip
 
 
 class Rendered:
@@ -84,6 +95,40 @@ def pairs(count: int, completion: int) -> list[Pair]:
     ]
 
 
+def answers() -> list[Rollout]:
+    """Two answers to each of some problems, every second one right; one of them cut off."""
+    stream = random.Random("answers")
+    verdicts = [Verdict(passed=ok, score=float(ok), reason="", verifier="toy") for ok in (0, 1)]
+    return [
+        Rollout(
+            prompt_ids=(2 + problem, 3, 4),
+            completion_ids=(*(stream.randrange(2, 64) for _ in range(9)), 1),
+            logprobs=(0.0,) * 10,
+            finish="length" if problem == 5 else "stop",
+            verdict=verdicts[number],
+            meta={"problem": str(problem)},
+        )
+        for problem in range(24) for number in range(2)
+    ]  # fmt: skip
+
+
+def next_token_rows(name: str) -> Rows:
+    """What the stage of that name trains on."""
+    if name == "midtrain":
+        return tiny_rows(length=96)
+    if name == "sft":  # the second half of each sample is the assistant's
+        plain = [(ids, [i >= len(ids) // 2 for i in range(len(ids))]) for ids in samples()]
+        return pack(plain, 32, 0, overlong="truncate")
+    if name == "distill":
+        return pack([answer_example(r) for r in right_answers(answers(), 0.5)], 32, 0)
+    return tiny_rows()
+
+
+def samples() -> list[list[int]]:
+    stream = random.Random("samples")
+    return [[stream.randrange(2, 64) for _ in range(stream.randrange(6, 20))] for _ in range(40)]
+
+
 def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
     VERIFIERS["even"] = Even
     problems = [
@@ -100,17 +145,20 @@ def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
     )  # fmt: skip
 
 
-def run(name: str, ctx: Context, every: int = 3) -> Any:
+def run(name: str, ctx: Context, every: int = 3, tensor: int = 1, context: int = 1) -> Any:
     """Trains the run of that name in the context's folder; returns the model."""
-    model = tiny_model()
+    model = tiny_model(kv_heads=4 if name == "four" else 2)
     kind = "muon" if name == "muon" else "adamw"
     settings = TrainSettings(
-        lr=1e-2 if name in ("adamw", "muon", "bf16", "lora") else 3e-3,
+        lr=3e-3 if name in ("dpo", "pivots", "grpo") else 1e-2,
         precision="bf16" if name == "bf16" else "f32",
         optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
         checkpoint_every=2 if name == "grpo" else every,
         warmup=2,
+        parallel=ParallelSettings(tensor=tensor, context=context),
     )
+    if name == "midtrain":
+        model = extended(model, 96, 50_000.0)
     if name == "lora":
         adapt(model, LoraSettings(rank=4, alpha=16), 3)
     objective: Any
@@ -122,8 +170,8 @@ def run(name: str, ctx: Context, every: int = 3) -> Any:
         reference = reference_logprobs(model, chosen, 200, "f32")
         objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
     else:
-        objective = NextToken(Batches(tiny_rows(), 8, 3), microbatch=3)
-    loop.train(ctx, model, objective, settings, STEPS[name])
+        objective = NextToken(Batches(next_token_rows(name), 8, 3), microbatch=3)
+    loop.train(ctx, model, objective, settings, STEPS.get(name, 12))
     model = parallel.whole(model)
     if parallel.rank() == 0:
         checkpoint.save(merged(model), ctx.dir / "model", torch.float32)
@@ -152,7 +200,7 @@ class StopAfter:
             raise KeyboardInterrupt
 
 
-def in_processes(name: str, folder: Path, stop: int) -> None:
+def in_processes(name: str, folder: Path, stop: int, tensor: int = 1, context: int = 1) -> None:
     """The run in this process, or as one of those that torchrun started."""
     if parallel.launched():
         parallel.join()
@@ -162,7 +210,7 @@ def in_processes(name: str, folder: Path, stop: int) -> None:
             ctx._metrics = Journal(Path(scratch) / "metrics.jsonl")
         ctx.progress = StopAfter(stop)
         with suppress(KeyboardInterrupt):
-            run(name, ctx)
+            run(name, ctx, tensor=tensor, context=context)
     parallel.leave()
 
 
@@ -171,4 +219,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "curves":
         write_curves(Path(__file__).with_name("curves.json"))
     else:
-        in_processes(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 0)
+        in_processes(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:] or ["0"]))

@@ -10,10 +10,10 @@ from vision_weights import close, randomise
 import phikit
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import load_any, save
+from phikit.models.continuation import generate
 from phikit.models.decoder import Decoder, causal_attend
 from phikit.models.decoder_config import LongRope
 from phikit.models.family import PHI_4_REASONING
-from phikit.models.greedy import generate
 from phikit.models.vision.config import SIGLIP2_NAFLEX, VisionConfig
 from phikit.models.vision.reasoning import FlexImages, ReasoningVision
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig, from_hf, to_hf

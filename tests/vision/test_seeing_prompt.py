@@ -14,9 +14,10 @@ from phikit.chat.images.read import read_image
 from phikit.chat.media import render_media
 from phikit.chat.templates import PHI4_MULTIMODAL, PHI4_REASONING_VISION
 from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.engine.talk import Conversation, Manner
 from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
-from phikit.models.greedy import generate
+from phikit.models.continuation import generate
 from phikit.models.vision.config import VisionConfig
 from phikit.models.vision.reasoning import ReasoningVision
 from phikit.models.vision.reasoning_config import ReasoningVisionConfig
@@ -164,5 +165,12 @@ def test_a_saved_directory_answers_about_a_picture(tmp_path, capsys):
     assert first.strip()
     terminal.answer(directory, "what is in the picture?", [photograph(tmp_path, 640, 480)])
     assert capsys.readouterr().out.strip()
+    talk = Conversation(directory, Manner(temperature=1.0, max_tokens=4))
+    assert "".join(talk.reply("what is in the picture?", [picture])) == talk.messages[1]["content"]
+    assert [kind["type"] for kind in talk.messages[0]["content"]] == ["image", "text"]
+    "".join(talk.reply("and who?"))  # the picture is still in the conversation
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 2
+    again = Conversation(directory, Manner(temperature=1.0, max_tokens=4))
+    assert "".join(again.reply("what is in the picture?", [picture])) == talk.messages[1]["content"]
     with pytest.raises(PhikitError, match="a Phi4ForCausalLMV does not hear"):
         terminal.answer(directory, "what?", [picture], [tmp_path / "a.wav"])

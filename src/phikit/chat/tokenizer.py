@@ -84,6 +84,14 @@ class Tokenizer:
         write_atomic(directory / "tokenizer.json", self._fast.to_str(pretty=True))
         write_json(directory / "tokenizer_config.json", self.config)
 
+    def as_json(self) -> str:
+        """What `tokenizer.json` holds."""
+        return str(self._fast.to_str())
+
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, as the tokenizer writes it; control tokens too."""
+        return dict(self._fast.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str) -> list[int]:
         """Plain ids only, whatever the text spells; `decode` gives the same text back."""
         return self._plain.encode(text, add_special_tokens=False).ids

@@ -10,7 +10,7 @@ import typer
 
 
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="A member of the family, or owner/name.")],
+    name: Annotated[str, typer.Argument(help="A member of the family, owner/name, or ifeval.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where smollm2 goes [~/.cache/phikit].")
     ] = None,
@@ -23,6 +23,7 @@ def fetch_model(
     \b
     phikit fetch smollm2
     phikit fetch phi-4-mini
+    phikit fetch ifeval                  # the prompts of IFEval, for recipes that ask them
     """
     from phikit import fetch
 

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phikit.errors import PhikitError
+
+if TYPE_CHECKING:
+    from phikit.engine.base import Constraint
 
 
 def generate(
@@ -31,6 +34,16 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Ends a rollout; may be repeated.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON schema that every rollout keeps to.")
+    ] = None,
+    regex: Annotated[str, typer.Option(help="Expression that every rollout matches.")] = "",
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Lark grammar of every rollout.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
     invariant: Annotated[
         bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
@@ -72,6 +85,7 @@ def generate(
 
     \b
     phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
+    phikit generate smollm2 prompts.jsonl --schema person.json --out people.jsonl
     phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
     phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
@@ -86,11 +100,15 @@ def generate(
     from phikit.engine.local import LocalEngine
     from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
+    from phikit.engine.stops import before_stop
     from phikit.train.adapters import load as load_adapter
 
     tokenizer = load_tokenizer(directory)
     form = chat_format(tokenizer)
-    sampling = Sampling(temperature, top_k, top_p, min_p, max_tokens, form.stop_ids)
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, max_tokens, form.stop_ids, tuple(stop or ()),
+        constraint=_constraint(schema, regex, grammar),
+    )  # fmt: skip
     requests = []
     for number, line in enumerate(asked, 1):
         if "prompt_ids" in line:
@@ -121,7 +139,10 @@ def generate(
         guesser: Any = speculate
         if speculate not in ("", "lookup"):
             guesser = load(fetch.resolve(speculate))
-        engine = LocalEngine(weights, batch, invariant=invariant, speculate=guesser, cache=kv_cache)
+        engine = LocalEngine(
+            weights, batch, invariant=invariant, speculate=guesser, cache=kv_cache,
+            tokenizer=tokenizer,
+        )  # fmt: skip
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):
@@ -129,7 +150,7 @@ def generate(
             line = {
                 "prompt": done.request,
                 "sample": done.sample,
-                "text": form.text(rollout.completion_ids),
+                "text": before_stop(form.text(rollout.completion_ids), sampling.stop),
                 "finish": rollout.finish,
                 "prompt_ids": rollout.prompt_ids,
                 "completion_ids": rollout.completion_ids,
@@ -143,6 +164,27 @@ def generate(
             target.close()
         if isinstance(engine, RayPool):
             engine.close()
+
+
+def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constraint | None:
+    """The form that was asked for.
+
+    Raises:
+        PhikitError: there are two, or its file cannot be read.
+    """
+    from phikit.engine.base import Constraint
+    from phikit.files import explain_os_errors
+
+    given = [(k, v) for k, v in (("json_schema", schema), ("grammar", grammar)) if v is not None]
+    if len(given) + bool(regex) > 1:
+        raise PhikitError("--schema, --regex and --grammar are three forms", "give one of them")
+    if regex:
+        return Constraint("regex", regex)
+    if not given:
+        return None
+    kind, path = given[0]
+    with explain_os_errors(path, "reading"):
+        return Constraint(kind, path.read_text(encoding="utf-8"))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`phikit pivots run | show | export | plan`: Pivotal Token Search on one's own problems."""
+"""`phikit pivots run | show | stats | export | plan`: Pivotal Token Search on own problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="Judges problems that name none: math, choice, exact, code, refusal, format.",
+            help="Judges problems that name none: math, number, choice, exact, code, "
+            "refusal, format, gym.",
         ),
     ] = "",
     instruction: Annotated[
@@ -42,6 +43,17 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")] = 0,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="CPU threads.")] = 2,
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Ask this endpoint (ending in /v1) for rollouts, as token ids, instead of "
+            "running the model."
+        ),
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name at --url [M].")] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
+    ] = None,
 ) -> None:
     """Search problems for the tokens that decide; write preference pairs.
 
@@ -52,13 +64,21 @@ def run(
     phikit pivots run --model smollm2 --problems sums.jsonl --verifier math --out found
     phikit pivots run --model runs/nano --problems runs/nano/17-pivot-problems --out found \\
         --set total_tokens=2000000 --set max_tokens=256
+    phikit pivots run --model smollm2 --url http://localhost:8000/v1 --problems sums.jsonl \\
+        --verifier math --out found
     """
     from phikit import fetch, pivot_runs
+    from phikit.files import explain_os_errors
 
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
+    key = ""
+    if api_key_file:
+        with explain_os_errors(api_key_file, "reading"):
+            key = api_key_file.read_text(encoding="utf-8").strip()
     job = pivot_runs.Job(
-        directory, problems, verifier, instruction, tuple(settings or ()), seed, threads
-    )
+        directory, problems, verifier, instruction, tuple(settings or ()), seed, threads,
+        url, name or model, key,
+    )  # fmt: skip
     pivot_runs.run(job, out)
     print(pivot_runs.table(out))
     print(f"pairs: {out / 'pairs.parquet'}\nlook:  phikit pivots show {out}")
@@ -83,8 +103,35 @@ def show(
     print(pivot_page.write(folder, to or folder / "pivots.html", most))
 
 
+def stats(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of finished searches.")
+    ],
+    to_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
+) -> None:
+    """What the pivots are: which tokens, where in a solution, how large; several searches as one.
+
+    \b
+    phikit pivots stats found
+    phikit pivots stats runs/pivots-ablation*/11-pivots
+    """
+    import json
+
+    from phikit.pivots import statistics
+    from phikit.pivots.read import search_folder
+
+    measured = statistics.measure(search_folder(folder) for folder in folders)
+    if to_json:
+        print(json.dumps(statistics.as_json(measured), ensure_ascii=False))
+    else:
+        print(statistics.text(measured))
+
+
 def export(
-    folder: _Folder,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders of searches, or of other stages' pairs."),
+    ],
     form: Annotated[str, typer.Option("--to", metavar="FORM", help="trl, parquet or jsonl.")],
     to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
     model: Annotated[
@@ -95,23 +142,23 @@ def export(
 
     \b
     phikit pivots export found --to trl --out pairs.parquet
+    phikit pivots export found runs/mine/07-refusals --to jsonl --out pairs.jsonl
     """
     from phikit import fetch
     from phikit.chat.load import load_tokenizer
     from phikit.pivots import domains
     from phikit.pivots.export import export as write
-    from phikit.pivots.read import search_folder
+    from phikit.pivots.read import pair_folder
 
-    found = search_folder(folder)
-    pairs = found.pairs()
+    found = [pair_folder(folder) for folder in folders]
+    pairs = [pair for one in found for pair in one.pairs()]
     directory = (
         fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
         if model
-        else found.model
+        else found[0].model
     )
     count = write(pairs, form, to, load_tokenizer(directory).decode)
-    rows = [(str(p.evidence["verifier"]), str(p.evidence["domain"]), p.kind) for p in pairs]
-    print(f"{to}: {count} pairs\n\n{domains.table(domains.count(rows))}")
+    print(f"{to}: {count} pairs\n\n{domains.table(domains.count(pairs))}")
 
 
 def plan(
@@ -142,5 +189,5 @@ def plan(
 
 def add(group: typer.Typer) -> None:
     """Adds these commands to `phikit pivots`."""
-    for command in (run, show, export, plan):
+    for command in (run, show, stats, export, plan):
         group.command(command.__name__, no_args_is_help=True)(command)

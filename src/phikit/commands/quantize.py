@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -37,9 +38,11 @@ def quantize(
 ) -> None:
     """Make a quantised copy of a model, which chat and the other commands then run.
 
-    Rounding to nearest reads the model tensor by tensor and never holds the whole of it.
+    Rounding to nearest reads the model tensor by tensor and never holds the whole of it. With
+    --check and no --out nothing is kept: the table tells what each way would cost.
 
     \b
+    phikit quantize smollm2 --check
     phikit quantize smollm2 --to int4 --method gptq --out smollm2-int4 --check
     phikit quantize microsoft/phi-4 --to int4 --out phi-4-int4
     phikit chat smollm2-int4
@@ -49,35 +52,48 @@ def quantize(
     from phikit.engine.quant.packing import Scheme
     from phikit.engine.quant.settings import Settings
     from phikit.errors import PhikitError
+    from phikit.evals import quantised
     from phikit.files import explain_os_errors
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    if out is None:
+    if out is None and not check:
         raise PhikitError("--out is missing", "say where the quantised model goes: --out DIR")
-    how = Settings(
-        Scheme(to, (0 if to == "int8" else 32) if group is None else group), head, method
-    )
+
+    def way(to: str, method: str) -> Settings:
+        chosen = (0 if to == "int8" else 32) if group is None else group
+        return Settings(Scheme(to, chosen), head, method)
+
+    how = way(to, method)  # a wrong setting is said first
     source = fetch.resolve(model, say=say)
     texts = None
     if text is not None:
         with explain_os_errors(text, "reading"):
             texts = [text.read_text()]
-    shown = [0]
 
-    def progress(name: str, part: float) -> None:
-        if int(part * 10) > shown[0]:
-            shown[0] = int(part * 10)
-            say(f"{part:4.0%}  {name}")
+    def make(how: Settings, where: Path) -> None:
+        shown = [0]
 
-    calibrate.quantise(source, out, how, texts, progress=progress)
-    print(out)
-    if check:
-        from phikit.evals import quantised
+        def progress(name: str, part: float) -> None:
+            if int(part * 10) > shown[0]:
+                shown[0] = int(part * 10)
+                say(f"{how.scheme.kind} {how.method} {part:4.0%}  {name}")
 
-        name = f"{to} {method}"
-        print(quantised.table(quantised.compare(source, {name: out}, say=say)))
+        calibrate.quantise(source, where, how, texts, progress=progress)
+
+    if out is not None:
+        make(how, out)
+        print(out)
+        if check:
+            print(quantised.table(quantised.compare(source, {f"{to} {method}": out}, say=say)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        made = {}
+        for kind, by in quantised.ways(source):
+            made[f"{kind} {by}"] = Path(folder) / f"{kind}-{by}"
+            make(way(kind, by), made[f"{kind} {by}"])
+        print(quantised.table(quantised.compare(source, made, say=say)))
 
 
 def add(app: typer.Typer) -> None:

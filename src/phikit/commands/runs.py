@@ -75,6 +75,9 @@ def run_recipe(
 
 def write_report(
     directories: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    against: Annotated[
+        str, typer.Option(metavar="STAGE", help="Hold every model against this stage's.")
+    ] = "",
     figure: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also draw the first run's picture, .svg or .png."),
@@ -87,6 +90,7 @@ def write_report(
     \b
     phikit report runs/nano --figure nano.svg
     phikit report runs/nano runs/nano-seed1 runs/nano-seed2
+    phikit report runs/mixture-ablation* --against both
     """
     from phikit import report
 
@@ -94,8 +98,8 @@ def write_report(
         print(report.write(directory))
     if figure is not None:
         print(report.figure(directories[0], figure))
-    if len(directories) > 1:
-        print(f"\n{report.seeds(directories)}")
+    if len(directories) > 1 or against:
+        print(f"\n{report.seeds(directories, against)}")
 
 
 def list_recipes() -> None:

@@ -21,11 +21,21 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keys that clients must have, one a line.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL/]NAME=DIR",
+            help="A LoRA adapter, served as a model of this name beside its own; repeatable.",
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Samples generated at once, per model.")] = 64,
     cache: Annotated[
         float | None,
         typer.Option(min=0, metavar="GIB", help="KV cache of each model [half of free memory]."),
     ] = None,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is asked at the time; slower.")
+    ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most a client may ask for.")
     ] = None,
@@ -44,6 +54,7 @@ def serve(
     \b
     phikit serve runs/nano
     phikit serve small=smollm2 phi-4-mini --port 8000 --api-key-file keys.txt
+    phikit serve phi-4-mini --adapter law=runs/law/adapter
     curl localhost:8000/v1/models
     """
     from phikit import fetch
@@ -56,8 +67,10 @@ def serve(
         if name in found:
             raise PhikitError(f"two models are named {name!r}", "give NAME=MODEL")
         found[name] = fetch.resolve(what, say=_say)
+    adapters = _adapters(adapter or [], list(found))
     from phikit.serve import guard, run
     from phikit.serve.requests import Limits
+    from phikit.serve.worker import Settings
 
     keys = guard.read_keys(api_key_file) if api_key_file else []
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
@@ -67,7 +80,33 @@ def serve(
         timeout=timeout, drain=drain,
     )  # fmt: skip
     bound = None if cache is None else int(cache * 2**30)
-    run.serve(found, host, port, limits, keys, rows, bound, _say)
+    settings = Settings(rows, bound, invariant=invariant)
+    run.serve(found, host, port, limits, keys, settings, _say, adapters)
+
+
+def _adapters(given: list[str], models: list[str]) -> dict[str, dict[str, Path]]:
+    """By model, the adapters' names and directories.
+
+    Raises:
+        PhikitError: one is not well formed, or it is not clear which model it is for.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    taken = set(models)
+    for one in given:
+        name, _, folder = one.partition("=")
+        model, slash, name = name.rpartition("/")
+        if not slash and len(models) == 1:
+            model = models[0]
+        if not folder or not name or model not in models:
+            raise PhikitError(
+                f"--adapter {one!r} is not [MODEL/]NAME=DIR",
+                f"the models are {', '.join(models)}; with several, MODEL/ says which",
+            )
+        if name in taken:
+            raise PhikitError(f"two models are named {name!r}", "give the adapter another name")
+        taken.add(name)
+        found.setdefault(model, {})[name] = Path(folder)
+    return found
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`phikit synth list | show | try`: dataset types as files, and one sample of one, step by step."""
+"""`phikit synth list | show | try | run | report`: dataset types as files, and corpora of them."""
 
 from __future__ import annotations
 
@@ -75,8 +75,81 @@ def try_type(
     )
 
 
+def run(
+    types: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TYPE]...", help="Dataset types [all that the seeds allow]."),
+    ] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(metavar="URL|MODEL", help="An OpenAI-compatible .../v1 address, or a model."),
+    ] = "",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the corpus goes.")] = Path(
+        "corpus"
+    ),
+    seeds: Annotated[
+        list[Path] | None,
+        typer.Option("--seeds", metavar="DOCS", help="Documents: a folder or a file; repeatable."),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the URL.")] = "",
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Samples to accept.")] = 100,
+    key_file: Annotated[str, typer.Option(metavar="FILE", help="Holds the endpoint's key.")] = "",
+    items: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Evaluation items that must not be asked.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="See `phikit synth declared --help`."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random stream.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="N", help="For a model in this process.")] = 2,
+    folder: _Types = None,
+) -> None:
+    """Write a corpus with a teacher; the same command goes on where it stopped.
+
+    \b
+    phikit synth run --seeds docs/ --teacher http://127.0.0.1:8000/v1 --model smollm2 --out corpus
+    phikit synth run reading-summary code-explain --seeds src/ --teacher smollm2 --count 50
+    phikit synth run ... --set teacher.max_total_tokens=1000000 --set teacher.in_flight=200
+    """
+    from phikit import synth_runs
+    from phikit.commands.looking import show as show_sheet
+    from phikit.reporting import corpora
+
+    given = (f"teacher.key_file={key_file}",) if key_file else ()
+    job = synth_runs.Job(
+        tuple(types or ()), tuple(seeds or ()), teacher, model, count, folder, items,
+        (*given, *(settings or ())), seed, threads,
+    )  # fmt: skip
+    synth_runs.run(job, out)
+    show_sheet(corpora.sheet(out, shown=0), None, 0)
+
+
+def report(
+    corpus: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus of `phikit synth run`.")],
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Samples to read.")] = 3,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")] = 0,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page in place of text.")
+    ] = None,
+    width: Annotated[int, typer.Option(min=0, metavar="N", help="Columns.")] = 0,
+) -> None:
+    """What a corpus cost, what came of it and what it covers.
+
+    \b
+    phikit synth report corpus
+    phikit synth report corpus --html corpus.html
+    """
+    from phikit.commands.looking import show as show_sheet
+    from phikit.reporting import corpora
+
+    show_sheet(corpora.sheet(corpus, samples, seed), html, width)
+
+
 def add(group: typer.Typer) -> None:
     """Adds these commands to `phikit synth`."""
     group.command("list")(list_types)
     group.command("show", no_args_is_help=True)(show)
     group.command("try", no_args_is_help=True)(try_type)
+    group.command("run", no_args_is_help=True)(run)
+    group.command("report", no_args_is_help=True)(report)

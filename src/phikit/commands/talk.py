@@ -25,6 +25,17 @@ def chat(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A recording likewise; may be the whole prompt."),
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="0 is greedy [as published, else 0.5; about files 0]."),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="1 keeps all [as published, else 0.95].")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each answer [until it ends].")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
 ) -> None:
     """Talk to a model: the last one of a run, any model directory, or a published one.
 
@@ -33,7 +44,7 @@ def chat(
     \b
     phikit chat runs/nano
     phikit chat smollm2
-    phikit chat microsoft/phi-4
+    phikit chat microsoft/phi-4 --temperature 0 --max-tokens 500
     phikit chat runs/nano -p "Anna has 3 apples and buys 4 more. How many has she?"
     echo "What is 12 + 30?" | phikit chat runs/nano
     phikit chat microsoft/Phi-4-multimodal-instruct --image page.png --audio question.wav
@@ -42,13 +53,17 @@ def chat(
 
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
     from phikit import terminal  # takes seconds to import: a wrong path is said at once
+    from phikit.engine.talk import Manner
 
-    if image or audio:
-        terminal.answer(directory, prompt, image or (), audio or ())
-    elif prompt or not sys.stdin.isatty():
-        terminal.answer(directory, prompt or sys.stdin.read())
+    manner = Manner(temperature, top_p, max_tokens, seed)
+    images, sounds = image or (), audio or ()
+    typed = sys.stdin.isatty()
+    if prompt or sounds or not typed:
+        # a recording may be the whole prompt
+        said = prompt or ("" if typed or images or sounds else sys.stdin.read())
+        terminal.answer(directory, said, images, sounds, manner)
     else:
-        terminal.converse(directory)
+        terminal.converse(directory, images, sounds, manner)
 
 
 def add(app: typer.Typer) -> None:

@@ -167,6 +167,40 @@ def _bit(top: Hashes) -> NDArray[np.uint8]:
     return np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What some texts share with evaluation items.
+
+    Attributes:
+        numbers: which of the texts share anything.
+        keys: of each of these, an integer for all its words.
+        long_texts, short_texts: for each long or short n-gram that was found, whose it is, as a
+            place in `numbers`.
+        long_places, short_places: and which one it is.
+    """
+
+    numbers: NDArray[np.int64]
+    keys: Hashes
+    long_texts: NDArray[np.int64]
+    short_texts: NDArray[np.int64]
+    long_places: NDArray[np.int64]
+    short_places: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Sharing], begins: Sequence[int] | None = None) -> Sharing:
+        """All parts as one; with `begins`, numbers in part p begin at begins[p]."""
+        before = np.cumsum([0, *(len(p.numbers) for p in parts)])
+        empty = np.zeros(0, np.int64)
+        moved = [
+            (p.numbers + (begins[i] if begins else 0), p.keys, p.long_texts + before[i],
+             p.short_texts + before[i], p.long_places, p.short_places)
+            for i, p in enumerate(parts)
+        ]  # fmt: skip
+        if not moved:
+            return cls(empty, empty.astype(np.uint64), empty, empty, empty, empty)
+        return cls(*(np.concatenate(column) for column in zip(*moved, strict=True)))
+
+
 class Decontaminator:
     """Compares texts with evaluation items; see the head of this file for the rule.
 
@@ -198,23 +232,55 @@ class Decontaminator:
 
         Returns which of them share anything with any item; there is no need to `check` the others.
         """
-        return [number for batch in _batches(texts) for number in self._count(*batch)]
+        sharing = self.sharing(texts)
+        self.count_shared(sharing)
+        return sharing.numbers.tolist()
 
-    def _count(self, first: int, texts: Sequence[str]) -> Iterator[int]:
+    def sharing(self, texts: Sequence[str]) -> Sharing:
+        """Which texts share anything with any item, and what; counts nothing.
+
+        Texts in many places (shards, machines) are compared by this, and the findings of all of
+        them are then counted in one place by `count_shared`.
+        """
+        parts = [self._sharing(*batch) for batch in _batches(texts)]
+        return Sharing.join(parts)
+
+    def _sharing(self, first: int, texts: Sequence[str]) -> Sharing:
         found = hash_words(texts)
         keys = text_keys(found)
         sharing = self._same(keys)
-        shared = [(index, *index.shared(found)) for index in (self._long, self._short)]
-        for _, holders, _ in shared:
+        shared = [index.shared(found) for index in (self._long, self._short)]
+        for holders, _ in shared:
             sharing[holders] = True
-        new = np.zeros(len(texts), np.bool_)
-        for text in np.flatnonzero(sharing).tolist():
-            key = int(keys[text])
-            new[text] = key not in self._seen
+        numbers = np.flatnonzero(sharing)
+        return Sharing(
+            numbers + first,
+            keys[numbers],
+            *(np.searchsorted(numbers, holders) for holders, _ in shared),
+            *(places for _, places in shared),
+        )
+
+    def count_shared(self, sharing: Sharing) -> None:
+        """Counts what `sharing` found, for the allow-list; texts with equal words count once."""
+        new = np.zeros(len(sharing.numbers), np.bool_)
+        for at, key in enumerate(sharing.keys.tolist()):
+            new[at] = key not in self._seen
             self._seen.add(key)
-            yield first + text
-        for index, holders, places in shared:
-            index.count(holders[new[holders]], places[new[holders]])
+        for index, texts, places in (
+            (self._long, sharing.long_texts, sharing.long_places),
+            (self._short, sharing.short_texts, sharing.short_places),
+        ):
+            index.count(texts[new[texts]], places[new[texts]])
+
+    @property
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """In how many texts the items' long and short n-grams were found, to be kept on a disk."""
+        return self._long.found, self._short.found
+
+    def settle_with(self, long: NDArray[np.int64], short: NDArray[np.int64]) -> None:
+        """Settles the allow-list by counts that were kept."""
+        self._long.found, self._short.found = long, short
+        self.settle()
 
     def _same(self, keys: Hashes) -> NDArray[np.bool_]:
         """Which texts have the very same words as an item."""

@@ -27,6 +27,7 @@ _GENERATED = re.compile(
 )
 _COMMENT = re.compile(r"\s*(#|//|/?\*|\"\"\"|\'\'\')")
 _WORD = re.compile(r"\w+")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 class FilterConfig(Config):
@@ -121,7 +122,7 @@ def word_statistics(document: Document, settings: FilterConfig) -> str | None:
     symbols = document.text.count("#") + document.text.count("...") + document.text.count("…")
     if symbols / len(words) > settings.max_symbol_ratio:
         return "symbols"
-    if sum(any(c.isalpha() for c in w) for w in words) / len(words) < settings.min_alpha_words:
+    if sum(map(bool, map(_LETTER.search, words))) / len(words) < settings.min_alpha_words:
         return "few words with letters"
     known = {w.strip(".,;:()").lower() for w in words} & STOP_WORDS
     return "no stop words" if len(known) < settings.min_stop_words else None
@@ -214,6 +215,17 @@ class TrigramModel:
         self._bits = None
         if len(self._waiting) >= 1000:
             self._count()
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each hashed trigram was added."""
+        self._count()
+        return self._counts
+
+    def add_counts(self, counts: NDArray[np.int64]) -> None:
+        """Adds what another model counted."""
+        self._counts = self._counts + counts
+        self._bits = None
 
     def surprise(self, text: str) -> float:
         """For a text that has been added."""

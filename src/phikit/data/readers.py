@@ -1,89 +1,72 @@
-"""Documents out of files: Python's own library, or a folder of one's own.
+"""Documents out of files: Python's own library, or files of one's own, of many kinds.
 
-Readers stream: they yield one `Document` after the other, or a `Broken` for a file (or line) that
-cannot be read, which is thereby set aside and counted instead of ending the run. The order of
-the files depends on their paths alone.
+Readers stream: they yield one `Document` after the other, or a `Broken` for a file (or a line, a
+row, a page) that cannot be read, which is thereby set aside and counted instead of ending the run.
+The order of the files depends on their paths alone. Which reader a file gets its content decides
+where that tells (a PDF named .txt is read as a PDF), and otherwise its name.
 
 Each piece of text goes under the source class of the pretraining mixture whose part it plays
-(technical report, Table 5): short pieces of documentation are the "web", long expositions are the
-"acquired" books and papers, source files and functions are "code".
+(technical report, Table 5): web pages and short pieces of documentation are the "web", books,
+papers and long expositions the "acquired", source files and functions "code".
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
-import io
-import json
 import os
+import re
 import sysconfig
-import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field
-
+from phikit.data.reading.base import (
+    PYTHON_STDLIB,
+    Broken,
+    BrokenFile,
+    File,
+    Read,
+    Reader,
+    ReaderConfig,
+    guarded,
+    whole,
+)
+from phikit.data.reading.epub import read_epub
+from phikit.data.reading.html import read_html
+from phikit.data.reading.pandoc import read_docx, read_tex
+from phikit.data.reading.pdf import read_pdf
+from phikit.data.reading.plain import CODE, PROSE, read_json_lines, read_text
+from phikit.data.reading.python_source import read_python, read_topics
+from phikit.data.reading.tables import HUGGING_FACE, read_hugging_face, read_parquet
+from phikit.data.reading.warc import read_warc
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
-from phikit.records import Document
-from phikit.stage import Config
 
-PYTHON_STDLIB = "python-stdlib"
-PROSE = {".txt", ".md", ".rst"}
-CODE = {".c", ".cc", ".cpp", ".go", ".h", ".hpp", ".java", ".js", ".rb", ".rs", ".sh", ".ts"}
+__all__ = ["PYTHON_STDLIB", "Broken", "Read", "ReaderConfig", "read", "read_file", "read_stdlib"]
+
 # Not part of the library proper: tests hold broken files on purpose, `encodings` holds tables.
 STDLIB_SKIP = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
-
-class ReaderConfig(Config):
-    """Where documents come from and how files are cut into them."""
-
-    root: str = Field(
-        default=PYTHON_STDLIB,
-        description=f'"{PYTHON_STDLIB}" (the documented source of the Python that runs this), or '
-        "a folder with .py and other source files, .txt/.md/.rst prose and .jsonl files (one "
-        'object per line: "text", and optionally "source", "licence", "language", "meta")',
-    )
-    licence: str = Field(default="", description="licence of the folder's documents that name none")
-    acquired_chars: int = Field(
-        default=1500,
-        gt=0,
-        description='prose at least this long plays "acquired", shorter prose "web"',
-    )
-    docstring_chars: int = Field(
-        default=200,
-        gt=0,
-        description="shorter docstrings of classes and functions are no documents",
-    )
-    split_chars: int = Field(
-        default=6000,
-        gt=0,
-        description="a longer Python module is cut into its top-level functions and classes, and "
-        "a longer class into its methods",
-    )
-    max_file_bytes: int = Field(
-        default=50_000_000, gt=0, description="a larger file, .jsonl excepted, is set aside unread"
-    )
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A file, or a line of one, that could not be read, and why."""
-
-    name: str
-    reason: str
-    excerpt: str = ""
-
-
-class _BrokenFile(Exception):
-    """A file cannot be read: (reason, excerpt)."""
-
-
-Read = Document | Broken
+BY_SUFFIX: dict[str, Reader] = {
+    ".py": whole(read_python),
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".parquet": read_parquet,
+    ".warc": read_warc,
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
+    ".tex": read_tex,
+    ".epub": whole(read_epub),
+    ".pdf": read_pdf,
+    ".docx": read_docx,
+    **dict.fromkeys(PROSE | CODE, read_text),
+}
+_HEAD = 1024  # bytes by which a file's kind is told
+_PACKED_FORMS = {".parquet", ".epub", ".pdf", ".docx", ".tex"}  # their libraries want a plain file
+_HTML = re.compile(
+    rb"\s*(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html)\b", re.I | re.S
+)
 
 
 def read(settings: ReaderConfig) -> Iterator[Read]:
@@ -92,6 +75,8 @@ def read(settings: ReaderConfig) -> Iterator[Read]:
     Raises:
         PhikitError: the folder is not there.
     """
+    if settings.root.startswith(HUGGING_FACE):
+        return read_hugging_face(settings.root.removeprefix(HUGGING_FACE), settings)
     if settings.root == PYTHON_STDLIB:
         return read_stdlib(Path(sysconfig.get_path("stdlib")), settings)
     root = Path(settings.root)
@@ -105,208 +90,103 @@ def read(settings: ReaderConfig) -> Iterator[Read]:
 
 def read_stdlib(root: Path, settings: ReaderConfig) -> Iterator[Read]:
     """The language reference as prose, and every module's documentation and code."""
-    licence = "PSF-2.0"
-    topics = root / "pydoc_data" / "topics.py"
-    if topics.exists():
-        yield from _guarded(topics, root, lambda: _topics(topics, root, settings, licence))
-    for path in _files(root, skip=STDLIB_SKIP):
-        if path.suffix == ".py":
-            yield from _python_file(path, root, settings, licence)
+    settings = settings.model_copy(update={"licence": "PSF-2.0"})
+    topics = File(root / "pydoc_data" / "topics.py", "pydoc_data/topics.py")
+    if topics.path.exists():
+        yield from guarded(topics, whole(read_topics), settings)
+    for file in files([root], skip=STDLIB_SKIP):
+        if file.suffix == ".py":
+            yield from read_file(file, settings)
 
 
 def read_folder(root: Path, settings: ReaderConfig) -> Iterator[Read]:
     """A user's own folder; files of other kinds than `ReaderConfig.root` names are passed over."""
-    for path in _files(root, skip=set()):
-        if path.suffix == ".py":
-            yield from _python_file(path, root, settings, settings.licence)
-        elif path.suffix == ".jsonl":
-            yield from _json_lines(path, root, settings)
-        elif path.suffix in PROSE | CODE:
-            yield from _guarded(path, root, lambda p=path: _text_file(p, root, settings))
+    for file in files([root]):
+        yield from read_file(file, settings)
 
 
-def _files(root: Path, skip: set[str]) -> Iterator[Path]:
-    """All files, in the order of a hash of their paths: any beginning of it is a fair sample."""
-    found: list[tuple[bytes, Path]] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if f not in skip | {"__pycache__", ".git"}]
-        for path in (Path(folder) / name for name in names):
-            key = os.fsencode(path.relative_to(root).as_posix())
-            found.append((hashlib.blake2b(key, digest_size=16).digest(), path))
-    for _, path in sorted(found):
-        yield path
+def read_file(file: File, settings: ReaderConfig) -> Iterator[Read]:
+    """The documents of one file; none, if it is of no kind that can be read."""
+    return guarded(file, _read_as_what_it_is, settings)
 
 
-def _guarded(path: Path, root: Path, documents: Any) -> Iterator[Read]:
-    """The file's documents, or one `Broken` in place of all of them."""
-    name = path.relative_to(root).as_posix()
-    try:
-        yield from list(documents())
-    except _BrokenFile as e:
-        yield Broken(name, str(e.args[0]), e.args[1])
-    except UnicodeDecodeError as e:
-        yield Broken(name, "bad encoding", str(e))
-    except (SyntaxError, ValueError) as e:  # ValueError: null bytes, or tables that are no literal
-        yield Broken(name, "syntax error", str(e))
-    except (RecursionError, MemoryError) as e:  # how the parser refuses absurd nesting
-        yield Broken(name, "too deeply nested", type(e).__name__)
+def _read_as_what_it_is(file: File, settings: ReaderConfig) -> Iterator[Read]:
+    reader = _reader(file)
+    if reader is not None:
+        yield from reader(file, settings)
 
 
-def _bytes(path: Path, settings: ReaderConfig) -> bytes:
-    with explain_os_errors(path, "reading"):
-        size = path.stat().st_size
-        if size > settings.max_file_bytes:
-            raise _BrokenFile("file too large", f"{size} bytes")
-        return path.read_bytes()
+def _reader(file: File) -> Reader | None:
+    """The reader of a file; None to pass it over.
+
+    Raises:
+        BrokenFile: its name says one thing, and its content shows that it is something else.
+    """
+    named = BY_SUFFIX.get(file.suffix)
+    if named is None:
+        return None
+    with explain_os_errors(file.path, "reading"), file.open() as stream:
+        head = stream.read(_HEAD)
+    kind = _kind(file, head)
+    if file.packing and (kind or file.suffix) in _PACKED_FORMS:
+        raise BrokenFile("compressed", f"unpack it first: {file.path.name}")
+    if kind is not None:
+        return BY_SUFFIX[kind]
+    if file.suffix in (".pdf", ".parquet", ".epub", ".docx") or (
+        b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")) and named is read_text
+    ):
+        raise BrokenFile("not what its name says", repr(head[:20]))
+    return named
 
 
-def _source(path: Path, settings: ReaderConfig) -> str:
-    """A Python file's text, in the encoding that it declares."""
-    data = _bytes(path, settings)
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    except SyntaxError as e:
-        raise _BrokenFile("bad encoding", str(e)) from e
-    return io.TextIOWrapper(io.BytesIO(data), encoding).read()
+def _kind(file: File, head: bytes) -> str | None:
+    """The suffix that a file should have, where its first bytes tell."""
+    if head.startswith(b"%PDF-"):
+        return ".pdf"
+    if head.startswith(b"PAR1"):
+        return ".parquet"
+    if head.startswith(b"WARC/"):
+        return ".warc"
+    if head.startswith(b"PK\x03\x04"):
+        return _archive_kind(file)
+    if file.suffix not in (".py", *CODE) and _HTML.match(head):
+        return ".html"
+    return None
 
 
-def _text_file(path: Path, root: Path, settings: ReaderConfig) -> Iterator[Document]:
-    text = _bytes(path, settings).decode("utf-8")
-    prose = path.suffix in PROSE
-    name = path.relative_to(root).as_posix()
-    yield Document(
-        text=text,
-        source=_prose_class(text, settings) if prose else "code",
-        licence=settings.licence,
-        meta={"path": name, "name": path.stem, "kind": "text" if prose else "file"},
-    )
+def _archive_kind(file: File) -> str | None:
+    with zipfile.ZipFile(file.path) as archive:
+        names = set(archive.namelist())
+    if "META-INF/container.xml" in names:
+        return ".epub"
+    return ".docx" if "word/document.xml" in names else None
 
 
-def _json_lines(path: Path, root: Path, settings: ReaderConfig) -> Iterator[Read]:
-    """One document per line; a bad line is set aside alone, so the file is never read whole."""
-    name = path.relative_to(root).as_posix()
-    with explain_os_errors(path, "reading"), path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{name}:{number}"
-            try:
-                row = json.loads(line)
-                text = row["text"]
-                text.encode()  # JSON can spell half of a surrogate pair, which is no text
-                yield Document(
-                    text=text,
-                    source=str(row.get("source") or _prose_class(text, settings)),
-                    licence=str(row.get("licence", settings.licence)),
-                    language=str(row.get("language", "en")),
-                    meta={"name": where, "kind": "text", **row.get("meta", {}), "path": name},
+def files(roots: Sequence[Path], skip: set[str] | None = None) -> list[File]:
+    """All files below folders, or named, in the order of a hash of their names below them.
+
+    Any beginning of it is a fair sample; the order does not depend on the folder's place.
+
+    Raises:
+        PhikitError: one of the paths is not there, or the same name comes from two of them.
+    """
+    passed = {"__pycache__", ".git", *(skip or ())}
+    found: dict[str, Path] = {}
+    for root in roots:
+        if not root.exists():
+            raise PhikitError(f"{root} is not there", "give files or folders of documents")
+        for path in [root] if root.is_file() else _walk(root, passed):
+            name = path.name if root.is_file() else path.relative_to(root).as_posix()
+            if found.setdefault(name, path) != path:
+                raise PhikitError(
+                    f"{found[name]} and {path} would both be named {name!r}",
+                    "give the folder above both",
                 )
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                yield Broken(where, "bad line", f"{type(e).__name__}: {e}")
+    names = {hashlib.blake2b(os.fsencode(n), digest_size=16).digest(): n for n in found}
+    return [File(found[name], name) for _, name in sorted(names.items())]
 
 
-def _prose_class(text: str, settings: ReaderConfig) -> str:
-    return "acquired" if len(text) >= settings.acquired_chars else "web"
-
-
-def _topics(path: Path, root: Path, settings: ReaderConfig, licence: str) -> Iterator[Document]:
-    """The language reference, which `pydoc_data/topics.py` holds as one dictionary."""
-    for node in ast.parse(_source(path, settings)).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            for name, text in ast.literal_eval(node.value).items():
-                yield Document(
-                    text=text,
-                    source=_prose_class(text, settings),
-                    licence=licence,
-                    meta={
-                        "path": path.relative_to(root).as_posix(), "name": name, "kind": "topic",
-                    },
-                )  # fmt: skip
-
-
-def _python_file(path: Path, root: Path, settings: ReaderConfig, licence: str) -> Iterator[Read]:
-    def documents() -> Iterator[Document]:
-        text = _source(path, settings)
-        tree = ast.parse(text)
-        where = path.relative_to(root)
-        parts = [*where.with_suffix("").parts]
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)
-        file = _PythonFile(text, where.as_posix(), module, settings, licence)
-        yield from file.prose(tree, module)
-        yield from file.code(tree)
-
-    return _guarded(path, root, documents)
-
-
-class _PythonFile:
-    """One parsed module: its docstrings as prose and its definitions as code."""
-
-    def __init__(
-        self, text: str, path: str, module: str, settings: ReaderConfig, licence: str
-    ) -> None:
-        self.text, self.path, self.module = text, path, module
-        self.settings, self.licence = settings, licence
-        # as the parser counts them: str.splitlines would also split at form feeds
-        self.lines = [line + "\n" for line in text.split("\n")]
-
-    def prose(self, node: ast.AST, name: str) -> Iterator[Document]:
-        """The docstrings of a module and, depth first, of what it defines."""
-        doc = ast.get_docstring(node) if isinstance(node, (ast.Module, *DEFINITION)) else None
-        kind = _kind(node)
-        if doc and (kind == "module" or len(doc) >= self.settings.docstring_chars):
-            text = _encodable(f"{name}\n\n{doc}\n")
-            source = _prose_class(text, self.settings)
-            yield self._document(text, source, name, f"{kind} documentation")
-        for child in getattr(node, "body", []):
-            if isinstance(child, DEFINITION):
-                yield from self.prose(child, f"{name}.{child.name}")
-
-    def code(self, tree: ast.Module) -> Iterator[Document]:
-        """The module whole, or its top-level definitions when it is long."""
-        if len(self.text) <= self.settings.split_chars:
-            doc = ast.get_docstring(tree) or ""
-            yield self._document(self.text, "code", self.module, "module", doc)
-            return
-        for node in tree.body:
-            if isinstance(node, DEFINITION):
-                yield from self._definition(node, node.name, method=False)
-
-    def _definition(
-        self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, name: str, method: bool
-    ) -> Iterator[Document]:
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        text = "".join(self.lines[first - 1 : node.end_lineno])
-        if isinstance(node, ast.ClassDef) and len(text) > self.settings.split_chars:
-            for child in node.body:
-                if isinstance(child, DEFINITION):
-                    yield from self._definition(child, f"{name}.{child.name}", method=True)
-            return
-        kind = "method" if method and not isinstance(node, ast.ClassDef) else _kind(node)
-        yield self._document(
-            _dedent(text, node.col_offset), "code", name, kind, ast.get_docstring(node) or ""
-        )
-
-    def _document(
-        self, text: str, source: str, name: str, kind: str, doc: str | None = None
-    ) -> Document:
-        meta = {"path": self.path, "name": name, "kind": kind}
-        if doc is not None:
-            meta |= {"doc": _encodable(inspect.cleandoc(doc)), "format": "python"}
-        return Document(text=text, source=source, licence=self.licence, meta=meta)
-
-
-def _encodable(text: str) -> str:
-    """A string literal can escape half of a surrogate pair, which no file can hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _kind(node: ast.AST) -> str:
-    if isinstance(node, ast.Module):
-        return "module"
-    return "class" if isinstance(node, ast.ClassDef) else "function"
-
-
-def _dedent(text: str, columns: int) -> str:
-    """Moves a nested definition to the left edge; lines that start before its column stay."""
-    if not columns:
-        return text
-    lines = text.splitlines(keepends=True)
-    return "".join(line[columns:] if not line[:columns].strip(" \t") else line for line in lines)
+def _walk(root: Path, passed: set[str]) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if f not in passed]
+        yield from (Path(folder) / name for name in names)

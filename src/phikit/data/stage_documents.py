@@ -1,22 +1,19 @@
-"""The stages that clean: `data.documents` and `data.decontaminate`."""
+"""The stage `data.documents`: cleans what one process can read in a sitting.
+
+`data.corpus` does the same, shard by shard, for what it cannot.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from phikit.data.decontaminate import (
-    DecontaminationConfig,
-    Decontaminator,
-    item_text,
-    sample_text,
-)
+from phikit.data.decontaminate import DecontaminationConfig, Decontaminator, item_text
 from phikit.data.dedup import DedupConfig, Deduplicator
 from phikit.data.filters import FilterConfig, TrigramModel, outliers, rejection
 from phikit.data.readers import Broken, ReaderConfig, read
@@ -25,7 +22,6 @@ from phikit.records import Document, Sample, iter_records, read_records, write_r
 from phikit.stage import Config, Context, Estimate, Stage
 
 _AT_ONCE = 1 << 20  # characters compared with the items at once
-_SAMPLES = 1000  # samples likewise
 _EXCERPT = 300  # characters of a rejected document that are kept for reading
 Row = dict[str, Any]
 
@@ -229,50 +225,6 @@ class _Gathered:
         return found
 
 
-class DecontaminateConfig(DecontaminationConfig):
-    """Samples that hold evaluation items, removed by the rule that documents are held to."""
-
-
-def run_decontaminate(
-    ctx: Context, settings: DecontaminateConfig, inputs: Mapping[str, Path]
-) -> dict[str, Any]:
-    """Removes contaminated samples; both texts of every finding go to the ledger."""
-    items = read_records(inputs["items"] / "items.parquet", Sample)
-    path = inputs["samples"] / "samples.parquet"
-    before: Counter[str] = Counter()
-    removed: Counter[str] = Counter()
-    findings: Counter[str] = Counter()
-    decontaminator = Decontaminator(((i.id, item_text(i)) for i in items), settings)
-    suspects: set[int] = set()
-    samples, first = iter_records(path, Sample), 0
-    while batch := [sample_text(s) for s in islice(samples, _SAMPLES)]:
-        suspects.update(first + n for n in decontaminator.count(batch))
-        first += len(batch)
-    allowed = decontaminator.settle()
-
-    def clean() -> Iterator[Sample]:
-        for number, sample in enumerate(iter_records(path, Sample)):
-            before[sample.kind] += 1
-            if number in suspects and (found := decontaminator.check(sample_text(sample))):
-                ledger.add(found.row(sample.id))
-                findings[found.verdict] += 1
-                if found.verdict == "contaminated":
-                    removed[sample.kind] += 1
-                    continue
-            yield sample
-
-    with LineFile(ctx.dir / "contamination.jsonl") as ledger:
-        kept = write_records(ctx.dir / "samples.parquet", clean(), Sample)
-    return {
-        "samples": kept,
-        "contaminated": findings["contaminated"],
-        "partial": findings["partial"],
-        "by_kind": {k: {"read": n, "removed": removed[k]} for k, n in sorted(before.items())},
-        "items": len(items),
-        "allowed": allowed,
-    }
-
-
 def _estimate(settings: DocumentsConfig) -> Estimate:
     """About 0.7 MB of text per second and core; the library holds about 10 MB in three classes."""
     chars = min(3 * settings.max_chars_per_source, settings.max_chars_per_source + 2_000_000)
@@ -286,12 +238,4 @@ DOCUMENTS: Stage[DocumentsConfig] = Stage(
     inputs=("items",),
     estimate=_estimate,
     help="Reads organic documents, filters, deduplicates and decontaminates them.",
-)
-DECONTAMINATE: Stage[DecontaminateConfig] = Stage(
-    verb="data.decontaminate",
-    config=DecontaminateConfig,
-    run=run_decontaminate,
-    inputs=("items", "samples"),
-    estimate=lambda _: Estimate("all samples of its input", 5),
-    help="Removes samples that hold evaluation items.",
 )

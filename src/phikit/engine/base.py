@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Rollout
+
+#: of the weights while a stage generates: as they are stored, or another one
+Precision = Literal["stored", "bf16", "f32"]
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 
@@ -51,13 +54,15 @@ class Sampling:
         max_tokens: the longest completion, the end token included.
         stop_ids: tokens that end a completion; the one that did is its last id.
         stop: texts that end a completion, also across tokens; the token that completed one is its
-            last id. Needs a generator that knows texts; the local engine refuses it.
+            last id. The local engine needs its tokenizer for it.
         repetition_penalty: the logits of tokens that the prompt or the completion holds are divided
             by this where positive and multiplied where negative (Keskar et al. 2019).
         presence_penalty: taken from the logits of tokens that the completion holds.
         frequency_penalty: taken from them once per occurrence.
         logit_bias: (token, what to add to its logit).
-        constraint: the form that the completion keeps to; the local engine refuses it.
+        constraint: the form that the completion keeps to. It ends at a stop id where the form may
+            end, or with the token after which the form leaves nothing to add. Cut short, it is the
+            beginning of such a form. The local engine needs its tokenizer for it.
         top_logprobs: how many of the most probable tokens to report in the events of every step.
     """
 
@@ -165,20 +170,23 @@ def check(
         )
 
 
-def can_run(request: Request) -> None:
-    """Whether a generator that knows token ids alone can take the request.
+def can_run(request: Request, texts: bool = False) -> None:
+    """Whether a generator can take the request, which knows token ids alone unless `texts`.
 
     Raises:
         PhikitError: it asks for stop texts or a constraint.
     """
+    if texts:
+        return
     if request.sampling.stop:
         raise PhikitError(
             "stop texts need a generator that knows texts; this one sees token ids alone",
-            "stop at ids (stop_ids), or cut the decoded text",
+            "give the engine its tokenizer, or stop at ids (stop_ids)",
         )
     if request.sampling.constraint is not None:
         raise PhikitError(
-            "this generator cannot keep completions to a constraint", "leave the constraint out"
+            "a constraint needs a generator that knows texts; this one sees token ids alone",
+            "give the engine its tokenizer, or leave the constraint out",
         )
 
 

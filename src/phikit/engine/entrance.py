@@ -59,6 +59,8 @@ class Entrance:
         if match.length < goal:
             self._announce(sample, match.at, context)
         self.reused += match.length
+        if not sample.tokens:
+            sample.reused = match.length
         self._admitted += 1
         sample.order = self._admitted
         self.entering.append(sample)

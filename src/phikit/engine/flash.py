@@ -22,7 +22,7 @@ from phikit.engine.flash_pool import FlashPool, FlashPool8
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.flash import Blocks, FlashStep, obstacle
 from phikit.engine.pool import zeros
-from phikit.engine.runner import Piece, Rows
+from phikit.engine.runner import Piece, Rows, RowStates
 from phikit.errors import PhikitError
 from phikit.models.flash.attention import attend_step
 from phikit.models.flash.config import FlashConfig
@@ -132,7 +132,8 @@ class FlashRunner:
         self.device, self.dtype = model.model.embed_tokens.weight.device, model.dtype
         self._pool = FlashPool8 if int8_cache else FlashPool
         self.block_bytes = self._pool.block_bytes(config, block_size, self.dtype)
-        self.states = FlashStates(config, self.dtype, self.device)
+        self._states = FlashStates(config, self.dtype, self.device)
+        self.states: RowStates | None = self._states
         self.prefilled = 0
         self.pool: FlashPool
         self._kernels: FlashStep | None = None
@@ -160,8 +161,8 @@ class FlashRunner:
         for row, piece in enumerate(group):
             ids_BL[row, : counts[row]] = piece.tokens
             table_BJ[row, : len(piece.table)] = piece.table
-        state = self._state(table_BJ, self.states.slots)
-        state.lengths = torch.zeros(self.states.slots.rows, dtype=torch.int64)
+        state = self._state(table_BJ, self._states.slots)
+        state.lengths = torch.zeros(self._states.slots.rows, dtype=torch.int64)
         rows_B = torch.tensor([p.state for p in group])
         state.lengths[rows_B] = torch.tensor([p.start for p in group])
         self.model.prefill(
@@ -176,10 +177,10 @@ class FlashRunner:
         blocks = int(rows.position_N.max()) // self.block_size + 1
         if self._kernels is not None:
             return self._fast_step(rows, slots_N, blocks)
-        state = self._state(rows.table_NJ[:, :blocks], self.states.slots.read(slots_N))
+        state = self._state(rows.table_NJ[:, :blocks], self._states.slots.read(slots_N))
         state.lengths = torch.from_numpy(rows.position_N).clone()
         logits_NV = self.model.step(torch.from_numpy(rows.token_N).to(self.device), state)
-        self.states.slots.write(slots_N, state.slots)
+        self._states.slots.write(slots_N, state.slots)
         return logits_NV
 
     def _fast_step(self, rows: Rows, slots_N: Tensor, blocks: int) -> Tensor:
@@ -188,7 +189,7 @@ class FlashRunner:
         position_N = torch.from_numpy(rows.position_N.astype(np.int32))
         full = Blocks(self.pool.stores, self.block_size, table_NJ, position_N + 1, position_N)
         tokens_N = torch.from_numpy(rows.token_N)
-        return self._kernels(tokens_N, position_N, slots_N, self.states.slots, full)
+        return self._kernels(tokens_N, position_N, slots_N, self._states.slots, full)
 
     def _state(self, table_NJ: np.ndarray, slots: Slots) -> FlashState:
         full = Paged(self.pool, torch.from_numpy(np.ascontiguousarray(table_NJ)).to(self.device))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.guessers import DraftModel, Lookup
@@ -15,6 +16,7 @@ from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.engine.speculate import Speculation
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -40,6 +42,7 @@ class LocalEngine:
         cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
+        tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
         tokens_generated: tokens drawn so far, over all calls.
@@ -53,6 +56,7 @@ class LocalEngine:
         max_batch: int = 256,
         dtype: torch.dtype | None = None,
         invariant: bool = False,
+        tokenizer: Tokenizer | None = None,
         speculate: str | Decoder = "",
         cache: str = "",
     ) -> None:
@@ -60,6 +64,8 @@ class LocalEngine:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
         self.model = model
         self.max_batch = max_batch
+        self.tokenizer = tokenizer
+        self._texts: Texts | None = None
         self.cache = cache
         self.invariant, self.speculate = invariant, speculate
         self.guessed = self.accepted = 0
@@ -96,7 +102,6 @@ class LocalEngine:
         for index, request in enumerate(requests):
             try:
                 self._check(request)
-                can_run(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
@@ -104,6 +109,11 @@ class LocalEngine:
     def _check(self, request: Request) -> None:
         config = self.model.config
         check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
+        can_run(request, self.tokenizer is not None)
+        if self.tokenizer is not None and (request.sampling.stop or request.sampling.constraint):
+            if self._texts is None:
+                self._texts = Texts(self.tokenizer, config.vocab_size)
+            self._texts.check(request.sampling)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         rows = min(self.max_batch, sum(r.n for r in requests))
@@ -147,6 +157,7 @@ class LocalEngine:
             refill=max(1, rows // 8),
             keep=False,
             most_cached=4 * rows,
+            texts=self._texts,
             speculation=self._speculation(rows),
         )
 
@@ -163,7 +174,6 @@ class LocalEngine:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
         self._check(request)
-        can_run(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

@@ -9,6 +9,7 @@ finite; block 0 stays zero.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,8 +83,18 @@ class Pool:
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy asks for memory that the kernel zeroes page by page, at the first touch
+    """Zeros that take memory only where they are touched.
+
+    The kernel maps them anew each time, zeroes page by page at the first touch, and takes them back
+    at the end. A heap that keeps what was freed (`phikit.memory.keep_freed_memory`) would hand out
+    used memory and clear all of it: the second pool of a process would be touched whole.
+    """
     count = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(dtype).view(shape)
+    if device.type != "cpu" or not count:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return torch.zeros(shape, dtype=dtype)
+    mapped = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=dtype).view(shape)

@@ -8,6 +8,7 @@ no log-probabilities, so such rollouts are marked by `meta["ids"] = "retokenized
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 import httpx
 
 from phikit.chat.tokenizer import Tokenizer
-from phikit.engine.base import Finished, Request
+from phikit.engine.base import Constraint, Finished, Request
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
@@ -138,8 +139,8 @@ class RemoteGenerator:
     def _body(self, request: Request) -> dict[str, Any]:
         """What is asked; settings at rest are left out, since not all servers know them."""
         s = request.sampling
-        if s.constraint is not None or s.top_logprobs:
-            raise PhikitError("constraints and top_logprobs cannot be asked of a remote endpoint")
+        if s.top_logprobs:
+            raise PhikitError("top_logprobs cannot be asked of a remote endpoint")
         body: dict[str, Any] = {
             "model": request.adapter or self.model,  # servers offer an adapter as a model
             "temperature": s.temperature, "top_p": s.top_p, "n": request.n,
@@ -147,6 +148,8 @@ class RemoteGenerator:
         }  # fmt: skip
         if s.stop:
             body["stop"] = list(s.stop)
+        if s.constraint is not None:
+            body["response_format"] = _form(s.constraint, bool(self.exact))
         for name, rest in (("top_k", 0), ("min_p", 0.0)):
             if getattr(s, name) != rest:
                 body[name] = getattr(s, name)
@@ -207,6 +210,22 @@ class RemoteGenerator:
             f"{self.url} gave no answer in {self.attempts} attempts; the last: {last}",
             "is the server running, and the address right?",
         )
+
+
+def _form(constraint: Constraint, ours: bool) -> dict[str, Any]:
+    """A constraint as `response_format`; servers that are not phikit's know schemas alone."""
+    if constraint.kind == "json_schema":
+        try:
+            schema = json.loads(constraint.source)
+        except ValueError as e:
+            raise PhikitError(f"the json_schema is not valid JSON: {e}") from e
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    if not ours:
+        raise PhikitError(
+            f"a constraint of the kind {constraint.kind} cannot be asked of this endpoint",
+            "give a JSON schema",
+        )
+    return {"type": constraint.kind, constraint.kind: constraint.source}
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

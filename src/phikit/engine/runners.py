@@ -30,14 +30,12 @@ def runner_of(model: Any, pack: int = 0, invariant: bool = False, cache: str = "
     if cache not in ("", "int8"):
         raise PhikitError(f"the cache is to be {cache!r}", "leave it out, or give 'int8'")
     if isinstance(model, Flash):
-        if cache:
-            raise PhikitError("phi-4-mini-flash has no cache of 8 bits", "leave it out")
         if invariant:
             raise PhikitError(
                 "phi-4-mini-flash has no invariant mode: its prompts are computed in padded groups",
                 "leave `invariant` out",
             )
-        return FlashRunner(model)
+        return FlashRunner(model, int8_cache=cache == "int8")
     if isinstance(model, Decoder):
         if invariant:
             return InvariantRunner(model, cache=cache)

@@ -11,6 +11,7 @@ import numpy as np
 from phikit.engine.base import Request
 from phikit.engine.radix import Node
 from phikit.engine.sampling import Top
+from phikit.engine.texts import Watch
 from phikit.records import Rollout
 
 
@@ -37,6 +38,8 @@ class Sample:
         waits: nodes that others are computing; copy: a part-filled block to copy, and where to.
         state: its slot, for models that have states; after: the sample whose state it forks.
         order: when it was admitted.
+        watch: its stop texts and constraint, if it has any.
+        reused: prompt tokens that were found in the cache when it was first admitted.
         guesses: how many tokens to guess of it, where tokens are guessed.
     """
 
@@ -56,6 +59,8 @@ class Sample:
     state: int = -1
     after: Sample | None = None
     order: int = 0
+    watch: Watch | None = None
+    reused: int = 0
     guesses: float = 4.0
 
     @property
@@ -85,11 +90,12 @@ class Token(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A finished sample."""
+    """A finished sample; of its prompt, `reused` tokens were found in the cache."""
 
     ticket: Ticket
     sample: int
     rollout: Rollout
+    reused: int = 0
 
 
 @dataclass(slots=True)

@@ -7,8 +7,9 @@ nothing but its own request.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -128,14 +129,17 @@ def draw(
     own_NV, p_NV = logits_NV, None
     if adjusted_NV is not None:
         logits_NV = adjusted_NV
-        top_N1 = logits_NV.amax(-1, keepdim=True)
     if settings.all_greedy:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
         logp_N1 = torch.zeros_like(log_z_N1)
     else:
         p_NV = raw_NV
-        if not settings.unit or adjusted_NV is not None:
+        if not settings.unit:
+            if adjusted_NV is not None:
+                top_N1 = logits_NV.amax(-1, keepdim=True)
             p_NV = torch.softmax((logits_NV - top_N1) / settings.temperature_N1, -1)
+        elif adjusted_NV is not None:
+            p_NV = torch.softmax(logits_NV, -1)
         if settings.filtered:
             p_NV = p_NV * kept(p_NV, settings)
         token_N1 = inverse_cdf(p_NV, uniform_N)[:, None]
@@ -261,3 +265,18 @@ def _head(
     least_N1 = best_NC.gather(1, (count_N.clamp(max=width) - 1)[:, None])
     ties_N1 = count_N[:, None] - (best_NC > least_N1).sum(-1, keepdim=True)
     return least_N1, ties_N1, open_N
+
+
+def draws(sampling: Sampling, seed: int, sample: int = 0) -> Callable[[Tensor], int]:
+    """Draws one token after another of one sample, each from its logits [1, V]."""
+    key = np.array([stream_key(seed, sample)], np.uint64)
+    steps = itertools.count()
+    settings: Settings | None = None
+
+    def choose(logits_1V: Tensor) -> int:
+        nonlocal settings
+        settings = settings or Settings.of([sampling], logits_1V.device)
+        uniform = torch.from_numpy(uniforms(key, np.array([next(steps)])))
+        return int(draw(logits_1V.float(), settings, uniform.to(logits_1V.device)).token_N[0])
+
+    return choose

@@ -25,6 +25,7 @@ from phikit.engine.runner import Rows, Runner
 from phikit.engine.samples import Done, Events, Sample, Stats, Ticket
 from phikit.engine.sampling import Settings, draw, likeliest, stream_key, uniforms
 from phikit.engine.speculate import Guess, Speculation
+from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.records import Rollout
 
@@ -44,6 +45,7 @@ class Scheduler:
         keep: whether what finished samples computed stays in the prefix cache.
         speculation: guesses tokens, to be checked several at a time.
         most_cached: how many nodes the prefix cache may have; no limit but memory when left out.
+        texts: of the model's tokens; without them stop texts and constraints are refused.
 
     Raises:
         PhikitError: the cache does not fit into memory.
@@ -59,10 +61,12 @@ class Scheduler:
         refill: int = 1,
         keep: bool = True,
         most_cached: int | None = None,
+        texts: Texts | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         self.runner, self.prefill_tokens, self.refill = runner, prefill_tokens, refill
         self.keep, self.most_cached, self.speculation = keep, most_cached, speculation
+        self.texts = texts
         if speculation is not None and runner.states is not None:
             raise PhikitError(
                 "a model with other state than keys and values cannot take guesses back",
@@ -101,7 +105,7 @@ class Scheduler:
         """
         runner = self.runner
         check(request, runner.vocab_size, runner.max_positions, runner.adapters)
-        can_run(request)
+        can_run(request, self.texts is not None)
         room = self.runner.max_positions - len(request.prompt_ids)
         limit = min(request.sampling.max_tokens, room)
         size = self.blocks.size
@@ -114,11 +118,13 @@ class Scheduler:
                 f"{self.blocks.count - 1} ({(self.blocks.count - 1) * each / 2**20:.0f} MiB)",
                 "ask for fewer tokens, or give the cache more memory",
             )
+        texts, sampling = self.texts, request.sampling
+        watches = [texts.watch(sampling) if texts else None for _ in range(request.n)]
         self._tickets += 1
         ticket = Ticket(self._tickets, request, limit, request.n)
-        for i in range(request.n):
+        for i, watch in enumerate(watches):
             key = stream_key(request.seed, request.first_sample + i)
-            self.waiting.append(Sample(ticket, i, key))
+            self.waiting.append(Sample(ticket, i, key, watch=watch))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -255,6 +261,12 @@ class Scheduler:
             self.adjustments = self._adjust(sampling)
         uniform_N = torch.from_numpy(uniforms(rows.key[:n], rows.count[:n])).to(logits_NV.device)
         adjusted_NV = self.adjustments.apply(logits_NV) if self.adjustments else None
+        if watched := self.texts is not None and any(s.watch for s in rows.samples):
+            assert self.texts is not None
+            masked_NV = self.texts.mask(
+                rows.samples, logits_NV if adjusted_NV is None else adjusted_NV
+            )
+            adjusted_NV = None if masked_NV is logits_NV else masked_NV
         drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV)
         if self.adjustments:
             self.adjustments.record(drawn.token_N)
@@ -264,7 +276,8 @@ class Scheduler:
             events.top = likeliest(logits_NV, drawn, sampling)
         rows.record(token, logprob, raw)
         self.generated += n
-        events.finished = self._leave()
+        ended = self.texts.follow(rows.samples, token) if self.texts and watched else None
+        events.finished = self._leave(ended)
         return events
 
     def _name_adapters(self) -> None:
@@ -281,10 +294,12 @@ class Scheduler:
         ]
         return Adjustments(told, self.runner.vocab_size, self.runner.device)
 
-    def _leave(self) -> list[Done]:
+    def _leave(self, ended: np.ndarray | None = None) -> list[Done]:
         """Takes out the rows that are finished, and those that must be computed anew."""
         rows, n = self.rows, self.rows.n
         stopped = (rows.last[:n, None] == rows.stop[:n]).any(1)
+        if ended is not None:
+            stopped |= ended
         done = stopped | (rows.count[:n] >= rows.limit[:n])
         gone = done
         if self.runner.original is not None:
@@ -309,14 +324,16 @@ class Scheduler:
             self.entrance.keep(sample, (*ticket.request.prompt_ids, *tokens[:-1]))
         self.entrance.give_up(sample)
         ticket.left -= 1
+        problem = sample.watch.problem if sample.watch else ""
         rollout = Rollout(
             prompt_ids=ticket.request.prompt_ids,
             completion_ids=tuple(tokens),
             logprobs=tuple(logprobs),
             raw_logprobs=tuple(raw),
-            finish="stop" if stopped else "length",
+            finish="stop" if stopped and not problem else "length",
+            meta={"constraint": problem} if problem else {},
         )
-        return Done(ticket, sample.number, rollout)
+        return Done(ticket, sample.number, rollout, sample.reused)
 
     def _requeue(self, row: int) -> None:
         """A row gives its blocks up and waits, before all others, with what it has drawn."""

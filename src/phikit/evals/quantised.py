@@ -10,6 +10,7 @@ from random import Random
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.engine.quant import calibrate, check, files
+from phikit.engine.runners import Model
 from phikit.evals import tasks
 from phikit.evals.stages import prompting
 from phikit.models.decoder import Decoder
@@ -63,10 +64,10 @@ def compare(
     of one stream after another: compare them within one table only.
 
     Raises:
-        PhikitError: a directory cannot be loaded, or the models are no dense decoders.
+        PhikitError: a directory cannot be loaded, or the engine does not run the models.
     """
     paths = {"bf16": dense, **quantised}
-    models: dict[str, Decoder] = {}
+    models: dict[str, Model] = {}
     for name, path in paths.items():
         models[name] = load(path)
     reference = models["bf16"]
@@ -83,7 +84,14 @@ def compare(
     return rows
 
 
-def held_out(dense: Path, model: Decoder):  # type: ignore[no-untyped-def]
+def ways(dense: Path) -> list[tuple[str, str]]:
+    """The kinds of weights, and methods of rounding, that there are for a model."""
+    found = [("int8", "rtn"), ("int4", "rtn")]
+    _, model = files.skeleton(dense)
+    return [*found, ("int4", "gptq")] if isinstance(model, Decoder) else found
+
+
+def held_out(dense: Path, model: Model):  # type: ignore[no-untyped-def]
     """The tokens [B, L] that quality is measured on."""
     from phikit.chat.tokenizer import Tokenizer
 
@@ -94,7 +102,7 @@ def held_out(dense: Path, model: Decoder):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-def _right(model: Decoder, ask_as: tasks.Prompting, items: Sequence[Sample]) -> int:
+def _right(model: Model, ask_as: tasks.Prompting, items: Sequence[Sample]) -> int:
     asking = tasks.Asking(samples=0, greedy=True, max_tokens=_ANSWER_TOKENS)
     answers = tasks.ask(LocalEngine(model), ask_as, items, asking)
     return sum(score.verdict.passed for score in tasks.judge(answers, ByName()))

@@ -6,22 +6,37 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from phikit.errors import PhikitError
+from phikit.engine.base import Precision
+from phikit.errors import PhikitError, did_you_mean
+from phikit.evals.stage_ifeval import IFEVAL_STAGE
 from phikit.evals.statistics import accuracy, item_means
 from phikit.evals.tasks import Answer, Asking, Prompting, ask, check_items, judge
 from phikit.files import write_json
 from phikit.records import Sample, Score, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
+from phikit.verify.base import BUILT_IN, VERIFIERS
 
 if TYPE_CHECKING:
+    from phikit.engine.runners import Model
     from phikit.models.decoder import Decoder
 
 Form = Literal["chat", "text"]
+
+
+def _known_verifier(name: str) -> str:
+    known = {*BUILT_IN, *VERIFIERS}
+    if name not in known:
+        raise ValueError(f"no verifier is named {name!r}: {did_you_mean(name, known)}")
+    return name
+
+
+VerifierName = Annotated[str, AfterValidator(_known_verifier)]
 
 
 class EvalConfig(Config):
@@ -34,7 +49,10 @@ class EvalConfig(Config):
         greedy: also ask once at temperature 0.
         max_tokens: the longest answer.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
         items: ask only so many items, spread evenly over the file; 0 asks all.
+        verifiers: other verifiers than the items' own: {math: number} also takes a number that is
+            not stated as "Answer: ...", so that a model is not judged on a form it never learnt.
     """
 
     form: Form = "chat"
@@ -43,7 +61,9 @@ class EvalConfig(Config):
     greedy: bool = True
     max_tokens: int = Field(256, ge=1)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
     items: int = Field(0, ge=0)
+    verifiers: dict[VerifierName, VerifierName] = Field(default_factory=dict)
 
 
 class RecallConfig(Config):
@@ -63,7 +83,7 @@ class RecallConfig(Config):
     beyond: bool = True
 
 
-def prompting(model: Decoder, directory: Path, form: Form) -> Prompting:
+def prompting(model: Model, directory: Path, form: Form) -> Prompting:
     """How to ask the model of a directory: in its chat format, or in pretraining text."""
     from phikit.chat.format import chat_format
     from phikit.chat.tokenizer import Tokenizer
@@ -99,10 +119,17 @@ def run_eval(ctx: Context, config: EvalConfig, inputs: Mapping[str, Path]) -> di
     items = _thin(read_records(path, Sample), config.items)
     check_items(items, str(path))
     asking = Asking(config.samples, config.temperature, config.greedy, config.max_tokens)
-    model, ask_as = _load(inputs["model"] / "model", config.form)
+    model, ask_as = _load(inputs["model"] / "model", config.form, precision=config.precision)
     answers = _generate(ctx, model, ask_as, items, asking, config.batch)
+    answers = [_judged_by(answer, config.verifiers) for answer in answers]
     scores = _score(ctx, answers)
     return summarise(scores, answers)
+
+
+def _judged_by(answer: Answer, verifiers: Mapping[str, str]) -> Answer:
+    """The answer to the same item, whose verifier may be another; the item's id stays."""
+    other = verifiers.get(answer.item.verifier)
+    return replace(answer, item=replace(answer.item, verifier=other)) if other else answer
 
 
 def run_recall(ctx: Context, config: RecallConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -167,11 +194,14 @@ def summarise(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, A
     return summary
 
 
-def _load(directory: Path, form: Form, at_least: int = 0) -> tuple[Decoder, Prompting]:
+def _load(
+    directory: Path, form: Form, at_least: int = 0, precision: Precision = "stored"
+) -> tuple[Decoder, Prompting]:
     """The model of a directory, made to read at least so many positions, and how to ask it."""
+    from phikit.engine.load import dtype_of
     from phikit.models.checkpoint import load
 
-    model = load(directory)
+    model = load(directory, dtype_of(precision))
     if at_least > model.config.max_positions:
         model.config = model.config.with_context(at_least, model.config.rope_theta)
     return model, prompting(model, directory, form)
@@ -245,4 +275,5 @@ STAGES: list[Stage[Any]] = [
         estimate=lambda config: Estimate("one answer per recall item", 3.0),
         help="recall of one fact from contexts of several lengths",
     ),
+    IFEVAL_STAGE,
 ]

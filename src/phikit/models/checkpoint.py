@@ -150,7 +150,10 @@ def fill(module: torch.nn.Module, tensors: Iterator[tuple[str, Tensor]], where: 
     if wrong:
         shown = "\n    ".join(wrong[:20])
         more = f"\n    ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise PhikitError(f"{where}: the tensors do not fit the model:\n    {shown}{more}")
+        raise PhikitError(
+            f"{where}: the tensors do not fit the model:\n    {shown}{more}",
+            "config.json and the weights are not of the same model, or a file is not whole",
+        )
 
 
 def empty(config: Config, dtype: torch.dtype, device: str | torch.device) -> torch.nn.Module:

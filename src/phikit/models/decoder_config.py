@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from phikit.errors import PhikitError
+from phikit.models.hf_keys import end_ids, shape_keys, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,39 +105,26 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig
         PhikitError: a needed key is missing, or RoPE is scaled in a way the family does not use.
     """
 
-    def need(key: str) -> Any:
-        if key not in raw:
-            raise PhikitError(f"{where}: the key {key!r} is missing")
-        return raw[key]
-
+    shape = shape_of(raw, where)
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type") != "default" else {}) or {}
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in (None, "default", "longrope"):
         raise PhikitError(f"{where}: RoPE scaling {kind!r} is not one that the family uses")
-    max_positions = int(need("max_position_embeddings"))
     long_rope = None
     if kind == "longrope":
         original = raw.get("original_max_position_embeddings") or scaling.get(
-            "original_max_position_embeddings", max_positions
+            "original_max_position_embeddings", shape["max_positions"]
         )
         long_rope = LongRope(
             tuple(map(float, scaling["short_factor"])),
             tuple(map(float, scaling["long_factor"])),
             int(original),
         )
-    eos = raw.get("eos_token_id")
-    heads = int(need("num_attention_heads"))
     window = raw.get("sliding_window")
     return DecoderConfig(
-        vocab_size=int(need("vocab_size")),
-        hidden_size=int(need("hidden_size")),
-        intermediate_size=int(need("intermediate_size")),
-        layers=int(need("num_hidden_layers")),
-        heads=heads,
-        kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or need("hidden_size") // heads),
-        max_positions=max_positions,
+        **shape,
+        head_dim=int(raw.get("head_dim") or shape["hidden_size"] // shape["heads"]),
         rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
         rope_fraction=float(
             raw.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
@@ -145,9 +133,8 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig
         sliding_window=int(window) if window else None,
         norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
         tied=bool(raw.get("tie_word_embeddings", False)),
-        init_std=float(raw.get("initializer_range", 0.02)),
         bos_id=raw.get("bos_token_id"),
-        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        eos_ids=end_ids(raw.get("eos_token_id")),
         pad_id=raw.get("pad_token_id"),
         architecture=(raw.get("architectures") or ["Phi3ForCausalLM"])[0],
     )
@@ -158,32 +145,14 @@ def to_hf(config: DecoderConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     raw: dict[str, Any] = {
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
+        **shape_keys(config, dtype),
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
         "original_max_position_embeddings": config.max_positions,
         "partial_rotary_factor": config.rope_fraction,
         "rope_theta": config.rope_theta,
         "rope_scaling": None,
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "initializer_range": config.init_std,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
-        "sliding_window": config.sliding_window,
         "attention_bias": False,
-        "attention_dropout": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "torch_dtype": dtype,
-        "use_cache": True,
     }
     if config.long_rope is not None:
         raw["original_max_position_embeddings"] = config.long_rope.original_max_positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,11 +82,15 @@ def explain(member: Member) -> str:
             "memory      " + ", ".join(_memory(size, p) for p in PRECISIONS),
             f"cache       {size.cache_bytes_per_token:,} bytes per position in bf16, "
             f"{gigabytes(size.full_cache_bytes)} GB when the context is full",
-            *_beside(config),
+            *(line for text in _beside(config) for line in _wrapped(text)),
             "",
             *(_drawing(config) if isinstance(config, DecoderConfig) else _flash(config)),
         ]
     )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 79, subsequent_indent=" " * 12)
 
 
 def _beside(config: DecoderConfig | FlashConfig) -> list[str]:

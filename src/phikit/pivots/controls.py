@@ -7,6 +7,7 @@ no evidence but whether the solution came out right.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from phikit.engine.base import Finished, Request, Sampling, collect
+from phikit.engine.base import Finished, Precision, Request, Sampling, collect
 from phikit.errors import PhikitError
+from phikit.pivots.drawing import count_cost, engine_of, portions
 from phikit.pivots.read import SearchFolder, search_folder
-from phikit.records import Pair, Rollout, write_records
+from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import Problem, read_problems
+from phikit.verify.base import ByName, Problem
 
 if TYPE_CHECKING:
     from phikit.chat.format import ChatFormat
@@ -36,6 +38,7 @@ class ResponsesConfig(Config):
         pairs_per_problem: right and wrong answers of a problem are paired up to this often.
         temperature, max_tokens: how answers are drawn.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
     """
 
     per_problem: int = Field(16, ge=2)
@@ -43,6 +46,7 @@ class ResponsesConfig(Config):
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(1024, ge=1)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
 
 
 class RandomConfig(Config):
@@ -52,11 +56,13 @@ class RandomConfig(Config):
         tries: tokens drawn at a place to find another than the solution's.
         temperature: of those draws.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
     """
 
     tries: int = Field(16, ge=1)
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
 
 
 # --- Whole answers -------------------------------------------------------------------------------
@@ -65,39 +71,62 @@ class RandomConfig(Config):
 def run_responses(
     ctx: Context, config: ResponsesConfig, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Draws answers until the search's tokens are spent, and writes pairs.parquet."""
-    from phikit.verify.base import ByName
+    """Draws answers until the search's tokens are spent, and writes pairs.parquet.
 
-    engine, chat = _engine(inputs["model"] / "model", config.batch)
+    When every problem was asked and tokens are left, all are asked for further answers.
+    """
+    engine, chat = engine_of(inputs["model"] / "model", config.batch, config.precision)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
+    pairs: list[Pair] = []
+    spent = asked = 0
+    for first in itertools.count(0, config.per_problem):
+        number = 0  # of the problem, for its random stream
+        for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
+            judged = _asked(engine, chat, config, portion, ctx.seed ^ _STREAM, number, first)
+            number += len(portion)
+            for problem, answers in judged:
+                spent += sum(len(r.completion_ids) for r, _ in answers)
+                pairs += _answer_pairs(problem, answers, config.pairs_per_problem)
+            ctx.progress.update(min(spent, budget), budget, pairs=len(pairs))
+            if spent >= budget:
+                break
+        asked = max(asked, number)
+        if spent >= budget or not spent:
+            break
+    write_records(ctx.dir / "pairs.parquet", pairs, Pair)
+    count_cost(ctx, engine)
+    return {"problems": asked, "tokens": spent, "budget": budget, "pairs": len(pairs)}
+
+
+def _asked(
+    engine: LocalEngine,
+    chat: ChatFormat,
+    config: ResponsesConfig,
+    portion: Sequence[tuple[Sample, tuple[int, ...]]],
+    stream: int,
+    number: int,
+    first: int,
+) -> list[tuple[Problem, list[tuple[Rollout, bool]]]]:
+    """Each problem of a portion with answers number `first` and up, and their verdicts."""
     sampling = Sampling(
         temperature=config.temperature, max_tokens=config.max_tokens, stop_ids=chat.stop_ids
     )
-    pairs: list[Pair] = []
-    spent = asked = 0
-    for problems in _portions(inputs["problems"], chat, engine.model.config.max_positions):
-        requests = [
-            Request(ids, sampling, config.per_problem, ctx.seed ^ _STREAM ^ (asked + i))
-            for i, (_, ids) in enumerate(problems)
-        ]
-        groups = collect(engine, requests)
-        asked += len(problems)
-        spent += sum(len(r.completion_ids) for group in groups for r in group)
-        answers = [
-            (problem, chat.text(r.completion_ids))
-            for (problem, _), group in zip(problems, groups, strict=True)
-            for r in group
-        ]
-        verdicts = iter([v.passed for v in ByName().verify(answers)])
-        for (problem, _), group in zip(problems, groups, strict=True):
-            judged = [(r, next(verdicts)) for r in group]
-            pairs += _answer_pairs(problem, judged, config.pairs_per_problem)
-        ctx.progress.update(min(spent, budget), budget, pairs=len(pairs))
-        if spent >= budget:
-            break
-    write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    _count(ctx, engine)
-    return {"problems": asked, "tokens": spent, "budget": budget, "pairs": len(pairs)}
+    requests = [
+        Request(ids, sampling, config.per_problem, stream ^ (number + i), first)
+        for i, (_, ids) in enumerate(portion)
+    ]
+    groups = collect(engine, requests)
+    problems = [Problem.of(sample) for sample, _ in portion]
+    answers = [
+        (problem, chat.text(r.completion_ids))
+        for problem, group in zip(problems, groups, strict=True)
+        for r in group
+    ]
+    verdicts = iter(ByName().verify(answers))
+    return [
+        (problem, [(r, next(verdicts).passed) for r in group])
+        for problem, group in zip(problems, groups, strict=True)
+    ]
 
 
 def _answer_pairs(
@@ -118,28 +147,12 @@ def _answer_pairs(
         )  # fmt: skip
 
 
-def _portions(
-    folder: Path, chat: ChatFormat, context: int, size: int = 64
-) -> Iterator[list[tuple[Problem, tuple[int, ...]]]]:
-    portion = []
-    for sample in read_problems(folder):
-        messages = sample.prompt or ({"role": "user", "content": sample.text},)
-        ids = tuple(chat.render(messages, generation_prompt=True).ids)
-        if len(ids) < context:
-            portion.append((Problem.of(sample), ids))
-        if len(portion) == size:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
-
-
 # --- Random tokens -------------------------------------------------------------------------------
 
 
 def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Writes as many pairs at random tokens as the search found at pivots."""
-    engine, _ = _engine(inputs["model"] / "model", config.batch)
+    engine, _ = engine_of(inputs["model"] / "model", config.batch, config.precision)
     found = search_folder(inputs["search"])
     wanted = int(found.record["summary"]["pairs"])
     places = _places(found, ctx.seed)
@@ -163,7 +176,7 @@ def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -
             if other is not None and len(pairs) < wanted:
                 pairs.append(place.pair(other))
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    _count(ctx, engine)
+    count_cost(ctx, engine)
     return {"pairs": len(pairs), "tokens": engine.tokens_generated}
 
 
@@ -201,21 +214,6 @@ def _places(found: SearchFolder, seed: int) -> Iterator[_Place]:
     random.Random(seed ^ _STREAM).shuffle(everywhere)
     for trace, solution, i in everywhere:
         yield _Place(trace, solution, i)
-
-
-def _engine(directory: Path, batch: int) -> tuple[LocalEngine, ChatFormat]:
-    from phikit.chat.format import chat_format
-    from phikit.chat.load import load_tokenizer
-    from phikit.engine.load import load
-    from phikit.engine.local import LocalEngine
-
-    return LocalEngine(load(directory), max_batch=batch), chat_format(load_tokenizer(directory))
-
-
-def _count(ctx: Context, engine: LocalEngine) -> None:
-    tokens = engine.tokens_generated + engine.tokens_prefilled
-    ctx.cost.tokens_generated += engine.tokens_generated
-    ctx.cost.flops += tokens * engine.model.config.flops_per_token(128)
 
 
 STAGES: list[Stage[Any]] = [

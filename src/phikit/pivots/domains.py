@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from phikit.records import Pair
+
 UNKNOWN = "unknown + safety data"
 CHOICE = "generic multiple-choice Q&A"
 MATH = "math data"
@@ -17,7 +19,9 @@ OTHER_CODE = "cpp, go, java, js, rust data"
 OTHER = "other"
 
 REPORTED = {UNKNOWN: 3_000, CHOICE: 132_859, MATH: 76_552, PYTHON: 16_080, OTHER_CODE: 21_806}
-_BY_VERIFIER = {"refusal": UNKNOWN, "choice": CHOICE, "math": MATH, "code": PYTHON}
+_BY_VERIFIER = {
+    "refusal": UNKNOWN, "choice": CHOICE, "math": MATH, "number": MATH, "code": PYTHON
+}  # fmt: skip
 _LANGUAGES = ("cpp", "c++", "go", "java", "javascript", "js", "rust")
 
 
@@ -30,11 +34,12 @@ def domain(verifier: str, kind: str, pair_kind: str = "pivot") -> str:
     return _BY_VERIFIER.get(verifier, OTHER)
 
 
-def count(rows: Iterable[tuple[str, str, str]]) -> dict[str, int]:
-    """Pairs per class from (verifier, kind, pair kind), in the report's order."""
+def count(pairs: Iterable[Pair]) -> dict[str, int]:
+    """Pairs per class, in the report's order."""
     counts = dict.fromkeys((*REPORTED, OTHER), 0)
-    for row in rows:
-        counts[domain(*row)] += 1
+    for pair in pairs:
+        verifier, kind = (str(pair.evidence.get(key, "")) for key in ("verifier", "domain"))
+        counts[domain(verifier, kind, pair.kind)] += 1
     return counts
 
 

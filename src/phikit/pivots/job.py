@@ -16,10 +16,12 @@ from typing import Any
 
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
-from phikit.engine.load import load
+from phikit.engine.base import Finished, Generator, Request
+from phikit.engine.load import dtype_of, load
 from phikit.engine.local import LocalEngine
 from phikit.files import LineFile, write_atomic
-from phikit.models.decoder import Decoder
+from phikit.models.architectures import read_config
+from phikit.models.decoder_config import DecoderConfig
 from phikit.pivots.config import PivotsConfig
 from phikit.pivots.pairs import pivot_pairs
 from phikit.pivots.results import SearchResult, Totals, Trace
@@ -35,32 +37,52 @@ BY_FINAL_ANSWER = ("math", "choice", "exact")
 
 
 def search_problems(
-    ctx: Context, config: PivotsConfig, directory: Path, samples: Sequence[Sample]
+    ctx: Context,
+    config: PivotsConfig,
+    directory: Path,
+    samples: Sequence[Sample],
+    generator: Generator | None = None,
 ) -> dict[str, Any]:
     """Searches the problems with the model of a directory; goes on from the rounds that are there.
+
+    Args:
+        generator: where the model's rollouts come from, if it is not to be run here; it must take
+            and return token ids. The directory then gives the tokenizer and the shape alone.
 
     Returns:
         The summary: questions, pivots, pairs by kind, tokens.
     """
-    model = load(directory)
+    if generator is None:
+        model = load(directory, dtype_of(config.precision))
+        shape, generator = model.config, LocalEngine(model, max_batch=config.batch)
+    else:
+        shape = read_config(directory)
     tokenizer = load_tokenizer(directory)
     chat = chat_format(tokenizer)
     problems = _spread(samples, config.problems)
-    questions = list(_questions(problems, chat, model.config.max_positions))
+    questions = list(_questions(problems, chat, shape.max_positions))
     (ctx.dir / "rounds").mkdir(parents=True, exist_ok=True)
     ctx.metrics.rewrite([])
 
-    def on_round(totals: Totals) -> None:
-        ctx.metrics.append(dataclasses.asdict(totals))
-        if config.total_tokens:
-            done = (totals.tokens, config.total_tokens)
-        else:
-            done = (totals.finished, len(questions))
-        ctx.progress.update(*done, questions=totals.questions, samples=totals.samples)
+    seen = Totals()
 
+    def show(more: int = 0) -> None:
+        if config.total_tokens:
+            done = (seen.tokens, config.total_tokens)
+        else:
+            done = (seen.finished, len(questions))
+        ctx.progress.update(*done, questions=seen.questions, samples=seen.samples + more)
+
+    def on_round(totals: Totals) -> None:
+        nonlocal seen
+        seen = dataclasses.replace(totals)
+        ctx.metrics.append(dataclasses.asdict(totals))
+        show()
+
+    show()
     with LineFile(ctx.dir / "searches.jsonl") as traces:
         result = search(
-            LocalEngine(model, max_batch=config.batch),
+            _Shown(generator, show),
             ByName(),
             questions,
             chat.text,
@@ -76,8 +98,21 @@ def search_problems(
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     rows = [_pivot_row(dataclasses.asdict(p), tokenizer.decode) for p in result.pivots]
     write_atomic(ctx.dir / "pivots.jsonl", "".join(_line(row) for row in rows))
-    _count(ctx, model, result.totals)
+    _count(ctx, shape, result.totals)
     return _summary(result, pairs)
+
+
+class _Shown:
+    """A generator whose finished samples are shown before their round is complete."""
+
+    def __init__(self, generator: Generator, show: Callable[[int], None], every: int = 64) -> None:
+        self.generator, self.show, self.every = generator, show, every
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        for count, finished in enumerate(self.generator.generate(requests), 1):
+            if count % self.every == 0:
+                self.show(count)
+            yield finished
 
 
 def _spread(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
@@ -119,11 +154,11 @@ def _pivot_row(row: dict[str, Any], decode: Callable[[Sequence[int]], str]) -> d
     return row
 
 
-def _count(ctx: Context, model: Decoder, totals: Totals) -> None:
+def _count(ctx: Context, shape: DecoderConfig, totals: Totals) -> None:
     """Adds the search's cost; prompts count once per request, as the engine reads them."""
     mean = (totals.prefilled / max(totals.requests, 1)) + totals.tokens / max(totals.samples, 1)
     ctx.cost.tokens_generated += totals.tokens
-    each = model.config.flops_per_token(round(mean / 2))
+    each = shape.flops_per_token(round(mean / 2))
     ctx.cost.flops += each * (totals.tokens + totals.prefilled)
 
 

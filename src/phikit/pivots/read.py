@@ -65,6 +65,22 @@ class SearchFolder:
         return next((p for p in named if p.is_dir()), None)
 
 
+def pair_folder(path: Path) -> SearchFolder:
+    """Opens the folder of a finished search, or of another stage that made pairs.
+
+    Raises:
+        PhikitError: there is none, or it is not finished.
+    """
+    if (path / "stage.json").exists() and not (path / "pivots.jsonl").exists():
+        if not (path / "pairs.parquet").exists():
+            raise PhikitError(
+                f"{path}: this stage made no pairs",
+                "give the folder of a search, or of a stage such as pivots.refusals",
+            )
+        return SearchFolder(path, read_json(path / "stage.json"), [])
+    return search_folder(path)
+
+
 def search_folder(path: Path) -> SearchFolder:
     """Opens the folder of a finished search.
 

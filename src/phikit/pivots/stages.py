@@ -8,6 +8,7 @@ from typing import Any
 
 from phikit.pivots.config import PivotsConfig
 from phikit.pivots.controls import STAGES as CONTROLS
+from phikit.pivots.refusals import REFUSAL_STAGES
 from phikit.stage import Context, Estimate, Stage
 from phikit.verify.base import read_problems
 
@@ -42,4 +43,5 @@ STAGES: list[Stage[Any]] = [
         help="Pivotal Token Search: the tokens that decide, and preference pairs from them",
     ),
     *CONTROLS,
+    *REFUSAL_STAGES,
 ]

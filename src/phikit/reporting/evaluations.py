@@ -113,8 +113,11 @@ class Evaluations:
 
     @property
     def headline(self) -> Comparison | None:
-        """The final model against the SFT model, or against the first evaluated one."""
+        """The final model against the published one that the run began with; in a run that made
+        its own, against the SFT model, or against the first evaluated one."""
         start = self.sft or (self.chain[0] if self.chain else None)
+        if self.chain and self.chain[0].model.verb == "train.start":
+            start = self.chain[0]
         if start is None or self.final is None or start is self.final:
             return None
         return compare("final against " + start.model.name, start, self.final)

@@ -16,6 +16,7 @@
     return e;
   };
   const share = (p) => (p === null || p === undefined ? "?" : Math.round(100 * Math.min(1, Math.max(0, p))) + "\u202f%");
+  const chance = (p) => (p > 0.995 && p < 1 ? "over\u202f99\u202f%" : p < 0.005 ? "under\u202f1\u202f%" : share(p)); // a drawn token's is neither 0 nor 1
   const signed = (d) => (d < 0 ? "−" : "+") + Math.abs(100 * d).toFixed(0);
   const visible = (text) => text.replace(/\n/g, "↵").replace(/^ | $/g, "␣");
   const isPivot = (t) => t.alt !== undefined;
@@ -170,13 +171,13 @@
       head.append(` p(success) ${share(t.b)} → ${share(t.a)}: `, element("b", `${signed(t.d)} points`));
       head.append(isPivot(t) ? ` (interval ${signed(t.lo)} to ${signed(t.hi)}), a confirmed pivot` : ", an estimate");
     }
-    head.append(element("small", ` drawn with probability ${share(t.q)}`));
+    head.append(element("small", ` drawn with probability ${chance(t.q)}`));
     box.append(head);
     if (isPivot(t) && t.alt.length) {
       const list = element("ul");
       for (const a of t.alt) {
         const row = element("li");
-        row.append(element("code", visible(a.t)), element("span", ` p(success) ${share(a.p)} from ${a.n} rollouts, drawn with probability ${share(a.q)}`));
+        row.append(element("code", visible(a.t)), element("span", ` p(success) ${share(a.p)} from ${a.n} rollouts, drawn with probability ${chance(a.q)}`));
         if (a.ok) row.append(element("span", "in the training pair", "kind"));
         list.append(row);
       }

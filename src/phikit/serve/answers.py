@@ -5,88 +5,126 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from phikit.serve.requests import Served
+from phikit.serve.served import Served
 from phikit.serve.text import Characters, Part, Parts
 from phikit.serve.worker import Update
-
-_FRAGMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Sample:
     """One choice in the making.
 
+    Args:
+        stream: its text is shown as it comes.
+        chat: it has parts (reasoning, the answer, calls of `tools`).
+        ends: tokens that end it and are not shown.
+
     Attributes:
         finish: OpenAI's finish_reason, when it is at its end.
         token_ids, logprobs, raw_logprobs: everything drawn, the end token included.
+        tops: of every token the likeliest ones, when they were asked.
+        reused: prompt tokens that were found in the cache.
     """
 
     def __init__(
-        self, model: Served, stops: tuple[str, ...], chat: bool, tools: bool, ends: tuple[int, ...]
-    ) -> None:
-        self.model, self.ends = model, frozenset(ends)
-        self.characters = Characters(model.tokenizer, stops)
+        self, model: Served, stops: tuple[str, ...], stream: bool, chat: bool, tools: bool,
+        ends: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.model, self.ends, self.stream = model, frozenset(ends), stream
+        self.characters = Characters(model.bytes, stops)
         self.parts = Parts(tools) if chat else None
         self.text: dict[str, str] = {}
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.raw_logprobs: list[float] = []
+        self.tops: list[Sequence[tuple[int, float]]] = []
         self.finish: str | None = None
+        self.reused = 0
+        self.problem = ""
         self.fresh = 0  # tokens whose chunk is out already
+        self._ids: list[str] = []  # of calls
+        self._offset, self._counted = 0, 0
 
-    def feed(self, update: Update) -> list[Part]:
+    def feed(self, updates: Sequence[Update]) -> list[Part]:
         """Takes news in; returns the new text."""
-        new = ""
-        columns = zip(update.tokens, update.logprobs, update.raw_logprobs, strict=True)
-        for token, logprob, raw in columns:
-            self.token_ids.append(token)
-            self.logprobs.append(logprob)
-            self.raw_logprobs.append(raw)
-            if token in self.ends:
-                continue
-            new += self.characters.push(token)
-            if self.characters.stopped:
-                self.finish = "stop"
-                break
-        if update.finish is not None and self.finish is None:
+        tokens = [token for update in updates for token in update.tokens]
+        for update in updates:
+            self.logprobs += update.logprobs
+            self.raw_logprobs += update.raw_logprobs
+            self.tops += update.tops
+            if update.finish is not None:
+                self.finish, self.reused = update.finish, update.reused
+                self.problem = update.problem
+        self.token_ids += tokens
+        new = self.characters.push([token for token in tokens if token not in self.ends])
+        if self.finish is not None:
             new += self.characters.finish()
-            self.finish = "stop" if self.characters.stopped else update.finish
-        if self.parts is None:
-            out = [("text", new)] if new else []
-        else:
+        out = [("text", new)] if new else []
+        if self.parts is not None:
             out = self.parts.push(new)
             if self.finish is not None:
-                out += self.parts.finish()
-                if self.parts.calls:
-                    self.finish = "tool_calls"
+                out += self._end(self.parts)
         for name, text in out:
             self.text[name] = self.text.get(name, "") + text
         return out
 
-    def calls(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "index": i,
-                "id": f"call_{secrets.token_hex(12)}",
-                "type": "function",
-                "function": {
-                    "name": call.name,
-                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
-                },
-            }
-            for i, call in enumerate(self.parts.calls if self.parts else ())
-        ]
+    def _end(self, parts: Parts) -> list[Part]:
+        out = parts.finish()
+        if parts.calls:
+            self.finish = "tool_calls"
+        elif self.stream and parts.calling:
+            out = []  # the call is out already, as far as it was written
+        return out
+
+    # --- tool calls ------------------------------------------------------------------------------
+
+    def _id(self, index: int) -> str:
+        while len(self._ids) <= index:
+            self._ids.append(f"call_{secrets.token_hex(12)}")
+        return self._ids[index]
+
+    def call_deltas(self) -> list[dict[str, Any]]:
+        """What is new of the calls, for a chunk."""
+        if self.parts is None:
+            return []
+        deltas, self.parts.deltas = self.parts.deltas, []
+        found: list[dict[str, Any]] = []
+        for index, name, arguments in deltas:
+            if name is not None:
+                function = {"name": name, "arguments": arguments}
+                found.append(
+                    {"index": index, "id": self._id(index), "type": "function",
+                     "function": function}
+                )  # fmt: skip
+            elif found and found[-1]["index"] == index:
+                found[-1]["function"]["arguments"] += arguments
+            else:
+                found.append({"index": index, "function": {"arguments": arguments}})
+        return found
 
     def message(self) -> dict[str, Any]:
-        calls = self.calls()
         said: dict[str, Any] = {"role": "assistant", "content": self.text.get("content", "")}
         if "reasoning_content" in self.text:
             said["reasoning_content"] = self.text["reasoning_content"]
+        calls = self.parts.calls if self.parts else []
         if calls:
             said["content"] = said["content"] or None
-            said["tool_calls"] = [{k: v for k, v in c.items() if k != "index"} for c in calls]
+            said["tool_calls"] = [
+                {
+                    "id": self._id(i),
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                    },
+                }
+                for i, call in enumerate(calls)
+            ]
         return said
+
+    # --- log-probabilities -----------------------------------------------------------------------
 
     def extras(self, start: int, prompt: tuple[int, ...] | None) -> dict[str, Any]:
         """Token ids and log-probabilities from token `start` on."""
@@ -99,29 +137,44 @@ class Sample:
             found["prompt_token_ids"] = list(prompt)
         return found
 
+    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self.model.bytes[token]
+        return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
     def chat_logprobs(self, start: int = 0) -> dict[str, Any]:
-        """The model's own log-probabilities of the tokens."""
-        content = []
-        for token, raw in zip(self.token_ids[start:], self.raw_logprobs[start:], strict=True):
-            text = self.model.tokenizer.decode([token])
-            known = None if _FRAGMENT in text else list(text.encode())
-            content.append({"token": text, "logprob": raw, "bytes": known, "top_logprobs": []})
+        """The model's own log-probabilities of the tokens, and of the likeliest ones."""
+        tops = self.tops[start:] or [()] * (len(self.token_ids) - start)
+        columns = zip(self.token_ids[start:], self.raw_logprobs[start:], tops, strict=True)
+        content = [
+            self._spelled(token, raw) | {"top_logprobs": [self._spelled(*one) for one in top]}
+            for token, raw, top in columns
+        ]
         return {"content": content, "refusal": None}
 
     def plain_logprobs(self, start: int = 0) -> dict[str, Any]:
-        decode = self.model.tokenizer.decode
-        tokens = [decode([token]) for token in self.token_ids[start:]]
-        before = len("".join(decode([token]) for token in self.token_ids[:start]))
-        offsets = []
-        for token in tokens:
-            offsets.append(before)
-            before += len(token)
+        """The same as `/v1/completions` has it; offsets are counted in characters."""
+        table = self.model.bytes
+        for token in self.token_ids[self._counted : start]:
+            self._offset += _letters(table[token])
+        self._counted, at, offsets = start, self._offset, []
+        for token in self.token_ids[start:]:
+            offsets.append(at)
+            at += _letters(table[token])
+        tops = [
+            {table[token].decode(errors="replace"): raw for token, raw in reversed(top)}
+            for top in self.tops[start:]
+        ]
         return {
-            "tokens": tokens,
+            "tokens": [table[t].decode(errors="replace") for t in self.token_ids[start:]],
             "token_logprobs": self.raw_logprobs[start:],
-            "top_logprobs": None,
+            "top_logprobs": tops or None,
             "text_offset": offsets,
         }
+
+
+def _letters(data: bytes) -> int:
+    """How many characters begin in some bytes of UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)
 
 
 def head(kind: str, model: str) -> dict[str, Any]:
@@ -135,14 +188,15 @@ def head(kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
+def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
 def event(data: Any) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(data).encode() + b"\n\n"
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"

@@ -9,23 +9,21 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.serve.generation import Generation
 from phikit.serve.guard import Guard, error_body
 from phikit.serve.metrics import Metrics
-from phikit.serve.requests import (
-    Limits,
-    Refused,
-    Served,
-    engine_requests,
-    prompts,
-    refuse_unsupported,
-)
-from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from phikit.serve.worker import Busy
+from phikit.serve.page import add_page
+from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
+from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, ErrorBody, TokenizeBody
+from phikit.serve.served import Refused, Served
+from phikit.serve.worker import BadForm, Busy
+
+# the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many
+_STATUSES = (400, 401, 404, 408, 413, 429)
 
 
 class _Missing(PhikitError):
@@ -43,27 +41,40 @@ def _error(
 def build(models: Sequence[Served], limits: Limits, keys: Sequence[str] = ()) -> Guard:
     """The application. Its engines start and stop with it."""
     served = {m.name: m for m in models}
-    metrics = Metrics([m.worker for m in models])
+    workers = list(dict.fromkeys(m.worker for m in models))  # a model and its adapters share one
+    metrics = Metrics(workers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for model in models:
-            model.worker.begin()
+        for worker in workers:
+            await worker.begin()
         yield
-        for model in models:
-            await asyncio.to_thread(model.worker.stop)
+        await asyncio.gather(*(worker.stop() for worker in workers))
 
     app = FastAPI(
         title="phikit", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={status: {"model": ErrorBody} for status in _STATUSES},
     )  # fmt: skip
     _errors(app)
     _about(app, served, metrics)
     _generation(app, served, limits)
+    add_page(app)
+    _publish(app)
 
     def count(path: str, status: int) -> None:
         metrics.answers.labels(path, str(status)).inc()
 
     return Guard(app, limits, keys, count)
+
+
+def _publish(app: FastAPI) -> None:
+    """The OpenAPI document says what is answered: 400 to a wrong body, not the framework's 422."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _model(served: Mapping[str, Served], name: str) -> Served:
@@ -84,7 +95,9 @@ def _errors(app: FastAPI) -> None:
             return _error(429, text(error), code="queue_full")
         if isinstance(error, _Missing):
             return _error(404, text(error), "model", "model_not_found")
-        return _error(400, text(error), error.param if isinstance(error, Refused) else None)
+        param = error.param if isinstance(error, Refused) else None
+        param = "response_format" if isinstance(error, BadForm) else param
+        return _error(400, text(error), param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -108,6 +121,7 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
         return {
             "id": model.name, "object": "model", "created": 0, "owned_by": "phikit",
             "max_model_len": model.context,
+            **({"parent": model.worker.name} if model.adapter else {}),
         }  # fmt: skip
 
     @app.get("/v1/models")
@@ -125,7 +139,7 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
             return JSONResponse({"status": "failed", "models": dead}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -146,7 +160,9 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
 
 
 def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> None:
-    @app.post("/v1/chat/completions")
+    streams: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @app.post("/v1/chat/completions", responses=streams)
     async def chat(body: ChatBody, request: Request) -> Response:
         model = _model(served, body.model)
         refuse_unsupported(body)
@@ -155,7 +171,7 @@ def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> N
         asked = engine_requests(model, body, [ids], limits)
         return await Generation(model, body, asked, limits, bool(tools)).respond(request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=streams)
     async def completions(body: CompletionBody, request: Request) -> Response:
         model = _model(served, body.model)
         refuse_unsupported(body)

@@ -1,13 +1,13 @@
 """One answer: the engine's updates turned into a body or a stream, cancelled when nobody reads it.
 
-A stop string is complete: that sample is cancelled. The client leaves, or the time is over: the
-whole job is. Either way the blocks of the cache are free before the engine's next step.
+The client leaves, or the time is over: the whole job is cancelled, and its blocks of the cache are
+free before the engine's next step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,10 +17,13 @@ from phikit.engine.base import Request as Ask
 from phikit.errors import PhikitError
 from phikit.serve.answers import Sample, event, head, usage
 from phikit.serve.guard import error_body
-from phikit.serve.requests import Limits, Served
+from phikit.serve.requests import Limits
 from phikit.serve.schema import ChatBody, CompletionBody
+from phikit.serve.served import Served
 from phikit.serve.text import Part
 from phikit.serve.worker import Job, Update
+
+_LEFT = 499  # nobody reads it, but the figures tell: the client has left
 
 
 class _Stream(StreamingResponse):
@@ -53,14 +56,16 @@ class Generation:
         self.model, self.body, self.asked, self.limits = model, body, asked, limits
         self.chat = isinstance(body, ChatBody)
         ends = asked[0].sampling.stop_ids
-        self.samples = [Sample(model, body.stops, self.chat, tools, ends) for _ in asked]
+        self.samples = [
+            Sample(model, body.stops, body.stream, self.chat, tools, ends) for _ in asked
+        ]
         self.kind = "chat.completion" if self.chat else "text_completion"
         logprobs = body.logprobs
         self.logprobs = logprobs if isinstance(logprobs, bool) else logprobs is not None
 
     async def respond(self, request: Request) -> Response:
         """Starts the engine, and answers."""
-        every = self.body.stream or bool(self.body.stops)
+        every = self.body.stream or self.asked[0].sampling.top_logprobs > 0
         job = await self.model.worker.start(self.asked, every)
         if self.body.stream:
             return _Stream(self._events(job), job)
@@ -69,21 +74,21 @@ class Generation:
         finally:
             job.close()
 
-    def _feed(self, job: Job, update: Update) -> list[Part]:
-        sample = self.samples[update.sample]
-        if sample.finish is not None:
-            return []  # tokens drawn while the engine was being told to stop
-        out = sample.feed(update)
-        if sample.finish is not None:
-            job.drop(update.sample)
-        return out
+    def _feed(self, updates: Sequence[Update]) -> Iterator[tuple[int, list[Part]]]:
+        """Hands news to the samples that they are of; yields these and their new text."""
+        news: dict[int, list[Update]] = {}
+        for update in updates:
+            news.setdefault(update.sample, []).append(update)
+        for index, mine in news.items():
+            yield index, self.samples[index].feed(mine)
 
     # --- in one piece ----------------------------------------------------------------------------
 
     async def _whole(self, job: Job, request: Request) -> Response:
         async def collect() -> None:
             while job.left:
-                self._feed(job, await job.next())
+                for _ in self._feed(await job.next()):
+                    pass
 
         async def gone() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -96,8 +101,10 @@ class Generation:
                 timeout=self.limits.timeout,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not work.done() and leaving.done():
+                return Response(status_code=_LEFT)
             if not work.done():
-                text = f"the answer was not there after {self.limits.timeout:.0f} s"
+                text = f"the answer was not there after {self.limits.timeout:g} s"
                 return JSONResponse(error_body(408, text, code="timeout"), 408)
             try:
                 work.result()
@@ -123,9 +130,13 @@ class Generation:
             choice |= sample.extras(0, self.asked[index].prompt_ids)
         return choice
 
-    def _usage(self) -> dict[str, int]:
-        prompts = sum(len(r.prompt_ids) for r in self.asked[:: self.body.n])
-        return usage(prompts, sum(len(s.token_ids) for s in self.samples))
+    def _usage(self) -> dict[str, Any]:
+        """Prompts count once, however many samples they have."""
+        n = self.body.n
+        prompts = sum(len(r.prompt_ids) for r in self.asked[::n])
+        drawn = sum(len(s.token_ids) for s in self.samples)
+        groups = (self.samples[i : i + n] for i in range(0, len(self.samples), n))
+        return usage(prompts, drawn, sum(min(s.reused for s in group) for group in groups))
 
     # --- as a stream -----------------------------------------------------------------------------
 
@@ -143,12 +154,14 @@ class Generation:
                     yield event({**start, "choices": [choice]})
             async with asyncio.timeout(self.limits.timeout):
                 while job.left:
-                    update = await job.next()
-                    parts = self._feed(job, update)
-                    for choice in self._chunks(update.sample, parts):
-                        yield event({**start, "choices": [choice]})
+                    # all that is there goes out at once: a packet costs more than a chunk
+                    yield b"".join(
+                        event({**start, "choices": [choice]})
+                        for index, parts in self._feed(await job.next())
+                        for choice in self._chunks(index, parts)
+                    )
         except TimeoutError:
-            text = f"the answer was not whole after {self.limits.timeout:.0f} s"
+            text = f"the answer was not whole after {self.limits.timeout:g} s"
             yield event(error_body(408, text, code="timeout"))
             return
         except PhikitError as error:
@@ -166,9 +179,10 @@ class Generation:
             ({name: text}, None) for name, text in parts
         ]
         fresh = sample.fresh < len(sample.token_ids)
+        if calls := sample.call_deltas():
+            pieces.append(({"tool_calls": calls}, None))
         if sample.finish is not None:
-            calls = sample.calls()
-            pieces.append(({"tool_calls": calls} if calls else {}, sample.finish))
+            pieces.append(({}, sample.finish))
         elif not pieces and fresh and (self.logprobs or self.body.return_token_ids):
             pieces.append(({}, None))
         choices = []

@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OPEN = ("/healthz",)  # paths that need no key
+_OPEN = ("/", "/healthz")  # paths that need no key
 _BODY_SECONDS = 30.0  # a client has, to send its body
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from phikit.engine.samples import Stats
 from phikit.serve.worker import Observer, Worker
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -44,17 +43,17 @@ class Metrics:
 
 
 _GAUGES = (
-    ("phikit_samples_waiting", "Samples in the queue.", lambda s: s.waiting + s.entering),
-    ("phikit_samples_running", "Samples being generated.", lambda s: s.running),
-    ("phikit_cache_blocks", "Blocks of the KV cache.", lambda s: s.blocks),
-    ("phikit_cache_blocks_used", "Blocks that samples hold.", lambda s: s.used),
-    ("phikit_cache_blocks_cached", "Blocks that only the prefix cache holds.", lambda s: s.cached),
+    ("phikit_samples_waiting", "Samples in the queue.", lambda s: s["waiting"] + s["entering"]),
+    ("phikit_samples_running", "Samples being generated.", lambda s: s["running"]),
+    ("phikit_cache_blocks", "Blocks of the KV cache.", lambda s: s["blocks"]),
+    ("phikit_cache_blocks_used", "Blocks that samples hold.", lambda s: s["used"]),
+    ("phikit_cache_blocks_cached", "Blocks only the prefix cache holds.", lambda s: s["cached"]),
 )
 _COUNTERS = (
-    ("phikit_tokens_generated", "Tokens drawn.", lambda s: s.generated),
-    ("phikit_tokens_prefilled", "Prompt tokens computed.", lambda s: s.prefilled),
-    ("phikit_tokens_reused", "Prompt tokens found in the cache.", lambda s: s.reused),
-    ("phikit_preemptions", "Samples that had to give their blocks up.", lambda s: s.preempted),
+    ("phikit_tokens_generated", "Tokens drawn.", lambda s: s["generated"]),
+    ("phikit_tokens_prefilled", "Prompt tokens computed.", lambda s: s["prefilled"]),
+    ("phikit_tokens_reused", "Prompt tokens found in the cache.", lambda s: s["reused"]),
+    ("phikit_preemptions", "Samples that had to give their blocks up.", lambda s: s["preempted"]),
 )
 
 
@@ -65,7 +64,7 @@ class _Schedulers:
         self.workers = workers
 
     def collect(self) -> Iterable[Metric]:
-        stats: list[tuple[str, Stats]] = [(w.name, w.stats) for w in self.workers]
+        stats: list[tuple[str, dict[str, int]]] = [(w.name, w.stats) for w in self.workers]
         for name, text, value in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["model"])
             for model, figures in stats:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from phikit.chat.format import ChatFormat, chat_format
-from phikit.chat.load import load_tokenizer
-from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling, check
-from phikit.engine.runners import Model, runner_of
-from phikit.engine.scheduler import Scheduler
 from phikit.errors import PhikitError
-from phikit.models.load import load
-from phikit.serve.schema import ChatBody, ChatMessage, CompletionBody, Tool
-from phikit.serve.worker import Worker
-
-
-class Refused(PhikitError):
-    """A parameter is wrong, or is not supported; `param` names it."""
-
-    def __init__(self, param: str, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.param = param
+from phikit.serve.forms import constraint
+from phikit.serve.schema import ChatBody, CompletionBody
+from phikit.serve.served import Refused, Served
 
 
 @dataclass(frozen=True)
@@ -52,94 +36,6 @@ class Limits:
     drain: float = 30.0
 
 
-class Served:
-    """A model that is served: its tokenizer, its chat format if it has one, and its engine."""
-
-    def __init__(self, name: str, model: Model, tokenizer: Tokenizer, worker: Worker) -> None:
-        self.name, self.tokenizer, self.worker = name, tokenizer, worker
-        self.vocab_size = model.config.vocab_size
-        self.context = model.config.max_positions
-        blocks = worker.scheduler.blocks  # its size never changes
-        self.room = min(self.context, (blocks.count - 1) * blocks.size)
-        self.form: ChatFormat | None = None
-        self.no_form = ""
-        try:
-            self.form = chat_format(tokenizer)
-        except PhikitError as error:
-            self.no_form = error.message
-        ends = self.form.stop_ids if self.form else ()
-        self.ends = tuple(dict.fromkeys((*ends, *model.config.eos_ids)))
-
-    @classmethod
-    def load(
-        cls, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float, most: int
-    ) -> Served:
-        """Loads a model directory or GGUF file and gives it an engine.
-
-        Args:
-            rows: samples generated at once.
-            cache_bytes: of its KV cache; share: else, of the memory that is free.
-            most: samples open at once.
-
-        Raises:
-            PhikitError: it cannot be loaded, or is no decoder that the engine runs.
-        """
-        model, tokenizer = load(directory), load_tokenizer(directory)
-        scheduler = Scheduler(
-            runner_of(model), max_rows=rows, cache_bytes=cache_bytes, cache_share=share
-        )
-        return cls(name, model, tokenizer, Worker(name, scheduler, most))
-
-    def conversation(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
-        """The prompt of a conversation.
-
-        Raises:
-            Refused: the model has no chat format, or the format no place for what is asked.
-        """
-        if self.form is None:
-            raise Refused(
-                "messages", f"{self.name} cannot chat: {self.no_form}", "use /v1/completions"
-            )
-        plain = [_plain(m) for m in messages]
-        if tools:
-            if plain[0]["role"] != "system":
-                plain.insert(0, {"role": "system", "content": ""})
-            listed = [_described(tool) for tool in tools]
-            plain[0]["tools"] = json.dumps(listed, ensure_ascii=False)
-        try:
-            return self.form.render(plain, generation_prompt=True).ids
-        except PhikitError as error:
-            raise Refused("tools" if tools else "messages", error.message, error.hint) from None
-
-
-def _plain(message: ChatMessage) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
-    content = message.text
-    if message.tool_calls:
-        if role != "assistant":
-            raise Refused("messages", f"a message of the role {role} has tool_calls")
-        calls = []
-        for call in message.tool_calls:
-            try:
-                arguments = json.loads(call.function.arguments)
-            except ValueError:
-                raise Refused(
-                    "messages", f"the arguments of {call.function.name!r} are not valid JSON"
-                ) from None
-            calls.append({"name": call.function.name, "arguments": arguments})
-        content += f"<|tool_call|>{json.dumps(calls, ensure_ascii=False)}<|/tool_call|>"
-    return {"role": role, "content": content}
-
-
-def _described(tool: Tool) -> dict[str, Any]:
-    function = tool.function
-    return {
-        "name": function.name,
-        "description": function.description,
-        "parameters": function.parameters,
-    }
-
-
 def refuse_unsupported(body: ChatBody | CompletionBody) -> None:
     """Refuses what OpenAI's interface has and this server has not, rather than ignoring it."""
 
@@ -150,13 +46,10 @@ def refuse_unsupported(body: ChatBody | CompletionBody) -> None:
     if body.stream_options and not body.stream:
         raise Refused("stream_options", "stream_options is for stream: true")
     if isinstance(body, ChatBody):
-        never("top_logprobs", body.top_logprobs > 0, "logprobs gives the sampled token's own")
-        kind = body.response_format.type if body.response_format else "text"
-        never("response_format", kind != "text", "ask for JSON in the prompt")
-        never("tool_choice", body.tool_choice not in ("auto", "none"), 'use "auto" or "none"')
         never("store", body.store)
+        if body.top_logprobs and not body.logprobs:
+            raise Refused("top_logprobs", "top_logprobs needs logprobs: true")
     else:
-        never("logprobs", bool(body.logprobs), "logprobs: 0 gives the sampled token's own")
         never("echo", body.echo)
         never("suffix", bool(body.suffix))
         never("best_of", body.best_of not in (None, body.n), "it may only be n")
@@ -190,21 +83,23 @@ def engine_requests(
     stop_ids = tuple(
         dict.fromkeys((*(() if body.ignore_eos else model.ends), *body.stop_token_ids))
     )
-    bias = _bias(body)
+    whole = Sampling(
+        temperature=body.temperature,
+        top_k=max(0, body.top_k),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        stop_ids=stop_ids,
+        stop=body.stops,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_bias(body),
+        constraint=constraint(model, body),
+        top_logprobs=body.top_logprobs if isinstance(body, ChatBody) else body.logprobs or 0,
+    )
     found = []
     for prompt in ids:
-        sampling = Sampling(
-            temperature=body.temperature,
-            top_k=max(0, body.top_k),
-            top_p=body.top_p,
-            min_p=body.min_p,
-            max_tokens=_max_tokens(model, body, len(prompt), limits),
-            stop_ids=stop_ids,
-            repetition_penalty=body.repetition_penalty,
-            presence_penalty=body.presence_penalty,
-            frequency_penalty=body.frequency_penalty,
-            logit_bias=bias,
-        )
+        sampling = replace(whole, max_tokens=_max_tokens(model, body, len(prompt), limits))
         request = Request(tuple(prompt), sampling, seed=seed)
         try:
             check(request, model.vocab_size, model.context)
@@ -212,7 +107,7 @@ def engine_requests(
             name = "messages" if isinstance(body, ChatBody) else "prompt"
             raise Refused(name, error.message, error.hint) from None
         found += [
-            Request(request.prompt_ids, sampling, 1, seed, body.first_sample + i)
+            Request(request.prompt_ids, sampling, 1, seed, body.first_sample + i, model.adapter)
             for i in range(body.n)
         ]
     return found

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
+_Source = Annotated[str, Field(min_length=1, max_length=2**18)]
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -100,8 +101,31 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class ResponseFormat(BaseModel):
-    type: Literal["text", "json_object", "json_schema"] = "text"
+class JsonSchema(_Body):
+    """`strict` makes no difference: answers always keep to the schema."""
+
+    name: str = ""
+    description: str = ""
+    schema_: dict[str, Any] | bool = Field({}, alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(_Body):
+    """The form of the answer; `regex` and `grammar` (Lark syntax) go beyond OpenAI's."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
+    json_schema: JsonSchema | None = None
+    regex: _Source | None = None
+    grammar: _Source | None = None
+
+
+class NamedFunction(_Body):
+    name: str
+
+
+class ToolChoice(_Body):
+    type: Literal["function"] = "function"
+    function: NamedFunction
 
 
 class _Common(_Whole):
@@ -110,7 +134,7 @@ class _Common(_Whole):
     Beyond OpenAI's: top_k, min_p; stop_token_ids (and ignore_eos, which leaves the model's own end
     tokens out); first_sample, the number of the first of the n samples' random streams;
     return_token_ids, which adds to every choice `prompt_token_ids`, `token_ids`, and their
-    log-probabilities as `sampling_logprobs` and `raw_logprobs`.
+    log-probabilities as `sampling_logprobs` and `raw_logprobs`; response_format for completions.
     """
 
     model: str
@@ -132,6 +156,7 @@ class _Common(_Whole):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=300)
+    response_format: ResponseFormat | None = None
     user: str = ""
 
     @property
@@ -145,9 +170,8 @@ class ChatBody(_Common):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Tool] = Field([], max_length=128)
-    tool_choice: str | dict[str, Any] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
     parallel_tool_calls: bool = True
-    response_format: ResponseFormat | None = None
     metadata: dict[str, Any] = {}
     store: bool = False
 
@@ -172,3 +196,16 @@ class TokenizeBody(_Whole):
 class DetokenizeBody(_Whole):
     model: str
     tokens: list[_Id] = Field(max_length=2**20)
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    error: Problem

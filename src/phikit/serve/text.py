@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters, stop strings, reasoning, tool calls.
+"""Tokens to text as they come: whole characters, stop texts, reasoning, tool calls.
 
 Text that may be the beginning of something that is not to be shown is held back until more of it
 has come.
@@ -6,72 +6,39 @@ has come.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from phikit.chat.templates import THINK
-from phikit.chat.tokenizer import Tokenizer
 from phikit.chat.tools import ToolCall, parse_tool_calls
+from phikit.engine.stops import StopTexts, beginning
 from phikit.errors import PhikitError
+from phikit.serve.calls import CallStream, Delta
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
 _CALLS = ("<|tool_call|>", "functools")
 
 #: what part of an answer it belongs to ("content", "reasoning_content"), and the text
 Part = tuple[str, str]
 
 
-def beginning(text: str, words: Sequence[str]) -> int:
-    """How many of the last characters may be the beginning of one of the words, but not all."""
-    longest = max(map(len, words), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(word.startswith(text[-size:]) for word in words):
-            return size
-    return 0
-
-
 class Characters:
-    """Tokens to text, never half a character; what a stop string begins is cut off.
+    """Tokens to text, never half a character; what a stop text begins is cut off.
 
-    Attributes:
-        stopped: a stop string is complete; no more tokens are wanted.
+    Args:
+        table: the bytes of every token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop, self.stopped = tokenizer, stop, False
-        self._tokens: list[int] = []
-        self._shown = 0  # characters of those tokens' text that are out already
-        self._held = ""
+    def __init__(self, table: Sequence[bytes], stop: Sequence[str] = ()) -> None:
+        self.table, self._stops = table, StopTexts(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        self._tokens.append(token)
-        text = self.tokenizer.decode(self._tokens)
-        whole = text.rstrip(_BROKEN)
-        new = whole[self._shown :]
-        self._shown = max(self._shown, len(whole))
-        if whole == text:
-            self._tokens, self._shown = [], 0
-        return self._look(new)
+    def push(self, tokens: Sequence[int]) -> str:
+        new = b"".join([self.table[token] for token in tokens])
+        return self._decoder.decode(self._stops.push(new))
 
     def finish(self) -> str:
         """The rest: bytes that never became a character come out as U+FFFD."""
-        if self.stopped:
-            return ""
-        rest = self.tokenizer.decode(self._tokens)[self._shown :]
-        self._tokens, self._shown = [], 0
-        text = self._look(rest)
-        return text if self.stopped else text + self._held
-
-    def _look(self, new: str) -> str:
-        if not self.stop:
-            return new
-        text = self._held + new
-        found = [at for word in self.stop if (at := text.find(word)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        size = beginning(text, self.stop)
-        self._held = text[len(text) - size :]
-        return text[: len(text) - size]
+        return self._decoder.decode(self._stops.rest(), final=True)
 
 
 class Parts:
@@ -79,15 +46,21 @@ class Parts:
 
     Attributes:
         calls: the tool calls, when the answer is at its end.
+        deltas: of calls that are being written; whoever shows them takes them out.
     """
 
     def __init__(self, tools: bool) -> None:
         self.tools, self.calls = tools, list[ToolCall]()
+        self.deltas: list[Delta] = []
         self._state = "start"
         self._held = ""
+        self._calling: CallStream | None = None
 
     def push(self, text: str) -> list[Part]:
         self._held += text
+        if self._calling is not None:
+            self.deltas += self._calling.push(text)
+            return []
         out: list[Part] = []
         if self._state == "start":
             begun = self._held.lstrip()
@@ -100,8 +73,8 @@ class Parts:
             if end:
                 self._state, self._held = "after", rest
             else:
-                size = beginning(thought, THINK[1:])
-                thought, self._held = thought[: len(thought) - size], thought[len(thought) - size :]
+                at = len(thought) - beginning(thought, THINK[1:])
+                thought, self._held = thought[:at], thought[at:]
             out.append(("reasoning_content", thought))
         if self._state == "after":  # white space between the two belongs to neither
             self._held = self._held.lstrip()
@@ -115,6 +88,9 @@ class Parts:
         if self.tools:
             found = [i for word in _CALLS if (i := self._held.find(word)) >= 0]
             at = min(found) if found else at - beginning(self._held, _CALLS)
+            if found:
+                self._calling = CallStream()
+                self.deltas += self._calling.push(self._held[at:])
         text, self._held = self._held[:at], self._held[at:]
         return text
 
@@ -131,3 +107,8 @@ class Parts:
             if self.calls:
                 return []
         return [("content", rest)] if rest else []
+
+    @property
+    def calling(self) -> bool:
+        """Whether a call has been told of in `deltas`."""
+        return self._calling is not None and self._calling.count > 0

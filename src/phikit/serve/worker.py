@@ -1,65 +1,83 @@
-"""The thread that owns a model's scheduler, and the asyncio side's way to it.
+"""The server's side of an engine's process.
 
-Only this thread touches the scheduler. HTTP handlers start a `Job` (one or more samples), read its
-updates from an asyncio queue, and close it; a job that is closed before its end is cancelled, and
-its blocks of the cache are free before the next step.
+HTTP handlers start a `Job` (one or more samples), read its updates from an asyncio queue, and close
+it; a job that is closed before its end is cancelled, and its blocks of the cache are free before
+the engine's next step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
+import dataclasses
+import itertools
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from phikit.engine.base import Request
-from phikit.engine.samples import Events, Stats, Ticket
-from phikit.engine.scheduler import Scheduler
 from phikit.errors import PhikitError
+from phikit.serve.wire import Frames, Line, Message, pack, pack_requests
 
-_STATS_EVERY = 0.2  # seconds between two snapshots of a busy scheduler's figures
+_PIECE = 2**18
+_PATIENCE = 60.0  # seconds for the process to end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of an engine.
+
+    Attributes:
+        rows: samples generated at once.
+        cache_bytes: of its KV cache; `share`, when None, of the memory that is free.
+        invariant: results of the same bits whatever else is in the batch.
+        adapters: LoRA adapters that requests may name, and their directories.
+    """
+
+    rows: int = 64
+    cache_bytes: int | None = None
+    share: float = 1.0
+    invariant: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Update(NamedTuple):
-    """News of one sample: new tokens, and at its end why it ended, or the error that ended it."""
+    """News of one sample: new tokens, and at its end why it ended, or the error that ended it.
+
+    Attributes:
+        tops: of every token the likeliest ones and their log-probabilities, when they were asked.
+        reused: at the end: prompt tokens that were found in the cache.
+        problem: at the end: why its constraint could not be followed to the end.
+    """
 
     sample: int
     tokens: Sequence[int] = ()
     logprobs: Sequence[float] = ()
     raw_logprobs: Sequence[float] = ()
+    tops: Sequence[Sequence[tuple[int, float]]] = ()
     finish: str | None = None
+    reused: int = 0
+    problem: str = ""
     error: PhikitError | None = None
-
-
-def _hand_over(news: Sequence[tuple[Job, list[Update]]]) -> None:
-    for job, updates in news:
-        job.take(updates)
 
 
 class Busy(PhikitError):
     """The queue is full; the request may be sent again later."""
 
 
+class BadForm(PhikitError):
+    """The form that was asked for cannot be kept to."""
+
+
 class Observer(NamedTuple):
-    """What is told, from the engine's thread, of every first and every further token: seconds."""
+    """What is told of every first and every further token: seconds."""
 
     first: Callable[[float], object]
     further: Callable[[float], object]
-
-
-@dataclass(eq=False, slots=True)
-class _Open:
-    """A sample in the scheduler: when the last thing happened to it."""
-
-    job: Job
-    index: int
-    ticket: Ticket
-    last: float
-    begun: bool = False
 
 
 class Job:
@@ -69,47 +87,46 @@ class Job:
         every: whether tokens are reported as they come, or all at the end of each sample.
     """
 
-    def __init__(self, worker: Worker, requests: Sequence[Request], every: bool) -> None:
-        self.worker, self.requests, self.every = worker, list(requests), every
-        self.loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = self.loop.create_future()
+    def __init__(self, worker: Worker, number: int, requests: Sequence[Request]) -> None:
+        self.worker, self.number = worker, number
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.updates: asyncio.Queue[Update] = asyncio.Queue()
-        self.left = set(range(len(self.requests)))
-        self.born = time.perf_counter()
+        self.left = set(range(len(requests)))
 
-    async def next(self) -> Update:
-        """The next news.
+    async def next(self) -> list[Update]:
+        """The next news, all that there are.
 
         Raises:
             PhikitError: the engine failed.
         """
-        update = await self.updates.get()
-        if update.error is not None:
-            raise update.error
-        if update.finish is not None:
-            self._gone({update.sample})
-        return update
+        found = [await self.updates.get()]
+        while not self.updates.empty():
+            found.append(self.updates.get_nowait())
+        for update in found:
+            if update.error is not None:
+                raise update.error
+            if update.finish is not None:
+                self._gone({update.sample})
+        return found
 
     def drop(self, index: int) -> None:
         """Cancels one sample, if it is not finished."""
         if index in self.left:
-            self._gone({index})
-            self.worker.commands.put(("cancel", self, (index,)))
+            self._cancel({index})
 
     def close(self) -> None:
         """Cancels what is not finished."""
         if self.left:
-            rest = tuple(self.left)
-            self._gone(set(rest))
-            self.worker.commands.put(("cancel", self, rest))
+            self._cancel(set(self.left))
+        self.worker.forget(self)
+
+    def _cancel(self, which: set[int]) -> None:
+        self._gone(which)
+        self.worker.say({"do": "cancel", "job": self.number, "which": sorted(which)})
 
     def _gone(self, which: set[int]) -> None:
         self.worker.open -= len(which & self.left)
         self.left -= which
-
-    def take(self, updates: list[Update]) -> None:
-        for update in updates:
-            self.updates.put_nowait(update)
 
     def accept(self, error: PhikitError | None) -> None:
         if self.accepted.done():
@@ -121,46 +138,84 @@ class Job:
 
 
 class Worker:
-    """Runs one model's scheduler in a thread.
+    """One model's engine, in a process of its own; `wait` before anything else is asked of it.
 
     Args:
         name: of the model.
-        scheduler: handed over: nobody else may touch it while the thread runs.
         most: samples that may be open at once, waiting ones included.
 
     Attributes:
+        about: what the engine said of the model: `vocab_size`, `context`, `eos_ids`,
+            `block_bytes`.
         open: samples that the HTTP side has open.
         stats: the scheduler's figures of a moment ago.
-        failure: what ended the thread, if anything did.
     """
 
-    def __init__(self, name: str, scheduler: Scheduler, most: int = 1024) -> None:
-        self.name, self.scheduler, self.most = name, scheduler, most
-        self.open = 0
-        self.stats: Stats = scheduler.stats()
-        self.failure: BaseException | None = None
+    def __init__(self, name: str, directory: Path, settings: Settings, most: int = 1024) -> None:
+        self.name, self.most, self.open = name, most, 0
         self.observer: Observer | None = None
-        self.commands: queue.SimpleQueue[tuple[str, Job | None, tuple[int, ...]]]
-        self.commands = queue.SimpleQueue()
-        self._tickets: dict[int, _Open] = {}  # by the ticket's number
-        self._of: dict[Job, dict[int, _Open]] = {}
-        self._news: dict[Job, list[Update]] = {}
-        self._snapshot = 0.0
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._sock, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "phikit.serve.process", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+        self._line = Line(self._sock)
+        told = dataclasses.asdict(settings)
+        told["adapters"] = {name: str(folder) for name, folder in settings.adapters.items()}
+        self._line.send({"directory": str(directory), **told})
+        self.about: Message = {}
+        self.stats: dict[str, int] = {}
 
-    # --- the asyncio side ------------------------------------------------------------------------
+    # --- its life --------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        self._thread.start()
+    def wait(self) -> None:
+        """Until the model is loaded.
+
+        Raises:
+            PhikitError: it cannot be loaded.
+        """
+        answer = (self._line.receive(None) or [{}])[0]
+        if "ready" not in answer:
+            self._process.wait(_PATIENCE)
+            told = answer.get("message", f"the engine's process ended ({self._process.returncode})")
+            raise PhikitError(f"{self.name}: {told}", answer.get("hint", ""))
+        self.about = answer["ready"]
+        self.stats = self.about["stats"]
+
+    async def begin(self) -> None:
+        """Listens to the engine; what it has said since it was ready is not lost."""
+        self._sock.setblocking(False)
+        reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        self._reading = asyncio.create_task(self._listen(reader))
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive() and self.failure is None
+        return self._reading is not None and not self._reading.done()
 
-    def stop(self) -> None:
-        """Ends the thread after its step; what is unfinished is cancelled."""
-        self.commands.put(("stop", None, ()))
-        self._thread.join(timeout=60)
+    async def stop(self) -> None:
+        """Ends the process after its step; what is unfinished is cancelled."""
+        self.say({"do": "stop"})
+        try:
+            await asyncio.to_thread(self._process.wait, _PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._writer is not None:
+            self._writer.close()
+
+    def abandon(self) -> None:
+        """Ends the process, if it still runs: it ends when nobody holds the line."""
+        self._sock.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    # --- jobs ------------------------------------------------------------------------------------
 
     async def start(self, requests: Sequence[Request], every: bool) -> Job:
         """Hands samples to the engine; returns when they are in its queue.
@@ -177,9 +232,13 @@ class Worker:
                 f"the limit of {self.most}",
                 "try again later",
             )
-        job = Job(self, requests, every)
+        job = Job(self, next(self._numbers), requests)
+        self._jobs[job.number] = job
         self.open += len(requests)
-        self.commands.put(("submit", job, ()))
+        self.say(
+            {"do": "submit", "job": job.number, "every": every, "born": time.monotonic()}
+            | pack_requests(requests)
+        )
         try:
             await job.accepted
         except BaseException:  # also when the handler is cancelled while it waits
@@ -187,116 +246,63 @@ class Worker:
             raise
         return job
 
-    # --- the thread ------------------------------------------------------------------------------
+    def say(self, command: Message) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(pack(command))
 
-    def _run(self) -> None:
+    def forget(self, job: Job) -> None:
+        self._jobs.pop(job.number, None)
+
+    # --- what the engine says --------------------------------------------------------------------
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        frames = Frames()
         try:
-            while self._commands():
-                try:
-                    events = self.scheduler.step() if self.scheduler.busy else Events()
-                except PhikitError as error:
-                    self._fail(error)
-                    continue
-                self._report(events)
-        except BaseException as error:
-            self.failure = error
-            self._fail(PhikitError(f"the engine of {self.name} stopped: {error!r}"))
-            raise
+            while data := await reader.read(_PIECE):
+                for message in frames.take(data):
+                    self._hear(message)
+        except OSError:
+            pass
         finally:
-            self.stats = self.scheduler.stats()
+            gone = PhikitError(f"the engine of {self.name} stopped", "restart the server")
+            self._fail(list(self._jobs), gone)
 
-    def _commands(self) -> bool:
-        """Obeys; waits for a command when there is nothing to do. False: the end."""
-        while True:
-            try:
-                idle = not self.scheduler.busy
-                if idle:
-                    self.stats = self.scheduler.stats()
-                what, job, which = self.commands.get(block=idle)
-            except queue.Empty:
-                return True
-            if what == "stop" or job is None:
-                self._cancel_all()
-                return False
-            if what == "submit":
-                self._submit(job)
-            else:
-                self._cancel(job, which)
+    def _hear(self, message: Message) -> None:
+        if "stats" in message:
+            self.stats = message["stats"]
+        if "accepted" in message:
+            self._accept(message["accepted"], None)
+        elif "refused" in message:
+            kind = BadForm if message["form"] else PhikitError
+            error = kind(message["message"], message["hint"])
+            self._accept(message["refused"], error)
+        elif "failed" in message:
+            self._fail(message["failed"], PhikitError(message["message"], message["hint"]))
+        elif "tokens" in message:
+            self._news(message)
 
-    def _submit(self, job: Job) -> None:
-        mine: dict[int, _Open] = {}
-        self._of[job] = mine
-        error = None
-        for index, request in enumerate(job.requests):
-            try:
-                ticket = self.scheduler.submit(request)
-            except PhikitError as refused:
-                self._cancel(job, tuple(mine))
-                error = refused
-                break
-            mine[index] = _Open(job, index, ticket, job.born)
-            self._tickets[ticket.number] = mine[index]
-        self._call(job.loop, lambda: job.accept(error))
+    def _accept(self, number: int, error: PhikitError | None) -> None:
+        if (job := self._jobs.get(number)) is not None:
+            job.accept(error)
 
-    def _cancel(self, job: Job, which: Sequence[int]) -> None:
-        mine = self._of.get(job, {})
-        for index in which:
-            entry = mine.pop(index, None)
-            if entry is not None:
-                self.scheduler.cancel(entry.ticket)
-                del self._tickets[entry.ticket.number]
-        if not mine:
-            self._of.pop(job, None)
+    def _fail(self, numbers: Sequence[int], error: PhikitError) -> None:
+        for number in numbers:
+            if (job := self._jobs.get(number)) is not None:
+                job.accept(error)
+                job.updates.put_nowait(Update(0, error=error))
 
-    def _cancel_all(self) -> None:
-        for job, mine in list(self._of.items()):
-            self._cancel(job, tuple(mine))
+    def _news(self, message: Message) -> None:
+        if self.observer is not None:
+            for seconds in message["first"]:
+                self.observer.first(seconds)
+            for seconds in message["further"]:
+                self.observer.further(seconds)
+        for number, index, token, logprob, raw, top in message["tokens"]:
+            self._put(number, Update(index, (token,), (logprob,), (raw,), (top,)))
+        for number, index, finish, reused, problem, *columns in message["finished"]:
+            end: dict[str, Any] = {"finish": finish, "reused": reused, "problem": problem}
+            self._put(number, Update(index, *columns, **end))
 
-    def _fail(self, error: PhikitError) -> None:
-        """All that is open ends with this error; the engine goes on with an empty cache."""
-        jobs = list(self._of)
-        self._cancel_all()
-        self.scheduler.clear_cache()
-        for job in jobs:
-            self._tell(job, Update(0, error=error))
-        self._send()
-
-    def _report(self, events: Events) -> None:
-        now, seen = time.perf_counter(), self.observer
-        for token in events.tokens():
-            entry = self._tickets[token.ticket.number]
-            if seen is not None:
-                (seen.further if entry.begun else seen.first)(now - entry.last)
-            entry.begun, entry.last = True, now
-            if entry.job.every:
-                column = ((token.token,), (token.logprob,), (token.raw_logprob,))
-                self._tell(entry.job, Update(entry.index, *column))
-        for done in events.finished:
-            entry = self._tickets.pop(done.ticket.number)
-            mine, rollout = self._of[entry.job], done.rollout
-            del mine[entry.index]
-            if not mine:
-                del self._of[entry.job]
-            columns = (rollout.completion_ids, rollout.logprobs, rollout.raw_logprobs)
-            told = ((), (), ()) if entry.job.every else columns
-            self._tell(entry.job, Update(entry.index, *told, finish=rollout.finish))
-        self._send()
-        if now - self._snapshot > _STATS_EVERY:
-            self.stats, self._snapshot = self.scheduler.stats(), now
-
-    def _tell(self, job: Job, update: Update) -> None:
-        self._news.setdefault(job, []).append(update)
-
-    def _send(self) -> None:
-        """One wake-up of each event loop for all news of a step."""
-        news, self._news = self._news, {}
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update]]]] = {}
-        for job, updates in news.items():
-            by_loop.setdefault(job.loop, []).append((job, updates))
-        for loop, jobs in by_loop.items():
-            self._call(loop, partial(_hand_over, jobs))
-
-    @staticmethod
-    def _call(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(what)
+    def _put(self, number: int, update: Update) -> None:
+        if (job := self._jobs.get(number)) is not None:
+            job.updates.put_nowait(update)

@@ -15,6 +15,7 @@ from phikit.errors import PhikitError
 from phikit.records import Verdict
 from phikit.synth.declared_types import DeclaredType, Step, render
 from phikit.synth.replies import Outcome, Request
+from phikit.synth.seeds import Seed
 from phikit.synth.teacher import Candidate
 from phikit.verify.base import Problem, get
 
@@ -25,14 +26,6 @@ class AsyncTeacher(Protocol):
     name: str
 
     async def ask(self, request: Request) -> Outcome: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """What a sample starts from: the text of a document, a function or a problem, and its id."""
-
-    id: str = ""
-    text: str = ""
 
 
 @dataclass(slots=True)
@@ -58,14 +51,19 @@ def drawn(kind: DeclaredType, stream: str, index: int) -> dict[str, str]:
 
 
 async def make(
-    kind: DeclaredType, teacher: AsyncTeacher, seed: Seed, stream: str, index: int
+    kind: DeclaredType, teacher: AsyncTeacher, seed: Seed, stream: str, index: int, longest: int = 0
 ) -> Made:
-    """Runs the steps; stops at the first that is not accepted."""
-    made = Made(kind, index, seed, {"seed": seed.text, **drawn(kind, stream, index)})
+    """Runs the steps; stops at the first that is not accepted.
+
+    Args:
+        longest: tokens of a reply, at most, where the steps allow more; 0: as they say.
+    """
+    values = {"seed": seed.text, "tests": seed.tests, **drawn(kind, stream, index)}
+    made = Made(kind, index, seed, values)
     draw = Random(f"{stream}/{kind.name}/{index}/draw").getrandbits(31)
     for step in kind.steps:
         try:
-            request = _request(step, made.values, draw)
+            request = _request(step, made.values, draw, longest)
         except PhikitError as e:
             made.status, made.reason = "rejected", f"{step.name}: {e.message}"
             return made
@@ -78,11 +76,12 @@ async def make(
     return made
 
 
-def _request(step: Step, values: Mapping[str, Any], draw: int) -> Request:
+def _request(step: Step, values: Mapping[str, Any], draw: int, longest: int) -> Request:
     messages = [{"role": "user", "content": render(step.prompt, values)}]
     if step.role:
         messages.insert(0, {"role": "system", "content": render(step.role, values)})
-    return Request(tuple(messages), step.schema_of_reply, step.temperature, step.max_tokens, draw)
+    most = min(step.max_tokens, longest or step.max_tokens)
+    return Request(tuple(messages), step.schema_of_reply, step.temperature, most, draw)
 
 
 def candidate(made: Made, teacher: str) -> Candidate:
@@ -113,6 +112,7 @@ def candidate(made: Made, teacher: str) -> Candidate:
         meta={
             "teacher": teacher,
             "index": made.index,
+            **({"topic": made.seed.topic} if made.seed.topic else {}),
             "drawn": {name: values[name] for name in kind.vary},
             "steps": {step.name: values[step.name] for step in kind.steps},
         },
@@ -150,9 +150,12 @@ def _verdicts(made: Made, response: str, question: str, answer: str) -> list[Ver
     if rules.confirm:
         problem = Problem(prompt=question, answer=answer, verifier=rules.verifier)
         second = render(rules.confirm, made.values)
-        (verdict,) = get(rules.verifier).verify([(problem, second)])
-        reason = f"a second answer: {verdict.reason}"
-        found.append(_verdict("confirm", verdict.passed, reason, verdict.score))
+        try:
+            (verdict,) = get(rules.verifier).verify([(problem, second)])
+            reason = f"a second answer: {verdict.reason}"
+            found.append(_verdict("confirm", verdict.passed, reason, verdict.score))
+        except PhikitError as e:  # the teacher's own tests or gold answer are of no use
+            found.append(_verdict("confirm", False, e.message))
     return found
 
 

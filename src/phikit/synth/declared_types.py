@@ -1,8 +1,9 @@
 """Dataset types as files: what to ask a teacher, step by step, and what to make of its replies.
 
 A type is one YAML file; its keys are the attributes of the classes below. Its prompts are Jinja
-templates, run in a sandbox, that see `seed` (the text it starts from), what was drawn from `vary`,
-and the replies of earlier steps by their names (`draft.question`).
+templates, run in a sandbox, that see `seed` (the text it starts from), `tests` (a function's
+recorded behaviour, as the "code" verifier takes it), what was drawn from `vary`, and the replies of
+earlier steps by their names (`draft.question`).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class DeclaredType(Config):
     purpose: str = Field(min_length=10)
     domain: str
     source: str = "synthetic"
-    seed: Literal["none", "document", "code", "problem"] = "none"
+    seed: Literal["none", "document", "code", "function", "problem"] = "none"
     share: float = Field(default=1, gt=0)
     vary: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     steps: tuple[Step, ...] = Field(min_length=1)
@@ -189,7 +190,7 @@ def _line(node: Any, loc: Iterable[Any]) -> int:
 
 def _check(made: DeclaredType, path: Path, node: Any) -> None:
     """That templates parse and use only names that exist by then."""
-    known = {"seed", *made.vary}
+    known = {"seed", "tests", *made.vary}
     for i, step in enumerate(made.steps):
         at = f"{path}:{_line(node, ('steps', i))}"
         for source in (step.role, step.prompt):

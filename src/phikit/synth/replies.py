@@ -8,13 +8,15 @@ together, so that hundreds of calls in flight do not wait for a disk each.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from phikit.files import Journal, canonical_json
+from phikit.errors import PhikitError
+from phikit.files import Journal, canonical_json, explain_os_errors
 
 Status = Literal["accepted", "rejected", "failed", "unsent"]
 
@@ -69,7 +71,11 @@ class Outcome:
 
 @dataclass
 class ReplyStore:
-    """Every reply by the id of its request, in `path` (JSON lines)."""
+    """Every reply by the id of its request, in `path` (JSON lines).
+
+    Raises:
+        PhikitError: another process writes there; or the file is corrupt.
+    """
 
     path: Path
     replies: dict[str, list[Reply]] = field(default_factory=dict)
@@ -77,12 +83,28 @@ class ReplyStore:
     completion_tokens: int = 0
 
     def __post_init__(self) -> None:
+        self._lock = self._locked()
         self._journal = Journal(self.path)
         for row in self._journal.rows:
             self._index(Reply(**row))
         self._journal.rows.clear()
         self._waiting: list[tuple[Reply, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+
+    def _locked(self) -> BinaryIO:
+        """The file, held for this process alone: opening it cuts off a torn last line."""
+        with explain_os_errors(self.path, "opening"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.close()
+            raise PhikitError(
+                f"{self.path}: another job keeps its replies here",
+                "wait for it, or keep them in another file",
+            ) from e
+        return file
 
     def _index(self, reply: Reply) -> None:
         self.replies.setdefault(reply.request, []).append(reply)
@@ -116,3 +138,4 @@ class ReplyStore:
         if self._writer is not None:
             await self._writer
         self._journal.close()
+        self._lock.close()

@@ -15,10 +15,16 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth import recall
+from phikit.synth.asking import ASKING_STAGES
 from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
+from phikit.synth.gym import GYM_STAGES
 from phikit.synth.judge_pairs import JUDGE_STAGES
+from phikit.synth.slips import SlippingTeacher
+from phikit.synth.stage_declared import DECLARED
+from phikit.synth.stage_quality import QUALITY_STAGES
 from phikit.synth.teacher import Candidate, Order, ProceduralTeacher, Teacher, pretraining_prompt
+from phikit.synth.trajectories import TRAJECTORIES
 from phikit.synth.types.catalogue import TYPES, find
 from phikit.synth.workflows import reversals, rewrites
 from phikit.verify.base import ByName
@@ -100,6 +106,7 @@ class ProceduralConfig(Problems):
         rewrites: at most how many exercises to make of the documents' prose.
         reversals: at most how many of the documents' functions to turn into instructions.
         validators: keep only what the verifiers pass; off only to measure what they are worth.
+        slips: the share of the teacher's answers that are wrong on purpose, for the same.
     """
 
     style: Style = "short"
@@ -112,13 +119,20 @@ class ProceduralConfig(Problems):
     rewrites: int = Field(default=0, ge=0)
     reversals: int = Field(default=0, ge=0)
     validators: bool = True
+    slips: float = Field(default=0, ge=0, lt=1)
 
 
 def _procedural(
-    ctx: Context, collector: Collector, plan: list[tuple[int, Order]], extra: int
+    ctx: Context,
+    collector: Collector,
+    plan: list[tuple[int, Order]],
+    extra: int,
+    slips: float = 0.0,
 ) -> None:
     """Fills the collector with every order of the plan; `extra` samples are still to come."""
     teacher: Teacher = ProceduralTeacher()
+    if slips:
+        teacher = SlippingTeacher(teacher, slips)
     total = sum(part for part, _ in plan) + extra
 
     def report() -> None:
@@ -180,7 +194,7 @@ def run_procedural(
     collector = Collector(items, ByName() if config.validators else None)
     measure = _measure(config.characters_per_token)
     extra = config.recall_count + config.long_documents * len(config.long_lengths)
-    _procedural(ctx, collector, config.orders(stream, config.style), extra)
+    _procedural(ctx, collector, config.orders(stream, config.style), extra, config.slips)
     keys = config.recall_keys
     short = partial(
         recall.exercise, stream, length=config.recall_length, keys=keys, measure=measure
@@ -252,5 +266,10 @@ STAGES: list[Stage[Any]] = [
         estimate=_procedural_estimate,
         help="write training samples with the procedural teacher",
     ),
+    DECLARED,
+    *QUALITY_STAGES,
+    *ASKING_STAGES,
+    TRAJECTORIES,
     *JUDGE_STAGES,
+    *GYM_STAGES,
 ]

@@ -1,14 +1,14 @@
 """Attention confined to each document of packed rows.
 
 Shapes: B rows, L sequence, T = B·L tokens, S documents of one bucket, P their padded length,
-H query heads, G key-value heads, R = H / G, M = H + 2G heads of the fused projection, K head size,
-Q queries of one block.
+H query heads, G key-value heads, M = H + 2G heads of the fused projection, K head size, Q queries
+of one block, U what the block sees.
 
 Documents are taken out of their rows and put into buckets of about equal length, so a token pays
 for its own document's length and not for its row's: nothing can leak, there is no mask to apply,
-and packing costs no attention. Within a bucket plain batched products do the work, a block of
-queries at a time; on a CPU that is up to twice as fast as torch's fused kernels, whose backward
-pass is slow, above all with a mask.
+and packing costs no attention. Within a bucket `models.attention` does the work, a block of queries
+at a time; on a CPU that is up to twice as fast as torch's fused kernels, whose backward pass is
+slow, above all with a mask.
 
 Queries and keys are rotated on their way into the buckets and their gradients on the way back, so
 all that is kept for the backward pass is the fused projection itself.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-QUERY_BLOCK = 128
+from phikit.models.attention import QUERY_BLOCK, blockwise, blockwise_backward
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 
@@ -52,6 +52,13 @@ class Bucket:
         out = x_TC.new_zeros(s * p, x_TC.shape[1])
         out.index_copy_(0, self.places, x_TC.index_select(0, self.tokens))
         return out.view(s, p, -1)
+
+    def hide(self, scores_SHQU: Tensor, start: int, end: int) -> None:
+        """Hides from queries start ... end - 1 what is of another branch than they."""
+        if self.branches_SP is not None:
+            mine = self.branches_SP[:, None, start:end, None]
+            theirs = self.branches_SP[:, None, None, :end]
+            scores_SHQU.masked_fill_((mine != theirs) & (theirs != 0), float("-inf"))
 
     def put(self, x_SPC: Tensor, out_TC: Tensor) -> None:
         """The way back: every real position to its token."""
@@ -178,33 +185,6 @@ def _heads(
     return q.mul_(k**-0.5), keys, values
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(i, min(i + QUERY_BLOCK, length)) for i in range(0, length, QUERY_BLOCK)]
-
-
-def _block(x_SHPK: Tensor, start: int, end: int, kv_heads: int) -> Tensor:
-    """A block of positions of every head, by the key-value head it goes with [S·G, R·Q, K]."""
-    return x_SHPK[:, :, start:end].reshape(x_SHPK.shape[0] * kv_heads, -1, x_SHPK.shape[-1])
-
-
-def _probabilities(
-    query: Tensor, seen: Tensor, heads: int, start: int, bucket: Bucket, later: Tensor
-) -> Tensor:
-    """[S·G, R·Q, end], for queries [S·G, R·Q, K] and the keys they may see [S·G, end, K]."""
-    s, end = bucket.shape[0], seen.shape[1]
-    scores = torch.bmm(query, seen.mT).view(s, heads, end - start, end)
-    scores[..., start:].masked_fill_(later[: end - start, : end - start], float("-inf"))
-    if (branches_SP := bucket.branches_SP) is not None:
-        mine, theirs = branches_SP[:, None, start:end, None], branches_SP[:, None, None, :end]
-        scores.masked_fill_((mine != theirs) & (theirs != 0), float("-inf"))
-    return scores.softmax(-1).view(len(query), -1, end)
-
-
-def _later(p: int, like: Tensor) -> Tensor:
-    n = min(p, QUERY_BLOCK)
-    return torch.ones(n, n, dtype=torch.bool, device=like.device).triu(1)
-
-
 class _Attention(Function):
     """Probabilities are made again in the backward pass: memory grows with L, not L²."""
 
@@ -222,16 +202,8 @@ class _Attention(Function):
         out_TC = qkv_TC.new_zeros(b * n, heads * k)
         for bucket, turn in zip(buckets, turns, strict=True):
             q, keys, values = _heads(qkv_TC, bucket, turn, heads, kv_heads, k)
-            s, p = bucket.shape
-            keys, values = (x.view(s * kv_heads, p, k) for x in (keys, values))
-            later = _later(p, q)
-            result = q.new_empty(s, p, heads, k)
-            for start, end in _blocks(p):
-                query = _block(q, start, end, kv_heads)
-                chances = _probabilities(query, keys[:, :end], heads, start, bucket, later)
-                block = torch.bmm(chances, values[:, :end]).view(s, heads, end - start, k)
-                result[:, start:end] = block.transpose(1, 2)
-            bucket.put(result.view(s, p, heads * k), out_TC)
+            result_SPHK = blockwise(q, keys, values, bucket.hide)
+            bucket.put(result_SPHK.flatten(2), out_TC)
         ctx.save_for_backward(qkv_TC)
         ctx.rest = buckets, turns, heads, kv_heads, qkv_BLMK.shape
         return out_TC.view(b, n, heads, k)
@@ -247,7 +219,7 @@ class _Attention(Function):
             q, keys, values = _heads(qkv_TC, bucket, turn, heads, kv_heads, k)
             s, p = bucket.shape
             grad = bucket.take(grad_TC).view(s, p, heads, k).transpose(1, 2)
-            dq, dk, dv = _bucket_backward(bucket, q, keys, values, grad)
+            dq, dk, dv = blockwise_backward(q, keys, values, grad, bucket.hide)
             d_SPMK = qkv_TC.new_empty(s, p, heads + 2 * kv_heads, k)
             parts = d_SPMK.split((heads, kv_heads, kv_heads), dim=2)
             _turn(dq.mul_(k**-0.5).transpose(1, 2), turn, parts[0], back=True)
@@ -255,25 +227,3 @@ class _Attention(Function):
             parts[2].copy_(dv.transpose(1, 2))
             bucket.put(d_SPMK.view(s, p, -1), out_TC)
         return out_TC.view(shape), None, None, None, None
-
-
-def _bucket_backward(
-    bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one bucket's scaled queries, keys and values."""
-    s, h, p, k = q.shape
-    g = keys.shape[1]
-    keys, values = keys.view(s * g, p, k), values.view(s * g, p, k)
-    later = _later(p, q)
-    dq = torch.empty_like(q)
-    dk, dv = (torch.zeros_like(keys, dtype=torch.float32) for _ in range(2))
-    for start, end in _blocks(p):
-        query, upstream = _block(q, start, end, g), _block(grad, start, end, g)
-        chances = _probabilities(query, keys[:, :end], h, start, bucket, later)
-        d = torch.bmm(upstream, values[:, :end].mT)
-        d = torch._softmax_backward_data(d, chances, -1, chances.dtype)
-        dv[:, :end] += torch.bmm(chances.mT, upstream)
-        dk[:, :end] += torch.bmm(d.mT, query)
-        dq[:, :, start:end] = torch.bmm(d, keys[:, :end]).view(s, h, -1, k)
-    dk, dv = (x.to(keys.dtype).view(s, g, p, k) for x in (dk, dv))
-    return dq, dk, dv

@@ -27,7 +27,7 @@ from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes
 from phikit.stage import Context
-from phikit.train import parallel
+from phikit.train import parallel, tensors
 from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.optim import Optimiser
 from phikit.train.rows import Rows, peak_mib
@@ -105,15 +105,17 @@ def train(
     """
     torch.manual_seed(ctx.seed)
     model.train().float()
-    if parallel.world() > 1:
-        parallel.shard(model)
+    processes = parallel.Processes.of(model, settings.parallel)
+    if processes.mesh is not None:
+        parallel.shard(model, processes)
     optimiser = Optimiser(model, settings.optimiser)
     checkpoints = Checkpoints(
         ctx.dir / "checkpoints", settings.keep_checkpoints, settings.checkpoint_in_background
     )
     counters = _Counters()
     start = 0
-    if (saved := checkpoints.latest(_like(model, optimiser))) is not None:
+    ways = tensors.parts(model), tensors.ways(model)
+    if (saved := checkpoints.latest(_like(model, optimiser), *ways)) is not None:
         start = saved.step
         _restore(model, optimiser, objective, saved, str(checkpoints.folder))
         counters = _Counters(**saved.counters)  # type: ignore[arg-type]
@@ -127,7 +129,9 @@ def train(
     lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
     with _prepared(model, settings), lanes, rows.trackers, checkpoints:
         for step in range(start, steps):
-            row = _step(model, optimiser, objective, settings, step, steps, counters, lanes)
+            row = _step(
+                model, optimiser, objective, settings, step, steps, counters, lanes, processes
+            )
             rows.add(row, counters.tokens, counters.flops)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
@@ -167,11 +171,12 @@ def _step(
     steps: int,
     counters: _Counters,
     lanes: Lanes,
+    processes: parallel.Processes,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
     batch = objective.draw(step)
     optimiser.zero_grad()
-    sums = _gradients(model, objective, settings, batch, lanes)
+    sums = _gradients(model, objective, settings, batch, lanes, processes)
     grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated
@@ -202,6 +207,7 @@ def _gradients(
     settings: TrainSettings,
     batch: StepBatch[M],
     lanes: Lanes,
+    processes: parallel.Processes,
 ) -> dict[str, float]:
     """Adds the batch's gradients to the parameters; returns the summed loss and metrics.
 
@@ -216,12 +222,12 @@ def _gradients(
 
     if lanes.count == 1:
         with autocast(model, settings.precision):  # its copies of the weights serve the whole step
-            for micro, counts in parallel.share(batch.micros):
+            for micro, counts in processes.share(batch.micros):
                 loss = objective.loss(model, micro)
                 with torch.autocast(loss.total.device.type, enabled=False):
                     (loss.total * counts / batch.weight).backward()
                 count(loss, counts)
-        return parallel.add_up(sums)
+        return processes.add_up(sums)
 
     parameters = [p for _, p in trained(model)]
 
@@ -283,7 +289,9 @@ def _state(
 ) -> State:
     weights = {f"model.{n}": p for n, p in trained(model)}
     moments = {f"optimiser.{n}": t for n, t in optimiser.state().items()}
-    return State(step, objective.state(), vars(counters).copy(), weights | moments)
+    return State(
+        step, objective.state(), vars(counters).copy(), weights | moments, tensors.ways(model)
+    )
 
 
 def _like(model: Decoder, optimiser: Optimiser) -> dict[str, Tensor]:

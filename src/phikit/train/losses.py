@@ -189,14 +189,20 @@ class _CrossEntropy(Function):
 
 
 class _Sum:
-    """A sum in float32 of matrices in another precision; the first is only converted."""
+    """A sum in float32 of matrices in another precision; the first is only converted.
+
+    One alone stays as it is where its target has its precision: there is no sum to round.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
         self.total: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        self.total = x.float() if self.total is None else self.total.add_(x)
+        if self.total is None:
+            self.total = x if x.dtype == self.like.dtype else x.float()
+        else:
+            self.total = self.total.float().add_(x)
 
     @property
     def value(self) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from phikit.errors import PhikitError
+from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes
-from phikit.train import parallel
+from phikit.train import parallel, tensors
 from phikit.train.settings import OptimiserSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -98,26 +99,36 @@ class Muon:
 class Optimiser:
     """The optimiser of a model: which parameter is whose, the step, and the state by name."""
 
-    def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
+    def __init__(self, model: Decoder, settings: OptimiserSettings) -> None:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.clip = settings.clip
+        self.tensor = tensors.ways(model)
+        if self.tensor > 1 and settings.kind == "muon":
+            raise PhikitError(
+                "muon needs whole matrices, which tensor-parallel processes do not hold",
+                "use optimiser.kind=adamw, or parallel.tensor=1",
+            )
         self.parameters = list(named.values())
         matrices = {
             n: p for n, p in named.items()
             if settings.kind == "muon" and p.dim() == 2 and ".layers." in n
         }  # fmt: skip
         self.muon = (
-            Muon(matrices, splits(model), settings.muon_momentum, settings.weight_decay)
+            Muon(matrices, tensors.parts(model), settings.muon_momentum, settings.weight_decay)
             if matrices
             else None
         )
         self.adam_named = {n: p for n, p in named.items() if n not in matrices}
         decayed = [p for p in self.adam_named.values() if p.dim() > 1]
         plain = [p for p in self.adam_named.values() if p.dim() <= 1]
+        # a step over many tensors at once wants them cut over the same processes
+        shared = [p for p in decayed if parallel.cut(p)]
+        decayed = [p for p in decayed if not parallel.cut(p)]
         self.adam = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
+                {"params": shared, "weight_decay": settings.weight_decay},
             ],
             betas=settings.betas,
             eps=settings.eps,
@@ -131,7 +142,10 @@ class Optimiser:
     def clip_grads(self) -> float:
         """Scales the gradients down to the allowed norm; returns the norm they had."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(parallel.full(nn.utils.get_total_norm(grads, foreach=True)))
+        if parallel.world() == 1:
+            norm = float(nn.utils.get_total_norm(grads, foreach=True))
+        else:
+            norm = parallel.total_norm(grads, self.tensor)
         if not norm <= self.clip:  # a norm that is no number shall show in the gradients too
             torch._foreach_mul_([parallel.local(g) for g in grads], self.clip / (norm + 1e-6))
         return norm
@@ -197,16 +211,3 @@ def _missing(known: Iterable[str], held: Iterable[str]) -> set[str]:
         name.startswith("adam.") for name in held
     )
     return set() if untouched else missing
-
-
-def splits(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Where the parts of the fused projections end: queries, keys, values; gate, up."""
-    parts: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules():
-        if name.endswith("self_attn"):
-            keys = module.kv_heads * module.head_dim
-            parts[f"{name}.qkv_proj.weight"] = (module.heads * module.head_dim, keys, keys)
-        elif name.endswith("mlp"):
-            rows = module.gate_up_proj.weight.shape[0]
-            parts[f"{name}.gate_up_proj.weight"] = (rows // 2, rows // 2)
-    return parts

@@ -55,6 +55,16 @@ class LoraSettings(Config):
     name: str = Field(default="default", pattern=r"^\w+$", description="the adapter's name")
 
 
+class ParallelSettings(Config):
+    """How the processes that torchrun started share the work; together they are all of them."""
+
+    data: int | None = Field(
+        default=None, ge=1, description="share the microbatches; what is left when left out"
+    )
+    tensor: int = Field(default=1, ge=1, description="share the layers' matrices, by heads")
+    context: int = Field(default=1, ge=1, description="share a row's tokens, for long ones")
+
+
 class TrainSettings(Config):
     """What the loop needs to know, whatever is minimised."""
 
@@ -94,6 +104,7 @@ class TrainSettings(Config):
         default=False,
         description="recompute activations in the backward pass: less memory, a third slower",
     )
+    parallel: ParallelSettings = ParallelSettings()
     compile: bool = Field(
         default=False, description="compile the layers with torch.compile (needs g++)"
     )

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.hf_storage import (
 
 from phikit.files import write_json
 from phikit.train import parallel
+from phikit.train.tensors import Relaid
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, object]) -> None:
@@ -45,13 +46,18 @@ def write(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, object
 
 
 def read(
-    folder: Path, like: Mapping[str, Tensor], scalars: Mapping[str, float]
+    folder: Path, like: Mapping[str, Tensor], scalars: Mapping[str, float], relaid: Relaid
 ) -> dict[str, Tensor]:
-    """Reads a checkpoint, whoever wrote it: tensors as those of `like` are sliced, others whole."""
+    """Reads a checkpoint, whoever wrote it: tensors as those of `like` are sliced, others whole.
+
+    Args:
+        relaid: how a whole tensor that others wrote is to be laid out, by its name; tensors that
+            it leaves alone are read slice by slice.
+    """
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty_like(like[name])
-        if name in like
+        if name in like and not relaid.changes(name)
         else torch.empty(held.size, dtype=held.properties.dtype)
         for name, held in found.items()
         if isinstance(held, TensorStorageMetadata)
@@ -61,4 +67,7 @@ def read(
         storage_reader=HuggingFaceStorageReader(str(folder)),
         no_dist=parallel.world() == 1,
     )
+    for name in tensors:
+        if relaid.changes(name):
+            tensors[name] = parallel.sliced(relaid(name, tensors[name]), like.get(name))
     return tensors | {name: torch.tensor(value) for name, value in scalars.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from phikit.errors import PhikitError
 from phikit.records import Pair, read_records
 from phikit.stage import Context, Estimate, Stage, given
 from phikit.train.objectives.dpo_settings import DpoLoss
+from phikit.train.objectives.mixing import PairKind, mix
 from phikit.train.settings import TrainSettings
 
 
@@ -28,6 +29,11 @@ class DpoSettings(TrainSettings):
     batch_pairs: int = Field(default=64, ge=1, description="pairs per step")
     epochs: float = Field(default=1.0, gt=0, description="passes over the pairs")
     steps: int | None = Field(default=None, ge=1, description="steps, instead of `epochs`")
+    mix: dict[PairKind, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict,
+        description="shares of kinds of pairs in the whole, {refusal: 0.03}; kinds that are not "
+        "named come whole (the report: 1 to 5 % against hallucination and for safety)",
+    )
     max_tokens: int | None = Field(
         default=None, ge=2, description="longest prompt with answer; longer pairs are left out"
     )
@@ -55,18 +61,20 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         for folder in given(inputs, "pairs")
         for pair in read_records(folder / "pairs.parquet", Pair)
     ]
-    pairs = [p for p in read if _usable(p, most)]
+    usable = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:
         if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
             write_model(merged(model), inputs["model"] / "model", ctx.dir, settings.save_dtype)
         return {"note": "no pairs: unchanged", "steps": 0, "tokens": 0, "pairs": {}, "left_out": 0}
-    if not pairs:
+    if not usable:
         raise PhikitError(
             f"train.dpo: none of {len(read)} pairs has two answers within {most} tokens",
             "raise max_tokens, or look at what the stages before it made"
             if read
             else "look at what the stages before it made; allow_empty: true goes on without",
         )
+    mixed = mix(usable, settings.mix, ctx.seed)
+    pairs = mixed.pairs
     steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.batch_pairs)
 
     def run() -> dict[str, Any]:
@@ -83,10 +91,10 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         return loop.train(ctx, model, objective, settings, steps)
 
     result = finish(ctx, model, inputs["model"] / "model", settings, run)
-    kinds = sorted({p.kind for p in pairs})
     return result | {
-        "pairs": {kind: sum(p.kind == kind for p in pairs) for kind in kinds},
-        "left_out": len(read) - len(pairs),
+        "pairs": mixed.counts,
+        "unused": mixed.unused,
+        "left_out": len(read) - len(usable),
         **last_steps(ctx, "accuracy", "margin"),
     }
 

@@ -20,6 +20,7 @@ from phikit.stage import Config, Context, Estimate, Stage, given
 from phikit.train.stage_next_token import NextTokenSettings, _next_token, _size
 
 if TYPE_CHECKING:
+    from phikit.data.pack import Example
     from phikit.records import Pair, Rollout
 
 Inputs = Mapping[str, Path]
@@ -103,7 +104,10 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
         for sample, group in zip(part, made, strict=True):
             judged = [_judged(r, next(verdicts), sample.id) for r in group]
             rollouts += judged
-            pairs += rollout_pairs(judged, settings.pairs_per_prompt, settings.max_length_ratio)
+            kind = "refusal" if sample.verifier == "refusal" else "rollout"
+            pairs += rollout_pairs(
+                judged, settings.pairs_per_prompt, settings.max_length_ratio, kind
+            )
         ctx.cost.tokens_generated = engine.tokens_generated
         ctx.progress.update(start + len(part), len(chosen), pairs=len(pairs))
     write_records(ctx.dir / "rollouts.parquet", rollouts, Rollout)
@@ -125,7 +129,9 @@ def _judged(rollout: Rollout, verdict: Any, problem: str) -> Rollout:
     return dataclasses.replace(rollout, id="", verdict=verdict, meta={"problem": problem})
 
 
-def rollout_pairs(group: Sequence[Rollout], most: int, ratio: float) -> list[Pair]:
+def rollout_pairs(
+    group: Sequence[Rollout], most: int, ratio: float, kind: str = "rollout"
+) -> list[Pair]:
     """Right above wrong answers of one problem, of like lengths so that length is not learned.
 
     Only answers that ended are chosen; a cut-off one may be rejected. Each answer is used once.
@@ -149,7 +155,7 @@ def rollout_pairs(group: Sequence[Rollout], most: int, ratio: float) -> list[Pai
                 prompt_ids=good.prompt_ids,
                 chosen_ids=good.completion_ids,
                 rejected_ids=bad.completion_ids,
-                kind="rollout",
+                kind=kind,
                 evidence={"lengths": [len(good.completion_ids), len(bad.completion_ids)]},
                 parents=(good.id, bad.id),
             )
@@ -175,19 +181,19 @@ def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict
             f"with at most {settings.max_accuracy:g} right answers",
             "draw more, of an abler model, or raise max_accuracy",
         )
-    examples = [
-        (
-            [*r.prompt_ids, *r.completion_ids],
-            [False] * len(r.prompt_ids) + [True] * len(r.completion_ids),
-        )
-        for r in kept
-    ]
+    examples = [answer_example(r) for r in kept]
     rows = pack(
         examples, settings.context or model.config.max_positions, pad_id(model),
         overlong="truncate", window=8192 if settings.packing else 1,
     )  # fmt: skip
     done = _next_token(ctx, settings, model, rows, inputs["model"] / "model")
     return done | {"answers": len(kept), "of": len(rollouts)}
+
+
+def answer_example(rollout: Rollout) -> Example:
+    """Its ids as they were drawn, the answer alone trained on."""
+    prompt, answer = rollout.prompt_ids, rollout.completion_ids
+    return [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
 
 
 def right_answers(rollouts: Sequence[Rollout], max_accuracy: float) -> list[Rollout]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
 from phikit.train import parallel, sliced
+from phikit.train.tensors import Parts, Relaid
 
 _FILE = "tensors.safetensors"
 
@@ -36,12 +37,14 @@ class State:
         objective: the objective's own position in its data, JSON-able.
         counters: tokens trained, FLOPs, steps skipped, ...
         tensors: weights ("model.") and optimiser ("optimiser.") by name.
+        tensor_parallel: how many processes the fused projections are laid out for.
     """
 
     step: int
     objective: dict[str, Any]
     counters: dict[str, float]
     tensors: dict[str, Tensor]
+    tensor_parallel: int = 1
 
 
 class Checkpoints:
@@ -65,7 +68,10 @@ class Checkpoints:
         """Saves a checkpoint; an error of the one before, in the background, is raised here."""
         folder = self.folder / f"step-{state.step:08d}"
         tensors = state.tensors | {"random.torch": torch.get_rng_state()}
-        rest = {"step": state.step, "objective": state.objective, "counters": state.counters}
+        rest = {
+            "step": state.step, "objective": state.objective, "counters": state.counters,
+            "tensor_parallel": state.tensor_parallel,
+        }  # fmt: skip
         self.wait()
         if parallel.world() > 1:
             sliced.write(folder, tensors, rest)
@@ -108,11 +114,14 @@ class Checkpoints:
         if error is None:
             self.wait()
 
-    def latest(self, like: Mapping[str, Tensor]) -> State | None:
+    def latest(
+        self, like: Mapping[str, Tensor], fused: Parts | None = None, tensor_parallel: int = 1
+    ) -> State | None:
         """The newest checkpoint, with torch's random stream set to it; None when there is none.
 
         Args:
             like: tensors by name, for how they are sliced over several processes.
+            fused: see `phikit.train.tensors`; laid out for `tensor_parallel` processes now.
 
         Raises:
             PhikitError: it is corrupt; says so and how to go on.
@@ -127,14 +136,16 @@ class Checkpoints:
                 if parallel.world() == 1 and file.exists():
                     tensors = load_file(file)
                 else:
-                    tensors = sliced.read(saved[-1], like, raw.get("scalars", {}))
+                    before = raw.get("tensor_parallel", 1)
+                    relaid = Relaid(fused or {}, before, tensor_parallel)
+                    tensors = sliced.read(saved[-1], like, raw.get("scalars", {}), relaid)
         except SafetensorError as e:
             raise PhikitError(
                 f"{file}: corrupt checkpoint ({e})",
                 f"remove {saved[-1]} to go on from the checkpoint before it",
             ) from e
         torch.set_rng_state(tensors.pop("random.torch"))
-        return State(raw["step"], raw["objective"], raw["counters"], tensors)
+        return State(raw["step"], raw["objective"], raw["counters"], tensors, tensor_parallel)
 
     def remove(self) -> None:
         """Removes them all, when the run is done and its model is written."""

@@ -85,6 +85,8 @@ BUILT_IN = (
     "code",
     "refusal",
     "format",
+    "instructions",
+    "gym",
 )  # each in the module so named
 
 

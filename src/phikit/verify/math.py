@@ -13,13 +13,8 @@ number is expected "3 + 4" is none either: it was not worked out.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
-import select
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,11 +24,10 @@ from phikit.records import Verdict
 from phikit.verify.answer import final_answer
 from phikit.verify.base import Problem, register
 from phikit.verify.verdicts import NO_ANSWER, shorten, verdict
+from phikit.verify.worker import Worker
 
 LONGEST_NUMBER = 200  # characters; beyond it a power of ten could fill the memory
 LONGEST_FORMULA = 400
-WORKER_SECONDS = 8.0
-START_SECONDS = 60.0
 
 _PLAIN = re.compile(r"-?\d{1,18}")
 _NUMBER = re.compile(
@@ -162,10 +156,12 @@ def judge(gold: str, answer: str) -> Verdict:
         return verdict("math", False, f"{told}: neither a number nor a formula")
     if wanted and (_UNFINISHED.search(answer) or not _OPERATOR.search(answer)):
         return verdict("math", False, f"{told}: not worked out to a number")
-    reply = _worker(os.getpid()).equal(gold, answer)
-    if reply == "equal":
+    reply = _worker(os.getpid()).ask([gold, answer])
+    if reply is None:
+        return verdict("math", False, f"{told}: the comparison took too long")
+    if reply["equal"]:
         return verdict("math", True, "an equal formula")
-    return verdict("math", False, f"{told}: {reply}")
+    return verdict("math", False, f"{told}: {reply['error'] or 'not equal'}")
 
 
 def is_formula(text: str) -> bool:
@@ -177,57 +173,9 @@ def is_formula(text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(pid: int) -> _Worker:
+def _worker(pid: int) -> Worker:
     """This process's worker; by process number, so that a forked copy starts its own."""
-    return _Worker()
-
-
-class _Worker:
-    """Asks `math_worker.py`, and kills and replaces it when it does not answer in time."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def equal(self, gold: str, answer: str) -> str:
-        """ "equal", or why it is not known to be."""
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            line = self._ask(gold, answer, WORKER_SECONDS)
-            if line is None:
-                return "the comparison took too long"
-        reply = json.loads(line)
-        if reply["equal"]:
-            return "equal"
-        return reply["error"] or "not equal"
-
-    def _start(self) -> None:
-        script = Path(__file__).with_name("math_worker.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if self._ask("1", "1", START_SECONDS) is None:  # loads sympy, which takes a second or two
-            raise RuntimeError(f"{script} does not start; run it by hand to see why")
-
-    def _ask(self, gold: str, answer: str, seconds: float) -> bytes | None:
-        """One line of reply; None, with the process killed, if there is none in time."""
-        process = self._process
-        assert process and process.stdin and process.stdout
-        process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-        process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else b""
-        if line:
-            return line
-        process.kill()
-        process.wait()
-        self._process = None
-        return None
+    return Worker(Path(__file__).with_name("math_worker.py"), first=["1", "1"])
 
 
 @register("math")

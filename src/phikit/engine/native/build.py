@@ -22,8 +22,8 @@ from phikit.errors import PhikitError
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (
-    "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c",
-    "differ.c", "differ8.c", "mamba.c",
+    "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c", "differ.c",
+    "differ8.c", "mamba.c", "norms.c",
 )  # fmt: skip
 _HEADERS = ("common.h", "decode.h", "differ.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
@@ -139,7 +139,8 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_mamba_scan.argtypes = (
         *(pointer,) * 5, number, pointer, pointer, number, number
     )  # fmt: skip
-    for name in ("differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
+    library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
+    for name in ("layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
         getattr(library, f"phikit_{name}").restype = None
     return library
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from phikit.engine.native import products
 from phikit.errors import PhikitError
 from phikit.models.flash.config import Kind
-from phikit.models.flash.layers import GMU, MLP, Attention, Layer, Mamba, normed
+from phikit.models.flash.layers import GMU, MLP, Attention, Mamba
 from phikit.models.flash.model import Flash
 from phikit.models.flash.state import Slots
 
@@ -94,7 +94,7 @@ class _Scan:
         )  # fmt: skip
         rest = product(self._library, mamba.x_proj, conv_NI)
         rank = mamba.sizes[0]
-        delta_NI = F.linear(rest[:, :rank], mamba.dt_proj.weight)
+        delta_NI = weighed(self._library, mamba.dt_proj.weight, rest[:, :rank])
         memory_NI, out_NI = torch.empty_like(conv_NI), torch.empty_like(conv_NI)
         inputs = [t.data_ptr() for t in (conv_NI, delta_NI, rest[:, rank:])]
         self._library.phikit_mamba_scan(
@@ -169,10 +169,10 @@ class FlashStep:
         slot_N, position_N = slot_N.to(torch.int32), position_N.to(torch.int32)
         window = config.sliding_window
         held_N, put_N = (position_N + 1).clamp(max=window), position_N % window
-        x_ND = model.model.embed_tokens(token_N)
+        x_ND, add_ND = model.model.embed_tokens(token_N).float(), None
         memory_NI = x_ND
         for index, (layer, mixer) in enumerate(zip(model.layers(), self._mixers, strict=True)):
-            inner_ND, at = layer.normed(x_ND), index // 2
+            inner_ND, at = self._norm(x_ND, add_ND, layer.input_layernorm), index // 2
             if isinstance(mixer, _Scan):
                 out, memory_NI = mixer(inner_ND, slot_N, slots.conv[at], slots.ssm[at], threads)
             elif isinstance(mixer, _Attend):
@@ -184,22 +184,39 @@ class FlashStep:
             else:
                 assert isinstance(layer.attn, GMU)
                 out = memory_NI * F.silu(product(self._library, layer.attn.in_proj, inner_ND))
-            x_ND = self._rest(layer, x_ND, product(self._library, layer.attn.out_proj, out))
-        return product(self._library, model.lm_head, normed(model.model.final_layernorm, x_ND))
+            mixed_ND = product(self._library, layer.attn.out_proj, out)
+            inner_ND = self._norm(x_ND, mixed_ND, layer.post_attention_layernorm)
+            add_ND = self._mlp(layer.mlp, inner_ND)
+        last_ND = self._norm(x_ND, add_ND, model.model.final_layernorm)
+        return product(self._library, model.lm_head, last_ND)
 
-    def _rest(self, layer: Layer, x_ND: Tensor, mixed_ND: Tensor) -> Tensor:
-        """`Layer.rest`, the gate in one pass."""
-        if layer.kind in (Kind.MAMBA, Kind.GMU):
-            x_ND = x_ND.float()
-        x_ND = x_ND + mixed_ND
-        mlp: MLP = layer.mlp
-        both = product(self._library, mlp.fc1, normed(layer.post_attention_layernorm, x_ND))
+    def _norm(self, x_ND: Tensor, add_ND: Tensor | None, norm: nn.LayerNorm) -> Tensor:
+        """Adds to x in place, and returns the norm of it in bfloat16."""
+        n, d = x_ND.shape
+        out_ND = torch.empty(n, d, dtype=torch.bfloat16)
+        self._library.phikit_layer_norm_rows(
+            x_ND.data_ptr(), None if add_ND is None else add_ND.data_ptr(),
+            norm.weight.data_ptr(), norm.bias.data_ptr(), out_ND.data_ptr(), n, d, norm.eps,
+        )  # fmt: skip
+        return out_ND
+
+    def _mlp(self, mlp: MLP, x_ND: Tensor) -> Tensor:
+        """`MLP.forward`, the gate in one pass."""
+        both = product(self._library, mlp.fc1, x_ND)
         n, f = both.shape[0], both.shape[1] // 2
         gated_NF = both.new_empty(n, f)
         self._library.phikit_gate_rows(
             both.data_ptr(), gated_NF.data_ptr(), n, f, torch.get_num_threads()
         )  # fmt: skip
-        return x_ND + product(self._library, mlp.fc2, gated_NF)
+        return product(self._library, mlp.fc2, gated_NF)
+
+
+def weighed(library: ctypes.CDLL, weight_OI: Tensor, x_NI: Tensor) -> Tensor:
+    """x · wᵀ in x's precision."""
+    if len(x_NI) > products.MOST_ROWS or not weight_OI.is_contiguous():
+        return F.linear(x_NI, weight_OI)
+    matrix = products.matrix("bf16", weight_OI.shape[0], weight_OI.shape[1], weight_OI.detach())
+    return products.linear(library, matrix, x_NI, torch.get_num_threads())
 
 
 def product(library: ctypes.CDLL, module: nn.Module, x_NK: Tensor) -> Tensor:
@@ -207,15 +224,10 @@ def product(library: ctypes.CDLL, module: nn.Module, x_NK: Tensor) -> Tensor:
     if type(module) is not nn.Linear or len(x_NK) > products.MOST_ROWS:
         made: Tensor = module(x_NK)
         return made
-    weight = module.weight.detach()
-    if not weight.is_contiguous():
-        return F.linear(x_NK, weight, module.bias)
-    matrix = products.matrix("bf16", weight.shape[0], weight.shape[1], weight)
-    threads = torch.get_num_threads()
     if module.bias is None:
-        return products.linear(library, matrix, x_NK, threads)
+        return weighed(library, module.weight, x_NK)
     # rounded once, after the bias
-    wide = products.linear(library, matrix, x_NK.float(), threads)
+    wide = weighed(library, module.weight, x_NK.float())
     return (wide + module.bias).to(x_NK.dtype)
 
 

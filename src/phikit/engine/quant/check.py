@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phikit.engine.base import Request, Sampling
 from phikit.engine.local import LocalEngine
-from phikit.models.decoder import Decoder
+from phikit.engine.runners import Model
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _logprobs(model: nn.Module, row_L: Tensor) -> Tensor:
     return F.log_softmax(model(row_L[None, :-1])[0].float(), dim=-1)
 
 
-def decoding_speed(model: Decoder, prompt: Sequence[int], tokens: int = 48) -> float:
+def decoding_speed(model: Model, prompt: Sequence[int], tokens: int = 48) -> float:
     """Tokens per second of one greedy stream, after the prompt and the first token."""
     stream = LocalEngine(model, max_batch=1).stream(
         Request(tuple(prompt), Sampling(temperature=0, max_tokens=tokens + 1))

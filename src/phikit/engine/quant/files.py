@@ -24,7 +24,7 @@ from phikit.files import atomic_directory, explain_os_errors, read_json, write_j
 from phikit.models import checkpoint
 from phikit.models.architectures import build, config_json, read_config, tensors_for
 
-_ROUNDED = 2**21  # weights rounded at once: float32 copies of so many stay in the caches
+_ROUNDED = 2**19  # weights rounded at once: float32 copies of so many stay in the caches
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",

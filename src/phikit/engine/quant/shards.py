@@ -25,7 +25,7 @@ _NAMES = {
 }  # fmt: skip
 _ENTRY = 160  # bytes of a header for each tensor, beside its name
 _ALIGNED = 64
-_AT_ONCE = 2**26  # bytes
+_AT_ONCE = 2**24  # bytes
 
 
 class Shards:
@@ -64,7 +64,7 @@ class Shards:
         }
         flat = tensor.contiguous().flatten().view(torch.uint8)
         for start in range(0, size, _AT_ONCE):
-            self._file.write(memoryview(flat[start : start + _AT_ONCE].numpy()))
+            self._file.write(flat[start : start + _AT_ONCE].numpy().tobytes())
         self._bytes += size
         if self._bytes >= _SHARD:
             self._close()

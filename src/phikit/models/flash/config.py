@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from phikit.errors import PhikitError
+from phikit.models.hf_keys import end_ids, needed, shape_keys, shape_of
 
 ARCHITECTURE = "Phi4FlashForCausalLM"
 
@@ -180,11 +181,7 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> FlashConfig:
         PhikitError: a needed key is missing, or asks for what the released model does not have.
     """
 
-    def need(key: str) -> Any:
-        if key not in raw:
-            raise PhikitError(f"{where}: the key {key!r} is missing")
-        return raw[key]
-
+    shape = shape_of(raw, where)
     foreign = all(raw.get(key, value) == value for key, value in _FOREIGN_IDS.items())
 
     def token(key: str) -> Any:
@@ -199,30 +196,22 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> FlashConfig:
             raise PhikitError(
                 f"{where}: {key!r} is {raw[key]!r}; phikit's flash model has it as {allowed[0]!r}"
             )
-    hidden = int(need("hidden_size"))
+    hidden = shape["hidden_size"]
     rank = raw.get("mamba_dt_rank", "auto")
-    window = need("sliding_window")  # one number, or what the published class makes of it
+    window = needed(raw, "sliding_window", where)  # one number, or what the published class makes
     if isinstance(window, list):
         window = next((w for w in window if w), 0)
-    eos = token("eos_token_id")
     return FlashConfig(
-        vocab_size=int(need("vocab_size")),
-        hidden_size=hidden,
-        intermediate_size=int(need("intermediate_size")),
-        layers=int(need("num_hidden_layers")),
-        heads=int(need("num_attention_heads")),
-        kv_heads=int(raw.get("num_key_value_heads") or need("num_attention_heads")),
+        **shape,
         sliding_window=int(window),
-        max_positions=int(need("max_position_embeddings")),
         dt_rank=math.ceil(hidden / 16) if rank == "auto" else int(rank),
         inner_size=int(raw.get("mamba_expand", 2) * hidden),
         state_size=int(raw.get("mamba_d_state", 16)),
         conv_width=int(raw.get("mamba_d_conv", 4)),
         norm_eps=float(raw.get("layer_norm_eps", 1e-5)),
         tied=bool(raw.get("tie_word_embeddings", True)),
-        init_std=float(raw.get("initializer_range", 0.02)),
         bos_id=token("bos_token_id"),
-        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        eos_ids=end_ids(token("eos_token_id")),
         pad_id=token("pad_token_id"),
     )
 
@@ -242,15 +231,7 @@ def to_hf(config: FlashConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "phi4flash",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "sliding_window": config.sliding_window,
+        **shape_keys(config, dtype),
         "mb_per_layer": 2,
         "mamba_d_state": config.state_size,
         "mamba_d_conv": config.conv_width,
@@ -261,16 +242,6 @@ def to_hf(config: FlashConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         "mlp_bias": False,
         "lm_head_bias": False,
         "layer_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "initializer_range": config.init_std,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(config.eos_ids) or None,
-        "pad_token_id": config.pad_id,
-        "attention_dropout": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "torch_dtype": dtype,
-        "use_cache": True,
     }
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from phikit.errors import PhikitError
 from phikit.models import lora
 from phikit.models.audio.encoder import AudioEmbedding, rows_of
+from phikit.models.continuation import Choose, generate, likeliest
 from phikit.models.decoder import Attend, Decoder
-from phikit.models.greedy import generate
 from phikit.models.multimodal.config import Phi4MMConfig
 from phikit.models.multimodal.media import Media, rows_of_items
 from phikit.models.multimodal.modes import InputMode
@@ -143,8 +143,12 @@ class Phi4MM(Decoder):
         media: Media | None = None,
         max_tokens: int = 256,
         stop_ids: Collection[int] = (),
+        choose: Choose = likeliest,
     ) -> Iterator[int]:
-        """Yields the likeliest tokens after one prompt, until one of `stop_ids`, itself included.
+        """Yields tokens after one prompt, until one of `stop_ids`, itself included.
+
+        Args:
+            choose: draws each of them from its logits; the likeliest when left out.
 
         Raises:
             PhikitError: the placeholder tokens are not those of the media.
@@ -154,7 +158,7 @@ class Phi4MM(Decoder):
             inputs_1LD = self.embed(ids_1L, media or Media())
         adapters = [mode.adapter for mode in self.modes_of(ids_1L)]
         room = self.config.max_positions - len(ids)
-        tokens = generate(self, inputs_1LD, min(max_tokens, room), stop_ids)
+        tokens = generate(self, inputs_1LD, min(max_tokens, room), stop_ids, choose=choose)
         while True:
             with lora.route(adapters):  # not around the yield: the caller may run other rows
                 token = next(tokens, None)

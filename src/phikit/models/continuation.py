@@ -1,7 +1,7 @@
-"""The likeliest continuation of a prompt that is given as embeddings, with a cache.
+"""The continuation of a prompt that is given as embeddings, token by token, with a cache.
 
 The plain way from a prompt with pictures or sounds to an answer: one prompt at a time. The engine
-has batches, sampling and shared prompts for prompts of tokens.
+has batches and shared prompts for prompts of tokens. How a token is drawn is the caller's business.
 
 Shapes: L positions held, T new positions, D model width, H query heads, G key-value heads, K head
 size.
@@ -9,13 +9,21 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from phikit.models.decoder import Attend, Decoder
+
+#: logits [1, V] → the token that comes next
+Choose = Callable[[Tensor], int]
+
+
+def likeliest(logits_1V: Tensor) -> int:
+    """The most probable token; of equals the first."""
+    return int(logits_1V.argmax())
 
 
 class Cached:
@@ -50,6 +58,7 @@ def generate(
     max_tokens: int,
     stop_ids: Collection[int] = (),
     attend: Attend | None = None,
+    choose: Choose = likeliest,
 ) -> Iterator[int]:
     """Yields the ids of the continuation one by one, an end token included.
 
@@ -60,6 +69,7 @@ def generate(
         inputs_embeds_1LD: the prompt, as the decoder's input.
         stop_ids: tokens that end it.
         attend: what the prompt's positions attend to; the model's own rule when left out.
+        choose: draws each token.
     """
     config, rule = model.config, attend or model.attend
     window = config.sliding_window
@@ -76,7 +86,7 @@ def generate(
         hidden_1TD = model.hidden(
             position_1T, position_1T, cache, length, inputs_embeds_BLD=inputs_1LD[:, fresh:]
         )
-        chosen = int(model.lm_head(hidden_1TD[:, -1]).argmax())
+        chosen = choose(model.lm_head(hidden_1TD[:, -1]))
         yield chosen
         if chosen in stop_ids:
             return

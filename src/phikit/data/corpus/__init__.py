@@ -1,0 +1,1 @@
+"""A corpus of any size, shard by shard: read, filter, deduplicate, decontaminate, tokenise."""

@@ -1,0 +1,1 @@
+"""One file for each kind of file that documents come from; `phikit.data.readers` chooses."""

@@ -1,0 +1,169 @@
+"""Equations of web pages as TeX between dollars: MathML, KaTeX, MathJax, and pictures of formulas.
+
+Pages carry the TeX an equation was written in more often than not, as an annotation, an alternative
+text or a script; only MathML without any is translated, element by element. Powers and indices in
+running text (`2<sup>n</sup>`) are kept, too: without them 2^n reads 2n.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_TEX = "application/x-tex"
+_FORMULA_CLASSES = re.compile(r"\b(math|mwe-math-fallback-image-\w+|tex|latex)\b")
+_SPACE = re.compile(r"\s+")
+_DRAWN = (
+    ".//*[self::mjx-container or contains(concat(' ', @class, ' '), ' katex ')"
+    " or contains(concat(' ', @class, ' '), ' MathJax ')"
+    " or contains(concat(' ', @class, ' '), ' MathJax_Display ')]"
+)
+_SYMBOLS = {
+    "∑": r"\sum", "∏": r"\prod", "∫": r"\int", "∞": r"\infty", "√": r"\sqrt", "±": r"\pm",
+    "×": r"\times", "·": r"\cdot", "⋅": r"\cdot", "≤": r"\le", "≥": r"\ge", "≠": r"\ne",
+    "≈": r"\approx", "→": r"\to", "⇒": r"\Rightarrow", "∈": r"\in", "∂": r"\partial",
+    "∇": r"\nabla", "∀": r"\forall", "∃": r"\exists", "∪": r"\cup", "∩": r"\cap", "⊂": r"\subset",
+    "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\epsilon",
+    "θ": r"\theta", "λ": r"\lambda", "μ": r"\mu", "π": r"\pi", "ρ": r"\rho", "σ": r"\sigma",
+    "τ": r"\tau", "φ": r"\phi", "χ": r"\chi", "ψ": r"\psi", "ω": r"\omega", "Γ": r"\Gamma",
+    "Δ": r"\Delta", "Σ": r"\Sigma", "Φ": r"\Phi", "Ψ": r"\Psi", "Ω": r"\Omega",
+    "−": "-", "′": "'", "…": r"\dots", "⁢": "", "⁡": "", "\u2063": "", "\u2064": "",
+}  # fmt: skip
+_ACCENTS = {"^": "hat", "¯": "bar", "‾": "bar", "→": "vec", "~": "tilde", "˙": "dot", "ˆ": "hat"}
+
+
+def keep_equations(body: Any) -> None:
+    """Replaces the equations below `body` by their TeX, and <sup> and <sub> by ^ and _."""
+    for node in body.xpath(_DRAWN):
+        if (math := node.find(".//math")) is not None:
+            replace(node, dollars(tex(math), _is_display(node, math)))
+        else:
+            replace(node, "")  # drawn from a source that stands in a script beside it
+    for math in list(body.iter("math")):
+        replace(math, dollars(tex(math), _is_display(math, math)))
+    for script in body.xpath(".//script[starts-with(@type, 'math/tex')]"):
+        replace(script, dollars(script.text or "", "display" in script.get("type")))
+    for image in list(body.iter("img")):
+        alt = (image.get("alt") or "").strip()
+        if alt and _FORMULA_CLASSES.search(image.get("class") or ""):
+            replace(image, dollars(alt, False))
+    for node in list(body.iter("sup", "sub")):
+        text = node.text_content().strip()
+        if 0 < len(text) <= 40 and node.find(".//a") is None:
+            mark = "^" if node.tag == "sup" else "_"
+            replace(node, mark + (text if len(text) == 1 else f"{{{text}}}"))
+
+
+def replace(node: Any, text: str) -> None:
+    """Puts a text in an element's place."""
+    parent = node.getparent()
+    if parent is None:
+        return
+    text += node.tail or ""
+    before = node.getprevious()
+    if before is None:
+        parent.text = (parent.text or "") + text
+    else:
+        before.tail = (before.tail or "") + text
+    parent.remove(node)
+
+
+def dollars(source: str, display: bool) -> str:
+    """A formula as running text; one that has dollars already stays as it is."""
+    source = _SPACE.sub(" ", source).strip()
+    if source.startswith(r"{\displaystyle ") and source.endswith("}"):
+        source = source.removeprefix(r"{\displaystyle ")[:-1].strip()
+    if not source or source.startswith("$"):
+        return source
+    return f"$${source}$$" if display else f"${source}$"
+
+
+def tex(math: Any) -> str:
+    """The TeX of a <math> element: what its author wrote, or a translation."""
+    for annotation in math.iter("annotation"):
+        if annotation.get("encoding") == _TEX:
+            return str(annotation.text_content())
+    return str(math.get("alttext") or "") or _row(math)
+
+
+def _is_display(node: Any, math: Any) -> bool:
+    outer = node.getparent()
+    classes = f"{node.get('class')} {outer.get('class') if outer is not None else ''}"
+    return (
+        math.get("display") == "block"
+        or node.get("display") == "true"
+        or "katex-display" in classes
+        or "MathJax_Display" in classes
+    )
+
+
+def _children(node: Any) -> list[Any]:
+    return [c for c in node if isinstance(c.tag, str) and not c.tag.startswith("annotation")]
+
+
+def _row(node: Any) -> str:
+    parts: list[str] = []
+    for child in _children(node):
+        part = _element(child)
+        # a command's name ends where the next letter must not begin
+        if parts and re.search(r"\\[a-zA-Z]+$", parts[-1]) and part[:1].isalnum():
+            part = " " + part
+        parts.append(part)
+    return "".join(parts)
+
+
+def _element(node: Any) -> str:
+    tag = node.tag.lower()
+    if tag in ("mi", "mn", "mo", "mtext", "ms"):
+        return _leaf(node, tag)
+    parts = [_element(c) for c in _children(node)] if tag in _BUILT else []
+    if tag in _BUILT and len(parts) >= _BUILT[tag][0]:
+        base = _braces(parts[0]) if tag in ("mfrac", "mroot") else _base(parts[0])
+        return _BUILT[tag][1].format(base, *(_braces(p) for p in parts[1:]))
+    if tag == "msqrt":
+        return rf"\sqrt{{{_row(node)}}}"
+    if tag == "mover" and len(parts := [_element(c) for c in _children(node)]) == 2:
+        name = _ACCENTS.get(_children(node)[1].text_content().strip())
+        return rf"\{name}{_braces(parts[0])}" if name else f"{_base(parts[0])}^{_braces(parts[1])}"
+    if tag == "mfenced":
+        inner = ",".join(_element(c) for c in _children(node))
+        return f"{node.get('open') or '('}{inner}{node.get('close') or ')'}"
+    if tag == "mtable":
+        rows = [" & ".join(_row(cell) for cell in _children(row)) for row in _children(node)]
+        return r"\begin{matrix}" + r" \\ ".join(rows) + r"\end{matrix}"
+    return _row(node)
+
+
+# element: (children it must have, its TeX)
+_BUILT = {
+    "msup": (2, "{0}^{1}"),
+    "msub": (2, "{0}_{1}"),
+    "msubsup": (3, "{0}_{1}^{2}"),
+    "munder": (2, "{0}_{1}"),
+    "munderover": (3, "{0}_{1}^{2}"),
+    "mfrac": (2, r"\frac{0}{1}"),
+    "mroot": (2, r"\sqrt[{1}]{0}"),
+}
+
+
+def _braces(part: str) -> str:
+    return f"{{{part}}}"
+
+
+def _base(part: str) -> str:
+    """A power's base; a single sign, number or command needs no braces."""
+    return part if re.fullmatch(r"\\[a-zA-Z]+|\w*|.", part) else _braces(part)
+
+
+def _leaf(node: Any, tag: str) -> str:
+    text = _SPACE.sub(" ", node.text_content()).strip()
+    if tag in ("mtext", "ms") and text:
+        return rf"\text{{{text}}}"
+    if tag == "mi" and len(text) > 1 and text.isascii() and text.isalpha():
+        return rf"\{text}" if text in _FUNCTIONS else rf"\mathrm{{{text}}}"
+    return "".join(_SYMBOLS.get(c, c) for c in text)
+
+
+_FUNCTIONS = {
+    "sin", "cos", "tan", "log", "ln", "exp", "lim", "max", "min", "det", "gcd", "sup", "inf",
+}  # fmt: skip

@@ -1,0 +1,83 @@
+"""Parquet files, by pyarrow, and Hugging Face data sets, by `datasets`; both piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
+from phikit.data.reading.plain import row_document
+from phikit.errors import PhikitError
+from phikit.records import SCHEMAS, Document, iter_records
+
+HUGGING_FACE = "hf:"
+_ROWS = 256  # taken out of a table at once
+_ROW_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def read_parquet(file: File, settings: ReaderConfig) -> Iterator[Read]:
+    """One document per row; documents that phikit wrote itself come back as they were."""
+    try:
+        with pq.ParquetFile(file.path, memory_map=False, pre_buffer=False) as table:
+            if table.schema_arrow.names == SCHEMAS[Document].names:
+                groups = (file.part[0], file.part[1]) if file.part else None
+                yield from iter_records(file.path, Document, groups)
+                return
+            begin, end, first = file.part or (0, table.num_row_groups, 1)
+            number = first - 1
+            for batch in table.iter_batches(_ROWS, row_groups=range(begin, end)):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _document(row, file.name, number, settings)
+    except (pa.ArrowException, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None and not isinstance(e, pa.ArrowException):
+            raise
+        raise BrokenFile("not a whole Parquet file", str(e)) from e
+
+
+def read_hugging_face(name: str, settings: ReaderConfig) -> Iterator[Read]:
+    """A data set of the hub, streamed, or a local folder: "OWNER/NAME[:CONFIG[:SPLIT]]" or a path.
+
+    Raises:
+        PhikitError: `datasets` is missing, or there is no such data set.
+    """
+    try:
+        import datasets
+    except ImportError as e:
+        raise PhikitError(
+            f"reading {HUGGING_FACE}{name} needs the datasets library",
+            "pip install 'phikit[data]'",
+        ) from e
+    rows: Any
+    path, _, rest = name.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        if (Path(path) / "dataset_info.json").exists() or (
+            Path(path) / "dataset_dict.json"
+        ).exists():
+            rows = datasets.load_from_disk(path)
+            if isinstance(rows, datasets.DatasetDict):
+                rows = rows[split or "train"]
+        else:
+            rows = datasets.load_dataset(
+                path, config or None, split=split or "train", streaming=True
+            )
+    except (OSError, ValueError, KeyError) as e:
+        raise PhikitError(
+            f"{HUGGING_FACE}{name}: no such data set ({type(e).__name__}: {str(e)[:300]})",
+            "give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG:SPLIT, or hf:FOLDER",
+        ) from e
+    for number, row in enumerate(rows, 1):
+        yield _document(row, f"{HUGGING_FACE}{name}", number, settings)
+
+
+def _document(row: Any, path: str, number: int, settings: ReaderConfig) -> Read:
+    where = f"{path}:{number}"
+    try:
+        return row_document(row, path, where, settings)
+    except _ROW_ERRORS as e:
+        return Broken(where, "bad row", f"{type(e).__name__}: {e}")

@@ -1,0 +1,137 @@
+"""The HTML reader on real pages (tests/data/pages), and on the ways that sites write equations."""
+
+import re
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import lxml.html
+import pytest
+
+from phikit.data.reading.base import BrokenFile
+from phikit.data.reading.html import page_text
+
+PAGES = Path(__file__).parent / "pages"
+NAMES = ["rust-book-data-types", "postgresql-functions-math", "python-bisect"]
+
+
+def squeeze(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text)
+
+
+def navigation(element) -> bool:
+    classes = " ".join(a.get("class") or "" for a in element.iterancestors())
+    return any(word in classes for word in ("sphinxsidebar", "navheader", "navfooter", "nav-wr"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paragraphs_code_and_tables_of_real_pages_are_kept_and_navigation_is_not(name) -> None:
+    data = (PAGES / f"{name}.html").read_bytes()
+    text, title = page_text(data)
+    tree = lxml.html.fromstring(data)
+    assert title == " ".join(tree.findtext(".//title").split())
+    found = squeeze(text)
+    for tag, least in (("p", 0.95), ("pre", 1.0), ("td", 1.0)):
+        units = [squeeze(e.text_content()) for e in tree.iter(tag) if not navigation(e)]
+        units = [u for u in units if len(u) > 3]
+        if units:
+            assert sum(u in found for u in units) / len(units) >= least, tag
+    links = tree.xpath("//nav//a[@href] | //*[@class='sphinxsidebar']//li/a | "
+                       "//*[@class='navheader']//td")  # fmt: skip
+    in_navigation = [t for a in links if len(t := a.text_content().strip()) > 25]
+    assert not [t for t in in_navigation if re.search(f"^{re.escape(t)}$", text, re.MULTILINE)]
+
+
+def test_code_blocks_are_fenced_with_their_language_and_indentation() -> None:
+    text, _ = page_text((PAGES / "python-bisect.html").read_bytes())
+    assert "```python3\ndef index(a, x):" in text or "```python\ndef index(a, x):" in text
+    assert "    'Locate the leftmost value exactly equal to x'\n    i = bisect_left(a, x)" in text
+    text, _ = page_text((PAGES / "rust-book-data-types.html").read_bytes())
+    assert "```rust\n#![allow(unused)]\nfn main() {\nlet guess: u32" in text
+    assert "### Scalar Types" in text
+
+
+def test_tables_are_markdown_and_powers_are_kept() -> None:
+    text, _ = page_text((PAGES / "rust-book-data-types.html").read_bytes())
+    assert "| Length | Signed | Unsigned |\n|---|---|---|\n| 8-bit | i8 | u8 |" in text
+    assert "-(2^{n - 1}) to 2^{n - 1} - 1 inclusive" in text
+
+
+def page(body: str) -> str:
+    # enough of an article around it for it to be the main content
+    filler = "<p>" + "An ordinary sentence of this article, to be read at leisure. " * 5 + "</p>"
+    return page_text(
+        f"<html><body><article>{filler}{body}{filler}</article></body></html>".encode()
+    )[0]
+
+
+def test_equations_of_every_kind_of_page() -> None:
+    wikipedia = (
+        '<p>so <span class="mwe-math-element"><span class="mwe-math-mathml-inline" '
+        'style="display:none"><math alttext="{\\displaystyle E=mc^{2}}"><semantics><mrow>'
+        '<mi>E</mi></mrow><annotation encoding="application/x-tex">{\\displaystyle E=mc^{2}}'
+        "</annotation></semantics></math></span></span> holds</p>"
+    )
+    assert "$E=mc^{2}$" in page(wikipedia.replace(' style="display:none"', ""))
+    katex = (
+        '<p>where <span class="katex"><span class="katex-mathml"><math><semantics><mi>x</mi>'
+        '<annotation encoding="application/x-tex">\\frac{a}{b}</annotation></semantics></math>'
+        '</span><span class="katex-html" aria-hidden="true">ab</span></span> is less</p>'
+    )
+    assert "where $\\frac{a}{b}$ is less" in page(katex)
+    mathjax = '<p>thus <script type="math/tex; mode=display">\\int_0^1 x\\,dx</script> follows</p>'
+    assert "$$\\int_0^1 x\\,dx$$" in page(mathjax)
+    sphinx = (
+        '<p>for <img class="math" src="a.png" alt="a \\equiv b\\ (\\textrm{mod}\\ 4)"/> only</p>'
+    )
+    assert "for $a \\equiv b\\ (\\textrm{mod}\\ 4)$ only" in page(sphinx)
+
+
+def test_mathml_without_its_source_is_translated() -> None:
+    pypandoc = pytest.importorskip("pypandoc")
+    source = r"The roots are $x = \frac{-b \pm \sqrt{b^2 - 4 a c}}{2 a}$ and "
+    source += r"$\sum_{i=1}^{n} x_i^2 \le \alpha$ too."
+    made = subprocess.run(
+        [pypandoc.get_pandoc_path(), "-f", "latex", "-t", "html", "--mathml"],
+        input=source, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "<math" in made
+    bare = re.sub(r"<annotation.*?</annotation>", "", made, flags=re.DOTALL)
+    text = re.sub(r"\s", "", page(bare))
+    assert r"$x=\frac{-b\pm\sqrt{b^{2}-4ac}}{2a}$" in text
+    assert r"$\sum_{i=1}^{n}x_{i}^{2}\le\alpha$" in text
+
+
+def test_a_thread_keeps_question_answers_and_comments_in_order() -> None:
+    def post(kind: str, text: str) -> str:
+        return f'<div class="{kind} post"><div class="post-body"><p>{text}</p></div></div>'
+
+    parts = [
+        ("question", "How do I find the first element that is not smaller in a sorted list? " * 2),
+        ("answer", "Use bisect_left, which gives the place where it would have to be put. " * 2),
+        ("comment", "Mind that the list must really be sorted, or the answer means nothing. " * 2),
+        ("answer", "A plain loop does it as well, if the list has only a few elements in it. " * 2),
+    ]
+    body = "".join(post(kind, text) for kind, text in parts)
+    text, _ = page_text(
+        f'<html><body><nav><a href="/">Home</a></nav><main>{body}</main></body></html>'.encode()
+    )
+    places = [text.find(part.strip()) for _, part in parts]
+    assert -1 not in places and places == sorted(places)
+    assert "Home" not in text
+
+
+def test_encodings_are_taken_from_the_page() -> None:
+    body = "<p>" + "Größe, Übermut und Maß. " * 20 + "</p>"
+    declared = f'<html><head><meta charset="iso-8859-1"></head><body>{body}</body></html>'
+    assert "Größe, Übermut" in page_text(declared.encode("latin-1"))[0]
+    assert "Größe, Übermut" in page_text(f"<html><body>{body}</body></html>".encode())[0]
+
+
+def test_pages_without_text_and_absurd_ones_are_refused_or_read() -> None:
+    for empty in (b"", b"<html></html>", b"<html><body><script>x()</script></body></html>"):
+        with pytest.raises(BrokenFile):
+            page_text(empty)
+    deep = b"<html><body>" + b"<div>" * 20_000 + b"<p>deep down</p>"
+    with suppress(BrokenFile):  # refusing is as good; what it must not do is crash
+        assert "deep down" in page_text(deep, main=False)[0]
