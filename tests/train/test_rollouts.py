@@ -142,7 +142,10 @@ def test_padding_changes_nothing(new_context: New) -> None:
     examples = [(list(range(2, 2 + n)), None) for n in (9, 14, 5)]
     alone = next(Batches(pack(examples, 20, 0, window=1), 3, 0))
     trimmed = without_padding(alone)
-    assert trimmed.ids_BL.shape == (1, 25)
+    assert trimmed.ids_BL.shape == (1, 64)  # 25, filled up
+    assert int((trimmed.segments_BL != 0).sum()) == 25
+    full = next(Batches(pack(examples[:1], 8, 0), 1, 0))
+    assert without_padding(full) is full
     objective = NextToken.__new__(NextToken)
     objective.label_smoothing = objective.z_loss = 0.0
     whole = objective.loss(model, alone).total

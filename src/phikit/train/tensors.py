@@ -26,8 +26,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder, Layer
+from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
+from phikit.train.fast import decoder_layers
 
 Parts = Mapping[str, Sequence[int]]  # parameter → rows of each of its fused parts
 
@@ -68,8 +69,7 @@ def parts(model: Decoder) -> dict[str, tuple[int, ...]]:
 
 def ways(model: Decoder) -> int:
     """How many processes share the matrices of a model."""
-    heads: int = model.model.layers[0].self_attn.heads  # type: ignore[union-attr, assignment]
-    return model.config.heads // heads
+    return model.config.heads // decoder_layers(model)[0].self_attn.heads
 
 
 def order(rows: Sequence[int], ways: int) -> Tensor:
@@ -119,8 +119,7 @@ def cut(model: Decoder, mesh: DeviceMesh) -> None:
         "mlp.gate_up_proj": ColwiseParallel(),
         "mlp.down_proj": RowwiseParallel(),
     }
-    for layer in model.model.layers:
-        assert isinstance(layer, Layer)
+    for layer in decoder_layers(model):
         parallelize_module(layer, mesh, plan)
         layer.self_attn.heads //= ways
         layer.self_attn.kv_heads //= ways

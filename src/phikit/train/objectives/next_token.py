@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from phikit.data.pack import IGNORE, Batch, Batches
 from phikit.models.decoder import Decoder
 from phikit.train.attention import confined
 from phikit.train.loop import Loss, StepBatch
 from phikit.train.losses import cross_entropy, trained_rows
+
+NEARLY_FULL = 0.9  # share of a batch's positions that are used
+ROUND = 64  # tokens
 
 
 def cut(batch: Batch, rows: int) -> list[Batch]:
@@ -33,15 +37,26 @@ def cut(batch: Batch, rows: int) -> list[Batch]:
 
 
 def without_padding(batch: Batch) -> Batch:
-    """The same documents one after the other in a single row, so that padding costs nothing."""
+    """The same documents one after the other in a single row, so that padding costs little.
+
+    Rows that are nearly full stay as they are, and a single row is filled up to a round length:
+    tensors of ever other sizes, step after step, leave the heap full of holes (a quarter more
+    memory after a dozen steps).
+    """
     used_BL = batch.segments_BL != 0
-    if bool(used_BL.all()):
+    used = int(used_BL.sum())
+    if used >= NEARLY_FULL * used_BL.numel():
         return batch
     numbers_BL = batch.segments_BL + batch.segments_BL.shape[1] * torch.arange(
         len(used_BL), dtype=batch.segments_BL.dtype
     ).unsqueeze(1)  # so that a row's last document is another than the next row's first
-    parts = (batch.ids_BL, batch.targets_BL, batch.positions_BL, numbers_BL)
-    return Batch(*(part[used_BL].unsqueeze(0) for part in parts))
+    fills = (
+        (batch.ids_BL, 0),
+        (batch.targets_BL, IGNORE),
+        (batch.positions_BL, 0),
+        (numbers_BL, 0),
+    )
+    return Batch(*(F.pad(x[used_BL], (0, -used % ROUND), value=fill)[None] for x, fill in fills))
 
 
 @dataclass

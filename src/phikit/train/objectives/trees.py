@@ -20,6 +20,8 @@ from phikit.models.decoder import Decoder
 from phikit.train.attention import confined
 from phikit.train.losses import TokenLogprobs, token_logprobs
 
+ROUND = 64  # tokens
+
 Ids = Sequence[int]
 Tree = tuple[Ids, Sequence[Ids]]  # a prompt and its completions
 
@@ -47,12 +49,12 @@ class Forest:
 
     @property
     def tokens(self) -> int:
-        return self.ids_1T.shape[1]
+        return int((self.segments_1T != 0).sum())
 
     @property
     def context(self) -> float:
         """Sum over the tokens of the positions each attends to."""
-        return float((self.positions_1T + 1).sum())
+        return float((self.positions_1T + 1)[self.segments_1T != 0].sum())
 
     def logprobs(
         self, model: Decoder, temperature: float = 1.0, entropy: bool = False
@@ -75,7 +77,10 @@ def size(tree: Tree) -> int:
 
 
 def plant(trees: Sequence[Tree]) -> Forest:
-    """Lays out trees; every prompt and every completion has at least one token."""
+    """Lays out trees; every prompt and every completion has at least one token.
+
+    Past the last one the row is filled up to a round length with tokens of no document.
+    """
     ids: list[int] = []
     positions: list[int] = []
     segments: list[int] = []
@@ -99,7 +104,9 @@ def plant(trees: Sequence[Tree]) -> Forest:
             owners += [len(lengths)] * len(completion)
             lengths.append(len(completion))
         segments += [number] * (len(ids) - len(segments))
-    row = (torch.tensor([x]) for x in (ids, positions, segments, branches))
+    # round lengths: tensors of ever other sizes, step after step, leave the heap full of holes
+    fill = [0] * (-len(ids) % ROUND)
+    row = (torch.tensor([x + fill]) for x in (ids, positions, segments, branches))
     return Forest(*row, *(torch.tensor(x) for x in (reads, targets, owners, lengths)))
 
 
