@@ -33,6 +33,9 @@ def serve(
         float | None,
         typer.Option(min=0, metavar="GIB", help="KV cache of each model [half of free memory]."),
     ] = None,
+    invariant: Annotated[
+        bool, typer.Option(help="The same bits whatever else is asked at the time; slower.")
+    ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most a client may ask for.")
     ] = None,
@@ -67,6 +70,7 @@ def serve(
     adapters = _adapters(adapter or [], list(found))
     from phikit.serve import guard, run
     from phikit.serve.requests import Limits
+    from phikit.serve.worker import Settings
 
     keys = guard.read_keys(api_key_file) if api_key_file else []
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
@@ -76,7 +80,8 @@ def serve(
         timeout=timeout, drain=drain,
     )  # fmt: skip
     bound = None if cache is None else int(cache * 2**30)
-    run.serve(found, host, port, limits, keys, rows, bound, _say, adapters)
+    settings = Settings(rows, bound, invariant=invariant)
+    run.serve(found, host, port, limits, keys, settings, _say, adapters)
 
 
 def _adapters(given: list[str], models: list[str]) -> dict[str, dict[str, Path]]:

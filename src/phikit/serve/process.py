@@ -151,8 +151,7 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
     """The scheduler of a model directory or GGUF file, and what the server must know of it.
 
     Args:
-        told: its `directory`; `rows` generated at once; `cache_bytes` of its KV cache or None, and
-            then its `share` of the memory that is free; `adapters`, name → directory.
+        told: its `directory`, and the fields of `worker.Settings`.
 
     Raises:
         PhikitError: it cannot be loaded, or is none that the engine runs.
@@ -163,8 +162,9 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
         adapters.load(model, Path(folder), name)
     config = model.config
     scheduler = Scheduler(
-        runner_of(model), max_rows=told["rows"], cache_bytes=told["cache_bytes"],
-        cache_share=told["share"], texts=Texts(tokenizer, config.vocab_size),
+        runner_of(model, invariant=told["invariant"]), max_rows=told["rows"],
+        cache_bytes=told["cache_bytes"], cache_share=told["share"],
+        texts=Texts(tokenizer, config.vocab_size),
     )  # fmt: skip
     about = {
         "vocab_size": config.vocab_size, "context": config.max_positions,
