@@ -152,7 +152,8 @@ def test_the_distribution_is_the_models_own(how: str, sampling: Sampling) -> Non
     todo = [Request(prompt, sampling, n=count, seed=5)]
     rollouts, _ = run(scheduler, todo)
     assert speculation.guessed > 0.1 * count
-    assert 0.05 < speculation.accepted / speculation.guessed < 0.95
+    if how != "matching":  # there the filters may leave the likeliest guess out every time
+        assert 0.05 < speculation.accepted / speculation.guessed < 0.95
     seen = Counter(r.completion_ids for r in rollouts[0])
     right = exact(model, prompt, sampling)
     assert all(right[t] > 0 for t in seen)

@@ -26,8 +26,8 @@ _MOST_PACKED = 6
 
 class NativeRunner(DenseRunner):
     """A `runner.Runner`. Where there is no compiler, or the model is none that the kernels run
-    (not bfloat16 or float32, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know nothing:
-    steps with them go through torch's products, and what lies between those through C.
+    (not bfloat16 or float32, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know
+    nothing: steps with them go through torch's products, and what lies between through C.
 
     A row's logits do not depend on how many rows go with it through the kernels.
 
