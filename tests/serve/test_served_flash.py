@@ -60,7 +60,7 @@ def test_a_server_gives_what_the_engine_gives(directory):
         worker.abandon()
     expected = collect(LocalEngine(load(directory)), TODO)
     assert found == {i: group[0].completion_ids for i, group in enumerate(expected)}
-    assert worker.stats.used == 0
+    assert worker.stats["used"] == 0
 
 
 def test_generate_writes_rollouts_of_a_flash_directory(directory, tmp_path):
