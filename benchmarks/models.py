@@ -1,6 +1,6 @@
 """The decoders' speed beside transformers': slices at real widths, bfloat16.
 
-    python benchmarks/models.py [--rounds 3] [--models phi-4-mini flash phi-4] [--quick]
+    python benchmarks/models.py [--rounds 2] [--models phi-4-mini flash phi-4]
 
 Slices of 4 layers (flash: 5, one of each of its kinds), with the vocabulary cut by the same factor.
 Works:
@@ -9,6 +9,9 @@ Works:
 - train: forward and backward of one row with its loss;
 - packed: the same on documents of real lengths that share the row and see only themselves. The
   peer gets them packed, under a mask, and padded, a row each; the faster way counts.
+
+flash's peer runs eager only: its scan is a loop over the positions, which compiling unrolls for
+longer than a benchmark may take; our compiled model is compared with that.
 
 Each side is a process of its own, as it comes: ours keeps freed memory, as `phikit train` does.
 Both read the same weights and must come to the same loss and size of gradients. They take turns; a
@@ -38,7 +41,7 @@ sys.path.insert(0, str(HERE))
 from shapes import LAYERS, shape, skeleton, write  # noqa: E402
 from worker import documents  # noqa: E402
 
-TOKENS = {"phi-4-mini": 1024, "flash": 1024, "phi-4": 512}
+TOKENS = {"phi-4-mini": 1024, "flash": 512, "phi-4": 256}
 WORKS = ("forward", "train", "packed")
 #: our mode, the peer's mode, goal of the ratio
 PAIRS = (("eager", "eager", 1.0), ("compiled", "compiled", 1.3))
@@ -74,9 +77,9 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--models", nargs="+", default=list(TOKENS), choices=list(TOKENS))
-    parser.add_argument("--tokens", type=int, help="of each row [1024; phi-4: 512]")
+    parser.add_argument("--tokens", type=int, help="of each row [1024, 512, 256]")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
     parser.add_argument("--weights", type=Path, help="keep the slices' weights in this folder")
@@ -108,6 +111,8 @@ class Measured:
         self.times: dict[tuple[str, str, str], list[float]] = {}
         self.cpu: dict[tuple[str, str, str], list[float]] = {}
         self.rates: list[float] = []
+        self.reference: dict[str, dict[str, Any]] = {}  # the peer's eager figures
+        self.failed: set[tuple[str, str, str]] = set()
         self.works = [w for w in asked.works if name != "flash" or w != "packed"]
         self.modes = asked.modes
         self.packed_ways = list(PACKED_PEERS)
@@ -140,7 +145,14 @@ class Measured:
         for side, worker in sides.items():
             own = self.packed_ways if (side, work) == ("peer", "packed") else [work]
             for way in own:
-                found[side, way] = worker.turn(mode, way, check=not record)
+                if (side, mode, work) in self.failed or self._mode(side, mode, work) != mode:
+                    continue
+                answer = worker.turn(mode, way, check=not record)
+                if "failed" in answer:
+                    self.failed.add((side, mode, work))
+                    print(f"  {side} {mode}, {way}: does not run: {answer['failed'][:60]}")
+                    continue
+                found[side, way] = answer
                 if record:
                     key = (side, mode, way)
                     self.times.setdefault(key, []).append(found[side, way]["seconds"])
@@ -152,7 +164,9 @@ class Measured:
             self.packed_ways = [min(PACKED_PEERS, key=lambda way: found["peer", way]["seconds"])]
             slower = max(found["peer", way]["seconds"] for way in PACKED_PEERS)
             print(f"  peer eager, the slower of packed and padded: {slower:.2f} s", flush=True)
-        reference = next(figures for (side, _), figures in found.items() if side == "peer")
+        if found and work not in self.reference:
+            self.reference[work] = list(found.values())[-1]
+        reference = self.reference.get(work, {})
         for (side, way), other in found.items():
             for figure in ("value", "gradient"):
                 a, b = other[figure], reference[figure]
@@ -203,8 +217,15 @@ class Measured:
             if mine in self.modes
         ]
 
+    def _mode(self, side: str, mode: str, work: str) -> str:
+        """The mode whose times count: where a side does not run compiled, its eager ones."""
+        compiled_here = self.name != "flash" or side == "ours"
+        runs = (side, mode, work) not in self.failed and compiled_here
+        return mode if runs else "eager"
+
     def _row(self, work: str, mine: str, other: str, goal: float, peak: float) -> dict[str, Any]:
         way = self.packed_ways[0] if work == "packed" else work
+        mine, other = self._mode("ours", mine, work), self._mode("peer", other, work)
         theirs = self.times["peer", other, way]
         ours = self.times["ours", mine, work]
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))

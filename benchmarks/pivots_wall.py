@@ -6,14 +6,17 @@ Both search the same solutions of the same questions, of which the model solves 
   `generate` each (`num_return_sequences=n`, KV cache, bfloat16), prefixes as token ids, estimates
   remembered, equal answers verified once. n = 400 is what it takes to get to about 2 % to 8 % false
   pivots (benchmarks/pivots.py), which ours is held to by its tests;
-- *ours*: `search` on the local engine, all questions in flight, everything else at its defaults.
+- *ours*: `search` on the local engine, all questions in flight, looking where the report looks
+  (where the ends of a stretch differ), everything else at its defaults.
 
 Theirs is slow, so it takes a random part of the questions, each one whole. Ours takes all, since to
 have many in flight is how it fills the engine; its time for the part is its whole time by the share
 of tokens that it sampled for it. The two alternate, and the processor's time is measured besides
 the clock's, because other work on the machine slows both.
 
-    python benchmarks/pivots_wall.py [--model DIR] [--questions 12] [--theirs 2] [--n 400]
+    python benchmarks/pivots_wall.py [--model DIR] [--questions 16] [--theirs 2] [--n 400]
+    python benchmarks/pivots_wall.py --model runs/nano/08-sft/model --verifier math \\
+        --instruction "" --max-tokens 100
 """
 
 from __future__ import annotations
@@ -47,7 +50,6 @@ from phikit.verify.base import ByName, Problem
 from pivots import subdivide
 
 KINDS = ("changes", "groups", "shopping", "equations")
-BRIEF = "\nAnswer with the number alone."  # keeps theirs affordable: it pays for every token left
 FILTER = 16  # rollouts by which a question is chosen
 
 
@@ -72,31 +74,30 @@ def timed(spent: Spent, run: Callable[[], Any]) -> Any:
 # --- The questions -------------------------------------------------------------------------------
 
 
-def problems(count: int, seed: int) -> list[Problem]:
+def problems(count: int, seed: int, verifier: str, instruction: str) -> list[Problem]:
     teacher = ProceduralTeacher()
     orders = [Order(KINDS[i % len(KINDS)], f"wall/{seed}", i, 1, "short", False)
               for i in range(count)]  # fmt: skip
     made = [c.sample() for c in teacher.write(orders) if c is not None]
-    return [Problem.of(replace(s, id="", verifier="number")) for s in made if s.verifier == "math"]
+    problems = [Problem.of(replace(s, verifier=verifier)) for s in made if s.verifier == "math"]
+    return [replace(p, prompt=f"{p.prompt}\n{instruction}".strip()) for p in problems]
 
 
 def chosen(
-    engine: LocalEngine, chat: ChatFormat, config: SearchConfig, wanted: int, seed: int
+    engine: LocalEngine,
+    chat: ChatFormat,
+    config: SearchConfig,
+    asked: Sequence[Problem],
+    wanted: int,
+    seed: int,
 ) -> list[Question]:
     """Questions with a success rate in [low, high] over some rollouts, and a solution of each."""
     found: list[Question] = []
-    asked = problems(40 * wanted, seed)
     print(f"choosing {wanted} questions", flush=True)
     for start in range(0, len(asked), 32):
         some = asked[start : start + 32]
-        prompts = [
-            tuple(
-                chat.render(
-                    [{"role": "user", "content": p.prompt + BRIEF}], generation_prompt=True
-                ).ids
-            )
-            for p in some
-        ]
+        messages = [[{"role": "user", "content": p.prompt}] for p in some]
+        prompts = [tuple(chat.render(m, generation_prompt=True).ids) for m in messages]
         sampling = config.sampling(chat.stop_ids, 0)
         groups = collect(engine, [Request(ids, sampling, FILTER, seed) for ids in prompts])
         for problem, ids, group in zip(some, prompts, groups, strict=True):
@@ -203,6 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--questions", type=int, default=16, help="that ours searches")
+    parser.add_argument("--verifier", default="number", help="math, for a model that keeps to it")
+    parser.add_argument("--instruction", default="Answer with the number alone.",
+                        help="added to each; short answers keep theirs affordable")  # fmt: skip
     parser.add_argument("--theirs", type=int, default=2, help="of them, that theirs searches")
     parser.add_argument("--n", type=int, default=400, help="rollouts of theirs at each prefix")
     parser.add_argument("--max-tokens", type=int, default=24)
@@ -213,11 +217,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     directory = FilePath(fetch.resolve(options.model, say=print))
-    engine = LocalEngine(load(directory), max_batch=options.batch)
+    engine = LocalEngine(load(directory, torch.bfloat16), max_batch=options.batch)
     chat = chat_format(load_tokenizer(directory))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
-    config = SearchConfig(max_tokens=options.max_tokens, in_flight=options.questions)
-    questions = chosen(engine, chat, config, options.questions, options.seed)
+    config = SearchConfig(look="ends", max_tokens=options.max_tokens, in_flight=options.questions)
+    asked = problems(40 * options.questions, options.seed, options.verifier, options.instruction)
+    questions = chosen(engine, chat, config, asked, options.questions, options.seed)
     part = random.Random(options.seed).sample(questions, options.theirs)
     print(f"{len(questions)} questions, of them {len(part)} for theirs", flush=True)
     own: list[tuple[Spent, float]] = []

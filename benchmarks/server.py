@@ -151,7 +151,9 @@ def main() -> None:
         asyncio.run(over_http(url, requests[:clients], clients, False))
         for turn in range(options.turns):
             # both have a prefix cache, and both keep it from turn to turn
+            before = [time.process_time()]
             speeds["alone"].append(alone(scheduler, requests, clients))
+            took["alone"] = [time.process_time() - before[0], 0.0, 0.0]
             for name in ("whole", "stream"):
                 before = [seconds_of(pid) for pid in pids]
                 rate = asyncio.run(over_http(url, requests, clients, name == "stream"))

@@ -138,7 +138,7 @@ def mamba(m: Any, u_BLD: Tensor) -> tuple[Tensor, Tensor]:
     y = modeling_mamba.mamba_selective_scan(
         x, step, -torch.exp(m.A_log.float()), b.transpose(1, 2), c.transpose(1, 2), D=m.D.float(),
         delta_bias=m.dt_proj.bias.float(), delta_softplus=True,
-        use_mambapy=True, use_associative_scan=True,
+        use_mambapy=True,
     ).to(u_BLD.dtype)  # fmt: skip
     return m.out_proj((y * F.silu(z)).transpose(1, 2)), y.transpose(1, 2)
 

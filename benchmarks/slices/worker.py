@@ -53,23 +53,33 @@ def main() -> None:
     print("@{}", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        call = model.call(asked["mode"], asked["work"])
-        start, used = time.perf_counter(), time.process_time()
-        if asked["work"] == "forward":
-            with torch.no_grad():
-                logits = call()
-            found = {"value": float(logits.float().abs().mean()), "gradient": 0.0}
-            seconds, cpu = time.perf_counter() - start, time.process_time() - used
-        else:
-            loss = call()
-            loss.backward()
-            seconds, cpu = time.perf_counter() - start, time.process_time() - used
-            found = {"value": float(loss.detach()), "gradient": 0.0}
-            if asked["check"]:
-                found["gradient"] = gradient(model.parameters())
-            for parameter in model.parameters():
-                parameter.grad = None
-        print("@" + json.dumps({"seconds": seconds, "cpu": cpu, **found}), flush=True)
+        try:
+            found = turn(model, **asked)
+        except Exception as e:  # not everything compiles
+            if asked["mode"] == "eager":
+                raise
+            found = {"failed": f"{type(e).__name__}: {str(e).strip().splitlines()[0]}"}
+        print("@" + json.dumps(found), flush=True)
+
+
+def turn(model: Any, mode: str, work: str, check: bool) -> dict[str, float]:
+    """Does a work once."""
+    call = model.call(mode, work)
+    start, used = time.perf_counter(), time.process_time()
+    if work == "forward":
+        with torch.no_grad():
+            result = call()
+    else:
+        result = call()
+        result.backward()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - used
+    found = {"seconds": seconds, "cpu": cpu, "gradient": 0.0}
+    found["value"] = float(result.detach().float().abs().mean())
+    if check and work != "forward":
+        found["gradient"] = gradient(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = None
+    return found
 
 
 def gradient(parameters: list[torch.nn.Parameter]) -> float:

@@ -151,7 +151,15 @@ def content_id(record: Record) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+_ATOMS = frozenset({int, float, str, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
+    if type(value) in _ATOMS:
+        return value
+    # long lists of numbers are most of what there is
+    if type(value) in (list, tuple) and _ATOMS.issuperset(map(type, value)):
+        return value
     if isinstance(value, Record):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

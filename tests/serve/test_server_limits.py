@@ -46,7 +46,7 @@ def strict(tiny, tmp_path_factory):
     keys.write_text("# ours\nfirst\n\nsecond\n")
     with running(
         f"tiny={tiny}", "--api-key-file", str(keys), "--max-body", "0.01", "--max-tokens", "400",
-        "--max-queue", "4", "--rows", "2", "--timeout", "1", "--cache", "0.02",
+        "--invariant", "--max-queue", "4", "--rows", "2", "--timeout", "1", "--cache", "0.02",
     ) as (url, _):  # fmt: skip
         yield url
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Rollout
+
+#: of the weights while a stage generates: as they are stored, or another one
+Precision = Literal["stored", "bf16", "f32"]
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 

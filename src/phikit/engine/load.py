@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from phikit.engine.base import Precision
 from phikit.engine.quant.settings import METHOD
 from phikit.errors import PhikitError
 from phikit.models import load as whole
@@ -35,3 +36,8 @@ def load(
     from phikit.engine.quant.files import load as quantised
 
     return quantised(path, dtype, device)
+
+
+def dtype_of(precision: Precision) -> torch.dtype | None:
+    """What `load` takes for a stage's setting; None for weights as they are stored."""
+    return {"stored": None, "bf16": torch.bfloat16, "f32": torch.float32}[precision]

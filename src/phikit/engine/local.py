@@ -126,8 +126,8 @@ class LocalEngine:
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
         pack = 0
-        if len(shards) == 1 and not self.invariant:
-            pack = self._packing(weights, requests, rows)
+        if not self.invariant:
+            pack = self._packing(weights, requests, rows, len(shards))
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
@@ -139,14 +139,14 @@ class LocalEngine:
             self.accepted += sum(s.accepted for s in told)
 
     @staticmethod
-    def _packing(weights: Model, requests: list[Request], rows: int) -> int:
-        """For how many rows to pack the weights: 0 when few rows, or few steps, are to come."""
+    def _packing(weights: Model, requests: list[Request], rows: int, shards: int) -> int:
+        """For how many rows to pack the weights: 0 when few rows, or few steps, are to come.
+        Each of the shards gets a copy of its own."""
         if not isinstance(weights, Decoder):
             return 0
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
-        if not worth_packing(weights, rows, tokens // rows):
-            return 0
-        return rows
+        each = -(-rows // shards)
+        return each if worth_packing(weights, each, tokens // rows) else 0
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(

@@ -37,10 +37,15 @@ class _Part:
 
 @dataclass(eq=False)
 class _Engine:
-    """An actor, and the parts that it works on by their references."""
+    """An actor, and the parts that it works on by their references.
+
+    `ready`: a reference to its process number, which is there once the model is loaded; `up`:
+    whether that has been seen. A cluster without room starts an engine when there is some.
+    """
 
     actor: Any
-    ready: Any  # of its process number: there once the model is loaded
+    ready: Any
+    up: bool = False
     parts: dict[Any, _Part] = field(default_factory=dict)
 
     @property
@@ -107,7 +112,8 @@ class RayPool:
         Raises:
             PhikitError: none became so in time, or the model cannot be loaded.
         """
-        ready, _ = self._ray.wait([e.ready for e in self.engines], timeout=self.patience)
+        waiting = {e.ready: e for e in self.engines if not e.up}
+        ready, _ = self._ray.wait(list(waiting), timeout=self.patience)
         if not ready:
             have = self._ray.available_resources().get("CPU", 0)
             raise PhikitError(
@@ -115,10 +121,19 @@ class RayPool:
                 f"{have:.0f} CPUs free",
                 "start more nodes, or ask for fewer threads",
             )
+        self._greet(waiting[ready[0]])
+
+    def _greet(self, engine: _Engine) -> None:
+        """Takes note that an engine is ready.
+
+        Raises:
+            PhikitError: it died on the way, or could not load the model.
+        """
         try:
-            self._ray.get(ready[0])
+            self._ray.get(engine.ready)
         except self._ray.exceptions.RayError as e:
             raise PhikitError(f"an engine of {self.directory} did not start: {_cause(e)}") from e
+        engine.up = True
 
     def pids(self) -> list[int]:
         """The engines' process numbers on their nodes, once all are ready."""
@@ -172,8 +187,9 @@ class RayPool:
     def _hand_out(self, todo: deque[_Part]) -> None:
         """Fills the engines up, the emptiest one first."""
         limit = _AHEAD * self.max_batch
-        while todo:
-            engine = min(self.engines, key=lambda e: e.samples)
+        up = [engine for engine in self.engines if engine.up]
+        while todo and up:
+            engine = min(up, key=lambda e: e.samples)
             if engine.parts and engine.samples + todo[0].request.n > limit:
                 return
             part = todo.popleft()
@@ -184,23 +200,27 @@ class RayPool:
     def _collect(self, todo: deque[_Part]) -> Iterator[Finished]:
         """Waits for something to happen, and yields what is finished."""
         owner = {reference: engine for engine in self.engines for reference in engine.parts}
-        ready, _ = self._ray.wait(list(owner), num_returns=1)
-        for reference in ready:
-            engine = owner[reference]
-            if reference not in engine.parts:
-                continue  # its engine was found dead just now
-            part = engine.parts[reference]
-            try:
-                data = self._ray.get(reference)
-            except self._ray.exceptions.RayActorError:
-                self._replace(engine, todo)
-                continue
-            except self._ray.exceptions.RayError as e:
-                raise PhikitError(f"request {part.index}: {_cause(e)}") from e
-            del engine.parts[reference]
-            [rollouts] = ray_worker.unpacked_rollouts(data, [part.request])
-            for number, rollout in enumerate(rollouts):
-                yield Finished(part.index, part.offset + number, rollout)
+        if not owner:
+            self._wait_for_one()
+            return
+        waiting = {engine.ready: engine for engine in self.engines if not engine.up}
+        [reference], _ = self._ray.wait([*owner, *waiting], num_returns=1)
+        if reference in waiting:
+            self._greet(waiting[reference])
+            return
+        engine = owner[reference]
+        part = engine.parts[reference]
+        try:
+            data = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError:
+            self._replace(engine, todo)
+            return
+        except self._ray.exceptions.RayError as e:
+            raise PhikitError(f"request {part.index}: {_cause(e)}") from e
+        del engine.parts[reference]
+        [rollouts] = ray_worker.unpacked_rollouts(data, [part.request])
+        for number, rollout in enumerate(rollouts):
+            yield Finished(part.index, part.offset + number, rollout)
 
     def _replace(self, dead: _Engine, todo: deque[_Part]) -> None:
         """Puts a new engine in a dead one's place, and its parts first in the queue.

@@ -15,7 +15,7 @@ import torch
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.runners import runner_of
-from phikit.engine.samples import Ticket
+from phikit.engine.samples import Done, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.records import Rollout
 
@@ -98,19 +98,23 @@ class EngineWorker:
         while True:
             self._obey()
             try:
-                finished = self._scheduler.step().finished
+                self._deliver(self._scheduler.step().finished)
             except Exception as error:  # goes to those who wait for it
                 for part in {id(p): p for p, _ in self._open.values()}.values():
                     self._give_up(part, error)
-                continue
-            for done in finished:
-                part, index = self._open[done.ticket.number]
-                part.done[index][done.sample] = done.rollout
-                if not done.ticket.left:
-                    del self._open[done.ticket.number]
-                if not any(t.left for t in part.tickets):
-                    groups = [[group[i] for i in sorted(group)] for group in part.done]
-                    part.answer.set_result(packed_rollouts(groups))
+
+    def _deliver(self, finished: list[Done]) -> None:
+        parts: dict[int, _Part] = {}
+        for done in finished:
+            part, index = self._open[done.ticket.number]
+            part.done[index][done.sample] = done.rollout
+            parts[id(part)] = part
+        for part in parts.values():
+            if not any(ticket.left for ticket in part.tickets):
+                for ticket in part.tickets:
+                    del self._open[ticket.number]
+                groups = [[group[i] for i in sorted(group)] for group in part.done]
+                part.answer.set_result(packed_rollouts(groups))
 
     def _obey(self) -> None:
         """Takes in what has come; waits for it when there is nothing else to do."""

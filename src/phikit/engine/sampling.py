@@ -129,14 +129,17 @@ def draw(
     own_NV, p_NV = logits_NV, None
     if adjusted_NV is not None:
         logits_NV = adjusted_NV
-        top_N1 = logits_NV.amax(-1, keepdim=True)
     if settings.all_greedy:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
         logp_N1 = torch.zeros_like(log_z_N1)
     else:
         p_NV = raw_NV
-        if not settings.unit or adjusted_NV is not None:
+        if not settings.unit:
+            if adjusted_NV is not None:
+                top_N1 = logits_NV.amax(-1, keepdim=True)
             p_NV = torch.softmax((logits_NV - top_N1) / settings.temperature_N1, -1)
+        elif adjusted_NV is not None:
+            p_NV = torch.softmax(logits_NV, -1)
         if settings.filtered:
             p_NV = p_NV * kept(p_NV, settings)
         token_N1 = inverse_cdf(p_NV, uniform_N)[:, None]
@@ -178,6 +181,8 @@ def _log(x: Tensor) -> Tensor:
     """The logarithm, of each number as if it were alone: torch takes the last few numbers of a
     tensor another way, so each is put at the head of a line."""
     lines = x.reshape(-1, 1).expand(-1, 32)
+    if len(lines) <= 512:  # no more than one thread takes
+        return lines.contiguous().log()[:, 0].reshape(x.shape)
     return torch.cat([part.contiguous().log()[:, 0] for part in lines.split(512)]).view(x.shape)
 
 

@@ -4,7 +4,7 @@ A constraint is compiled by llguidance into a matcher, which says after every to
 follow: bits, one per token of the vocabulary and one more for "the form may end here". That last
 one is a token that no model has, so that a request's own `stop_ids` can take its place.
 
-Shapes: N rows, P of them constrained, V vocabulary, W words of 32 bits.
+Shapes: N rows, V vocabulary, W words of 32 bits.
 """
 
 from __future__ import annotations
@@ -106,17 +106,17 @@ class Texts:
 
     def mask(self, rows: Sequence[Watched], logits_NV: Tensor) -> Tensor:
         """The logits, with what constraints forbid at -inf; those given stay as they are."""
-        chosen = [(i, w.bits) for i, r in enumerate(rows) if (w := r.watch) and w.bits is not None]
-        if not chosen:
+        bits = [r.watch.bits if r.watch is not None else None for r in rows]
+        some = next((b for b in bits if b is not None), None)
+        if some is None:
             return logits_NV
-        bits_PW = np.stack([bits for _, bits in chosen])
-        allowed_PV = np.unpackbits(
-            bits_PW.view(np.uint8), axis=1, count=logits_NV.shape[1], bitorder="little"
+        every = np.full_like(some, -1)
+        bits_NW = np.stack([every if b is None else b for b in bits])
+        allowed_NV = np.unpackbits(
+            bits_NW.view(np.uint8), axis=1, count=logits_NV.shape[1], bitorder="little"
         )
-        row_P = torch.tensor([i for i, _ in chosen], device=logits_NV.device)
-        forbidden_PV = torch.from_numpy(allowed_PV == 0).to(logits_NV.device)
-        x_PV = logits_NV[row_P].masked_fill_(forbidden_PV, -math.inf)
-        return logits_NV.index_copy(0, row_P, x_PV)
+        allowed = torch.from_numpy(allowed_NV.view(np.bool_)).to(logits_NV.device)
+        return torch.where(allowed, logits_NV, -math.inf)
 
     def follow(self, rows: Sequence[Watched], token_N: np.ndarray) -> np.ndarray:
         """Takes in what was drawn; says which completions are at their end: booleans [N]."""

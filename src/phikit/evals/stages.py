@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from phikit.engine.base import Precision
 from phikit.errors import PhikitError, did_you_mean
 from phikit.evals.stage_ifeval import IFEVAL_STAGE
 from phikit.evals.statistics import accuracy, item_means
@@ -48,6 +49,7 @@ class EvalConfig(Config):
         greedy: also ask once at temperature 0.
         max_tokens: the longest answer.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
         items: ask only so many items, spread evenly over the file; 0 asks all.
         verifiers: other verifiers than the items' own: {math: number} also takes a number that is
             not stated as "Answer: ...", so that a model is not judged on a form it never learnt.
@@ -59,6 +61,7 @@ class EvalConfig(Config):
     greedy: bool = True
     max_tokens: int = Field(256, ge=1)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
     items: int = Field(0, ge=0)
     verifiers: dict[VerifierName, VerifierName] = Field(default_factory=dict)
 
@@ -116,7 +119,7 @@ def run_eval(ctx: Context, config: EvalConfig, inputs: Mapping[str, Path]) -> di
     items = _thin(read_records(path, Sample), config.items)
     check_items(items, str(path))
     asking = Asking(config.samples, config.temperature, config.greedy, config.max_tokens)
-    model, ask_as = _load(inputs["model"] / "model", config.form)
+    model, ask_as = _load(inputs["model"] / "model", config.form, precision=config.precision)
     answers = _generate(ctx, model, ask_as, items, asking, config.batch)
     answers = [_judged_by(answer, config.verifiers) for answer in answers]
     scores = _score(ctx, answers)
@@ -195,11 +198,14 @@ def summarise(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, A
     return summary
 
 
-def _load(directory: Path, form: Form, at_least: int = 0) -> tuple[Decoder, Prompting]:
+def _load(
+    directory: Path, form: Form, at_least: int = 0, precision: Precision = "stored"
+) -> tuple[Decoder, Prompting]:
     """The model of a directory, made to read at least so many positions, and how to ask it."""
+    from phikit.engine.load import dtype_of
     from phikit.models.checkpoint import load
 
-    model = load(directory)
+    model = load(directory, dtype_of(precision))
     if at_least > model.config.max_positions:
         model.config = model.config.with_context(at_least, model.config.rope_theta)
     return model, prompting(model, directory, form)

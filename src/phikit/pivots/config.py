@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from phikit.engine.base import Sampling
+from phikit.engine.base import Precision, Sampling
 from phikit.stage import Config
 
 
@@ -99,7 +99,9 @@ class PivotsConfig(SearchConfig):
     Attributes:
         problems: how many problems to try, spread evenly over the file; 0 tries all.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
     """
 
     problems: int = Field(0, ge=0)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"

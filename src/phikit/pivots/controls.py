@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from phikit.engine.base import Finished, Request, Sampling, collect
+from phikit.engine.base import Finished, Precision, Request, Sampling, collect
 from phikit.errors import PhikitError
 from phikit.pivots.drawing import count_cost, engine_of, portions
 from phikit.pivots.read import SearchFolder, search_folder
@@ -38,6 +38,7 @@ class ResponsesConfig(Config):
         pairs_per_problem: right and wrong answers of a problem are paired up to this often.
         temperature, max_tokens: how answers are drawn.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
     """
 
     per_problem: int = Field(16, ge=2)
@@ -45,6 +46,7 @@ class ResponsesConfig(Config):
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(1024, ge=1)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
 
 
 class RandomConfig(Config):
@@ -54,11 +56,13 @@ class RandomConfig(Config):
         tries: tokens drawn at a place to find another than the solution's.
         temperature: of those draws.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
     """
 
     tries: int = Field(16, ge=1)
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(256, ge=1)
+    precision: Precision = "stored"
 
 
 # --- Whole answers -------------------------------------------------------------------------------
@@ -71,7 +75,7 @@ def run_responses(
 
     When every problem was asked and tokens are left, all are asked for further answers.
     """
-    engine, chat = engine_of(inputs["model"] / "model", config.batch)
+    engine, chat = engine_of(inputs["model"] / "model", config.batch, config.precision)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
     pairs: list[Pair] = []
     spent = asked = 0
@@ -148,7 +152,7 @@ def _answer_pairs(
 
 def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Writes as many pairs at random tokens as the search found at pivots."""
-    engine, _ = engine_of(inputs["model"] / "model", config.batch)
+    engine, _ = engine_of(inputs["model"] / "model", config.batch, config.precision)
     found = search_folder(inputs["search"])
     wanted = int(found.record["summary"]["pairs"])
     places = _places(found, ctx.seed)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phikit.engine.base import Precision
 from phikit.records import Sample
 from phikit.stage import Context
 from phikit.verify.base import read_problems
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
     from phikit.engine.local import LocalEngine
 
 
-def engine_of(directory: Path, batch: int) -> tuple[LocalEngine, ChatFormat]:
+def engine_of(directory: Path, batch: int, precision: Precision) -> tuple[LocalEngine, ChatFormat]:
     """The engine of a model directory, and how to talk to its model."""
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
-    from phikit.engine.load import load
+    from phikit.engine.load import dtype_of, load
     from phikit.engine.local import LocalEngine
 
-    return LocalEngine(load(directory), max_batch=batch), chat_format(load_tokenizer(directory))
+    model = load(directory, dtype_of(precision))
+    return LocalEngine(model, max_batch=batch), chat_format(load_tokenizer(directory))
 
 
 def portions(

@@ -17,7 +17,7 @@ from typing import Any
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Finished, Generator, Request
-from phikit.engine.load import load
+from phikit.engine.load import dtype_of, load
 from phikit.engine.local import LocalEngine
 from phikit.files import LineFile, write_atomic
 from phikit.models.architectures import read_config
@@ -53,7 +53,7 @@ def search_problems(
         The summary: questions, pivots, pairs by kind, tokens.
     """
     if generator is None:
-        model = load(directory)
+        model = load(directory, dtype_of(config.precision))
         shape, generator = model.config, LocalEngine(model, max_batch=config.batch)
     else:
         shape = read_config(directory)

@@ -23,6 +23,8 @@ from phikit.serve.served import Served
 from phikit.serve.text import Part
 from phikit.serve.worker import Job, Update
 
+_LEFT = 499  # nobody reads it, but the figures tell: the client has left
+
 
 class _Stream(StreamingResponse):
     """Closes its job however it ends, also when it never began."""
@@ -99,6 +101,8 @@ class Generation:
                 timeout=self.limits.timeout,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not work.done() and leaving.done():
+                return Response(status_code=_LEFT)
             if not work.done():
                 text = f"the answer was not there after {self.limits.timeout:g} s"
                 return JSONResponse(error_body(408, text, code="timeout"), 408)

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phikit.chat.load import load_tokenizer
+from phikit.engine.load import load
 from phikit.engine.runners import runner_of
 from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.texts import BadConstraint, Texts
 from phikit.errors import PhikitError
-from phikit.models.load import load
+from phikit.memory import keep_freed_memory
 from phikit.serve.wire import Line, Message, unpack_requests
 from phikit.train import adapters
 
@@ -150,8 +151,7 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
     """The scheduler of a model directory or GGUF file, and what the server must know of it.
 
     Args:
-        told: its `directory`; `rows` generated at once; `cache_bytes` of its KV cache or None, and
-            then its `share` of the memory that is free; `adapters`, name → directory.
+        told: its `directory`, and the fields of `worker.Settings`.
 
     Raises:
         PhikitError: it cannot be loaded, or is none that the engine runs.
@@ -162,8 +162,9 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
         adapters.load(model, Path(folder), name)
     config = model.config
     scheduler = Scheduler(
-        runner_of(model), max_rows=told["rows"], cache_bytes=told["cache_bytes"],
-        cache_share=told["share"], texts=Texts(tokenizer, config.vocab_size),
+        runner_of(model, invariant=told["invariant"]), max_rows=told["rows"],
+        cache_bytes=told["cache_bytes"], cache_share=told["share"],
+        texts=Texts(tokenizer, config.vocab_size),
     )  # fmt: skip
     about = {
         "vocab_size": config.vocab_size, "context": config.max_positions,
@@ -177,6 +178,7 @@ def main(number: int) -> None:
     """Serves the socket of this number until its other end is gone."""
     for which in (signal.SIGINT, signal.SIGTERM):  # the server says when it is over
         signal.signal(which, signal.SIG_IGN)
+    keep_freed_memory()
     line = Line(socket.socket(fileno=number))
     told = line.receive(None)
     if not told:

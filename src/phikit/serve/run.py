@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from phikit.chat.load import load_tokenizer
 from phikit.errors import PhikitError
 from phikit.serve.requests import Limits
 from phikit.serve.served import Served
-from phikit.serve.worker import Worker
+from phikit.serve.worker import Settings, Worker
 
 Say = Callable[[str], None]
 
@@ -21,8 +22,7 @@ def serve(
     port: int,
     limits: Limits,
     keys: Sequence[str],
-    rows: int,
-    cache_bytes: int | None,
+    settings: Settings,
     say: Say,
     adapters: Mapping[str, Mapping[str, Path]],
 ) -> None:
@@ -32,8 +32,8 @@ def serve(
         models: name → directory or GGUF file.
         adapters: of some models: name → directory of a LoRA adapter.
         port: 0 takes a free one; `say` tells which.
-        rows: samples generated at once, per model.
-        cache_bytes: of every model's KV cache; together half of the free memory when None.
+        settings: of every model's engine; without `cache_bytes` the caches together take half of
+            the free memory.
 
     Raises:
         PhikitError: the extra is missing, a model cannot be loaded, or the port is taken.
@@ -57,10 +57,8 @@ def serve(
     workers: list[Worker] = []
     try:
         for name, directory in models.items():  # they load side by side
-            share, mine = 1 / len(models), adapters.get(name, {})
-            workers.append(
-                Worker(name, directory, rows, cache_bytes, share, limits.open, adapters=mine)
-            )
+            mine = replace(settings, share=1 / len(models), adapters=adapters.get(name, {}))
+            workers.append(Worker(name, directory, mine, limits.open))
         served: list[Served] = []
         for worker, directory in zip(workers, models.values(), strict=True):
             tokenizer = load_tokenizer(directory)

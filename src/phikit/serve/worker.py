@@ -8,12 +8,14 @@ the engine's next step.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,24 @@ from phikit.serve.wire import Frames, Line, Message, pack, pack_requests
 
 _PIECE = 2**18
 _PATIENCE = 60.0  # seconds for the process to end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of an engine.
+
+    Attributes:
+        rows: samples generated at once.
+        cache_bytes: of its KV cache; `share`, when None, of the memory that is free.
+        invariant: results of the same bits whatever else is in the batch.
+        adapters: LoRA adapters that requests may name, and their directories.
+    """
+
+    rows: int = 64
+    cache_bytes: int | None = None
+    share: float = 1.0
+    invariant: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Update(NamedTuple):
@@ -123,7 +143,6 @@ class Worker:
     Args:
         name: of the model.
         most: samples that may be open at once, waiting ones included.
-        adapters: LoRA adapters that requests may name, and their directories.
 
     Attributes:
         about: what the engine said of the model: `vocab_size`, `context`, `eos_ids`,
@@ -132,10 +151,7 @@ class Worker:
         stats: the scheduler's figures of a moment ago.
     """
 
-    def __init__(
-        self, name: str, directory: Path, rows: int, cache_bytes: int | None, share: float,
-        most: int = 1024, adapters: Mapping[str, Path] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, name: str, directory: Path, settings: Settings, most: int = 1024) -> None:
         self.name, self.most, self.open = name, most, 0
         self.observer: Observer | None = None
         self._numbers = itertools.count(1)
@@ -147,10 +163,9 @@ class Worker:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         self._line = Line(self._sock)
-        self._line.send(
-            {"directory": str(directory), "rows": rows, "cache_bytes": cache_bytes, "share": share,
-             "adapters": {name: str(folder) for name, folder in (adapters or {}).items()}}
-        )  # fmt: skip
+        told = dataclasses.asdict(settings)
+        told["adapters"] = {name: str(folder) for name, folder in settings.adapters.items()}
+        self._line.send({"directory": str(directory), **told})
         self.about: Message = {}
         self.stats: dict[str, int] = {}
 

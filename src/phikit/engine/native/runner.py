@@ -26,8 +26,8 @@ _MOST_PACKED = 6
 
 class NativeRunner(DenseRunner):
     """A `runner.Runner`. Where there is no compiler, or the model is none that the kernels run
-    (not bfloat16, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know nothing:
-    steps with them go through torch's products, and what lies between those through C.
+    (not bfloat16 or float32, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know
+    nothing: steps with them go through torch's products, and what lies between through C.
 
     A row's logits do not depend on how many rows go with it through the kernels.
 
@@ -63,6 +63,9 @@ class NativeRunner(DenseRunner):
             self.block_bytes = block_bytes8(model.config, block_size)
         # from there on packed products are the faster ones (benchmarks/engine.py)
         self.most_rows = _MOST_PACKED if pack else products.MOST_ROWS
+        wide = library(compiler or Compiler()) if not obstacle(model, torch.float32) else None
+        if wide is not None:
+            self._between = Between(wide, model.config, wide=True)
         if self._built is not None:
             self._kernels = None if self.cache8 else DecodeStep(model, self._built)
             self._between = Between(self._built, model.config, cache8=self.cache8)

@@ -72,13 +72,14 @@ class Pages:
     table_MT: Tensor
 
 
-def obstacle(model: nn.Module) -> str:
-    """Why a model cannot go through `DecodeStep`; empty when it can."""
+def obstacle(model: nn.Module, precision: torch.dtype = torch.bfloat16) -> str:
+    """Why a model cannot go through `DecodeStep`, or through the kernels for many rows, which are
+    there for float32 too; empty when it can."""
     if type(model) is not Decoder:
         return f"a {type(model).__name__} is no dense decoder"
     config = model.config
-    if model.model.embed_tokens.weight.dtype != torch.bfloat16:
-        return f"the weights are {model.model.embed_tokens.weight.dtype}, not bfloat16"
+    if model.model.embed_tokens.weight.dtype != precision:
+        return f"the weights are {model.model.embed_tokens.weight.dtype}, not {precision}"
     if model.model.embed_tokens.weight.device.type != "cpu":
         return "it is not on the CPU"
     if config.head_dim > _WIDEST_HEAD or config.intermediate_size % products.LANES:

@@ -51,7 +51,7 @@ static void gate(Team *team, void *argument) {
   for (int row; (row = claim(team, s->m, 1)) >= 0;) {
     const float *g = s->both + (size_t)row * 2 * s->inner, *up = g + s->inner;
     float *out = s->out + (size_t)row * s->inner;
-    for (int i = 0; i < s->inner; i++) out[i] = g[i] / (1.0f + expf(-g[i])) * up[i];
+    for (int i = 0; i < s->inner; i++) out[i] = g[i] / (1.0f + fast_exp(-g[i])) * up[i];
   }
 }
 
@@ -104,6 +104,68 @@ static __attribute__((noinline)) float dot(const float *a, const float *b, int n
   return sum;
 }
 
+#if PHIKIT_AVX512
+/* The products of a query with 16 keys. */
+static inline __m512 sixteen(const float *q, const float *key, int64_t stride, int k) {
+  __m512 sum[16];
+  for (int j = 0; j < 16; j++, key += stride) {
+    sum[j] = _mm512_mul_ps(_mm512_loadu_ps(q), _mm512_loadu_ps(key));
+    for (int i = 16; i < k; i += 16)
+      sum[j] = _mm512_fmadd_ps(_mm512_loadu_ps(q + i), _mm512_loadu_ps(key + i), sum[j]);
+  }
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_ps(order, add_across(sum));
+}
+
+/* Up to 64 columns of the weighted sum of values. */
+static inline __attribute__((always_inline)) void weigh(const Shape *c, const float *values,
+                                                        const int32_t *table, const float *score,
+                                                        int first, int last, const int width, float *total) {
+  __m512 sum[4];
+  for (int i = 0; i < width; i++) sum[i] = _mm512_setzero_ps();
+  for (int at = first; at <= last; at++) {
+    const float *value = values + where(c, table, at);
+    const __m512 w = _mm512_set1_ps(score[at]);
+    for (int i = 0; i < width; i++) sum[i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(value + 16 * i), sum[i]);
+  }
+  for (int i = 0; i < width; i++) _mm512_storeu_ps(total + 16 * i, sum[i]);
+}
+#endif
+
+/* score[at] = q · key[at] for positions first to last; others may be written, up to a whole 16. */
+static inline void score_keys(const Shape *c, const float *q, const float *keys, const int32_t *table,
+                              float *score, int first, int last) {
+#if PHIKIT_AVX512
+  if (c->block_size % 16 == 0 && c->head_dim % 16 == 0) {
+    for (int at = first & ~15; at <= last; at += 16)
+      _mm512_storeu_ps(score + at, sixteen(q, keys + where(c, table, at), c->position_stride, c->head_dim));
+    return;
+  }
+#endif
+  for (int at = first; at <= last; at++) score[at] = dot(q, keys + where(c, table, at), c->head_dim);
+}
+
+static inline void weigh_values(const Shape *c, const float *values, const int32_t *table,
+                                const float *score, int first, int last, float *total) {
+  const int k = c->head_dim;
+#if PHIKIT_AVX512
+  if (k % 16 == 0) {
+    for (int from = 0; from < k; from += 64) switch (k - from) {
+        case 16: weigh(c, values + from, table, score, first, last, 1, total + from); break;
+        case 32: weigh(c, values + from, table, score, first, last, 2, total + from); break;
+        case 48: weigh(c, values + from, table, score, first, last, 3, total + from); break;
+        default: weigh(c, values + from, table, score, first, last, 4, total + from);
+      }
+    return;
+  }
+#endif
+  memset(total, 0, 4 * k);
+  for (int at = first; at <= last; at++) {
+    const float *value = values + where(c, table, at);
+    for (int i = 0; i < k; i++) total[i] += score[at] * value[i];
+  }
+}
+
 static __attribute__((noinline)) void attend_head(const Attention *s, int row, int head, float *score) {
   const Shape *c = s->shape;
   const int k = c->head_dim, last = s->position[row], group = head / (c->heads / c->kv_heads);
@@ -113,16 +175,16 @@ static __attribute__((noinline)) void attend_head(const Attention *s, int row, i
   const float *keys = s->keys + group * c->head_stride, *values = s->values + group * c->head_stride;
   float *out = s->out + ((size_t)row * c->heads + head) * k;
   const float scale = 1.0f / sqrtf((float)k);
-  float largest = -INFINITY, sum = 0, total[WIDEST] = {0};
+  float largest = -INFINITY, sum = 0, total[WIDEST];
+  score_keys(c, q, keys, table, score, first, last);
+#pragma omp simd reduction(max : largest)
+  for (int at = first; at <= last; at++) largest = score[at] > largest ? score[at] : largest;
+#pragma omp simd reduction(+ : sum)
   for (int at = first; at <= last; at++) {
-    score[at] = scale * dot(q, keys + where(c, table, at), k);
-    largest = score[at] > largest ? score[at] : largest;
+    score[at] = fast_exp(scale * (score[at] - largest));
+    sum += score[at];
   }
-  for (int at = first; at <= last; at++) {
-    const float weight = expf(score[at] - largest), *value = values + where(c, table, at);
-    sum += weight;
-    for (int i = 0; i < k; i++) total[i] += weight * value[i];
-  }
+  weigh_values(c, values, table, score, first, last, total);
   for (int i = 0; i < k; i++) out[i] = total[i] / sum;
 }
 
