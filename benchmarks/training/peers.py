@@ -156,8 +156,10 @@ def trl(spec: dict[str, Any]) -> None:
                 def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                     return dataset
 
+            before = spec["peer"] == "trl precomputing"  # as it comes: anew in every step
+            args = DPOConfig(beta=0.1, max_length=None, precompute_ref_log_probs=before, **common)
             trainer = GivenIds(
-                model=model, args=DPOConfig(beta=0.1, max_length=None, **common),
+                model=model, args=args,
                 train_dataset=data, processing_class=tokenizer, callbacks=[Steps()],
             )  # fmt: skip
         else:

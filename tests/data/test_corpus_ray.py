@@ -14,6 +14,7 @@ from phikit.data.corpus.build import Job, build, documents
 from phikit.data.corpus.config import CorpusConfig
 from phikit.data.corpus.ray_units import OnRay
 from phikit.data.corpus.units import Here
+from phikit.data.dedup import DedupConfig
 from phikit.data.readers import ReaderConfig, read
 from phikit.records import Document
 
@@ -56,14 +57,20 @@ def test_two_nodes_and_a_killed_worker_give_the_same_corpus(tmp_path) -> None:
     from ray.cluster_utils import Cluster
 
     found = (d for d in read(ReaderConfig()) if isinstance(d, Document) and len(d.text) > 400)
-    rows = [{"text": d.text, "source": d.source} for d in islice(found, 300)]
+    rows = [{"text": d.text, "source": d.source} for d in islice(found, 120)]
     (tmp_path / "in").mkdir()
-    lines = "".join(json.dumps(row) + "\n" for row in [*rows, *rows[:30]])
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, *rows[:20]])
     (tmp_path / "in" / "a.jsonl").write_text(lines)
-    job = Job((tmp_path / "in",), CorpusConfig(shard_bytes=40_000))
+    # few units: starting Ray's workers is what takes the time
+    config = CorpusConfig(shard_bytes=60_000, outliers=False, dedup=DedupConfig(bands=7))
+    job = Job((tmp_path / "in",), config)
     build(job, tmp_path / "alone", Here(), quiet)
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # other programs' memory on this machine is no reason to kill these workers
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "_system_config": {"memory_monitor_refresh_ms": 0}},
+    )
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()

@@ -20,6 +20,8 @@ def squeeze(text: str) -> str:
 
 
 def navigation(element) -> bool:
+    if next(element.iterancestors("nav"), None) is not None:
+        return True
     classes = " ".join(a.get("class") or "" for a in element.iterancestors())
     return any(word in classes for word in ("sphinxsidebar", "navheader", "navfooter", "nav-wr"))
 

@@ -36,8 +36,9 @@ def test_stored_curve(name: str, new_context: New) -> None:
     run(name, ctx)
     losses = [row["loss"] for row in ctx.metrics.rows]
     stored = json.loads(CURVES.read_text())[name]
-    # rounding moves what is computed in bfloat16, and which tokens are drawn
-    tolerance = {"bf16": 2e-2, "muon": 1e-3, "grpo": 1e-3}.get(name, 1e-4)
+    # rounding moves what is computed in bfloat16, and which tokens are drawn; in float32 SwiGLU
+    # scaled by 1.001 moves every curve by 1.4e-5 or more
+    tolerance = {"bf16": 2e-2, "muon": 1e-3, "grpo": 1e-3}.get(name, 1e-5)
     assert losses == pytest.approx(stored, rel=tolerance, abs=tolerance)
 
 

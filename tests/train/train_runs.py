@@ -184,7 +184,7 @@ def write_curves(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             ctx = Context(Path(folder))
             run(name, ctx)
-            losses = [round(row["loss"], 5) for row in ctx.metrics.rows]
+            losses = [round(row["loss"], 7) for row in ctx.metrics.rows]
         lines.append(f"  {json.dumps(name)}: {losses}")
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

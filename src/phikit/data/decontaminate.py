@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from phikit.data.ngrams import Hashes, Words, hash_words, ngrams, text_keys, text_ngrams, words
+from phikit.data.ngrams import (
+    Hashes,
+    Words,
+    hash_words,
+    ngrams,
+    ngrams_of_sums,
+    running_sums,
+    text_keys,
+    words,
+)
 from phikit.records import Sample
 from phikit.stage import Config
 
@@ -116,13 +125,19 @@ class _Index:
         result[at] = self._places(grams[at])
         return result
 
-    def shared(self, found: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Every n-gram of several texts that is in the index: (number of the text, its place)."""
-        grams = text_ngrams(found, self.n)
-        at = self.possible(grams.hashes)
-        places = self._places(grams.hashes[at])
+    def shared(self, found: Words, running: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every n-gram of several texts that is in the index: (number of the text, its place).
+
+        N-grams that reach from one text into the next are looked up like all others, and left out
+        when they are found: they are few.
+        """
+        grams = ngrams_of_sums(running, self.n)
+        at = self.possible(grams)
+        places = self._places(grams[at])
         at, places = at[places >= 0], places[places >= 0]
-        return np.searchsorted(grams.bounds, at, side="right") - 1, places
+        texts = np.searchsorted(found.bounds, at, side="right") - 1
+        inside = at + self.n <= found.bounds[texts + 1]
+        return texts[inside], places[inside]
 
     def _places(self, grams: Hashes) -> NDArray[np.int64]:
         if not len(self.grams):
@@ -247,9 +262,10 @@ class Decontaminator:
 
     def _sharing(self, first: int, texts: Sequence[str]) -> Sharing:
         found = hash_words(texts)
-        keys = text_keys(found)
+        running = running_sums(found.hashes)
+        keys = text_keys(found, running)
         sharing = self._same(keys)
-        shared = [index.shared(found) for index in (self._long, self._short)]
+        shared = self._shared(found, running)
         for holders, _ in shared:
             sharing[holders] = True
         numbers = np.flatnonzero(sharing)
@@ -259,6 +275,21 @@ class Decontaminator:
             *(np.searchsorted(numbers, holders) for holders, _ in shared),
             *(places for _, places in shared),
         )
+
+    def _shared(
+        self, found: Words, running: Hashes
+    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+        """The long and the short n-grams that texts share with items.
+
+        What shares a long one shares the short ones in it: only such texts are looked at twice.
+        """
+        short = self._short.shared(found, running)
+        if self._short.n > self._long.n:
+            return self._long.shared(found, running), short
+        holders = np.unique(short[0])
+        some = found.pick(holders)
+        texts, places = self._long.shared(some, running_sums(some.hashes))
+        return (holders[texts], places), short
 
     def count_shared(self, sharing: Sharing) -> None:
         """Counts what `sharing` found, for the allow-list; texts with equal words count once."""
@@ -300,9 +331,10 @@ class Decontaminator:
         result: dict[int, Contamination] = {}
         for first, batch in _batches(texts):
             found = hash_words(batch)
-            suspect = self._same(text_keys(found))
-            for index in (self._long, self._short):
-                holders, places = index.shared(found)
+            running = running_sums(found.hashes)
+            suspect = self._same(text_keys(found, running))
+            shared = self._shared(found, running)
+            for index, (holders, places) in zip((self._long, self._short), shared, strict=True):
                 suspect[holders[index.counting(places)]] = True
             for number in np.flatnonzero(suspect).tolist():
                 if (contamination := self.check(batch[number])) is not None:

@@ -57,6 +57,12 @@ class Words:
     def of(self, text: int) -> Hashes:
         return self.hashes[self.bounds[text] : self.bounds[text + 1]]
 
+    def pick(self, texts: NDArray[np.int64]) -> Words:
+        """The words of some of the texts."""
+        parts = [self.of(text) for text in texts.tolist()]
+        bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        return Words(np.concatenate([np.zeros(0, np.uint64), *parts]), bounds.astype(np.int64))
+
 
 def fold(text: str) -> str:
     """A text in which case, accents and look-alike letters are gone.
@@ -175,17 +181,27 @@ def words(text: str) -> list[str]:
     return _PLAIN_WORD.findall(_PLAIN_JOINING.sub("", fold(text)))
 
 
+def running_sums(hashes: Hashes) -> Hashes:
+    """The sums of hash[k] · B^k before each word, of which n-grams and keys are differences."""
+    running = np.zeros(len(hashes) + 1, np.uint64)
+    np.cumsum(hashes * _powers(_BASE, len(hashes)), out=running[1:])
+    return running
+
+
 def ngrams(hashes: Hashes, n: int) -> Hashes:
     """One integer per n-gram, in order; a text of fewer than n words has none.
 
     The integer is Σ hash[i + j] · B^j modulo 2^64, by differences of running sums of
     hash[k] · B^k, which are brought back by B^-i (B is odd, so it has an inverse).
     """
-    count = len(hashes) - n + 1
+    return ngrams_of_sums(running_sums(hashes), n)
+
+
+def ngrams_of_sums(running: Hashes, n: int) -> Hashes:
+    """`ngrams` of words whose running sums are known."""
+    count = len(running) - n
     if count <= 0:
         return np.zeros(0, np.uint64)
-    running = np.zeros(len(hashes) + 1, np.uint64)
-    np.cumsum(hashes * _powers(_BASE, len(hashes)), out=running[1:])
     return (running[n:] - running[:-n]) * _powers(pow(_BASE, -1, 1 << 64), count)
 
 
@@ -214,10 +230,14 @@ def text_ngrams(found: Words, n: int, shorter: bool = False) -> Words:
     return Words(result, bounds)
 
 
-def text_keys(found: Words) -> Hashes:
-    """One integer per text for all its words in their order; 0 for a text without words."""
-    running = np.zeros(len(found.hashes) + 1, np.uint64)
-    np.cumsum(found.hashes * _powers(_BASE, len(found.hashes)), out=running[1:])
+def text_keys(found: Words, running: Hashes | None = None) -> Hashes:
+    """One integer per text for all its words in their order; 0 for a text without words.
+
+    Args:
+        running: the words' `running_sums`, if they are known.
+    """
+    if running is None:
+        running = running_sums(found.hashes)
     begins, ends = found.bounds[:-1], found.bounds[1:]
     back = np.append(_powers(pow(_BASE, -1, 1 << 64), len(found.hashes)), np.uint64(0))
     keys = (running[ends] - running[begins]) * back[begins]

@@ -22,7 +22,7 @@ _LINE_END = re.compile(r"\n+")
 # share of a text's characters in its most frequent n-gram, and in all n-grams that came before
 _TOP_NGRAM = ((2, 0.20), (3, 0.18), (4, 0.16))
 _DUPLICATE_NGRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
-_TERMINAL = (".", "!", "?", '"', "'", "”", "…", "。", "！", "？", ":", ";")
+_TERMINAL = (".", "!", "?", "。", "！", "？", "؟", "।", "‼", "⁉", "⁈")
 _C4_ENDS = (".", "?", "!", '"', "'")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = (

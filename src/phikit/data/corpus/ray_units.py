@@ -54,7 +54,7 @@ class OnRay:
                 unit = running.pop(job)
                 try:
                     result = ray.get(job)
-                except ray.exceptions.WorkerCrashedError as e:
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as e:
                     raise PhikitError(
                         f"{unit.folder}: the process doing this was killed {ATTEMPTS} times",
                         "is memory short? Smaller shard_bytes need less",

@@ -40,7 +40,8 @@ def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """One document per line; a bad line is set aside alone, so the file is never read whole."""
     with explain_os_errors(file.path, "reading"), file.open() as lines:
         begin, end, first = file.part or (0, None, 1)
-        lines.seek(begin)
+        if file.part is not None:  # an unpacking stream cannot seek
+            lines.seek(begin)
         number = first - 1
         while (end is None or begin < end) and (
             line := lines.readline(settings.max_file_bytes + 1)
