@@ -11,6 +11,8 @@ from engine_fixtures import CONFIGS, make
 from typer.testing import CliRunner
 
 from phikit import fetch
+from phikit.chat.templates import NANO_SPECIAL
+from phikit.chat.tokenizer import train_bpe
 from phikit.cli import app
 from phikit.engine.load import load
 from phikit.engine.quant import calibrate, files
@@ -54,6 +56,23 @@ def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
     layer = load(out).model.layers[0].mlp.down_proj
     assert isinstance(layer, QuantLinear) and layer.scheme == Scheme("int8", 0)
     assert CliRunner().invoke(app, ["quantize", dense, "--to", "int8"]).exit_code != 0
+
+
+@pytest.mark.slow
+def test_one_table_of_what_each_way_costs(tmp_path: Path) -> None:
+    tokenizer = train_bpe(["the cat sat on the mat, and ate 12 of it"] * 3, 330, NANO_SPECIAL)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "max_positions": 256}
+    config = replace(CONFIGS["phi"], vocab_size=tokenizer.vocab_size, **sizes)
+    checkpoint.save(make(config), tmp_path)
+    tokenizer.save(tmp_path)
+    ran = CliRunner().invoke(app, ["quantize", str(tmp_path), "--check"])
+    assert ran.exit_code == 0, ran.output
+    head, *rows = [line.split() for line in ran.stdout.splitlines()]
+    assert head[:4] == ["weights", "KL", "top-1", "perplexity"]
+    names = [" ".join(r[: len(r) - 7]) for r in rows]
+    assert names == ["bf16", "int8 rtn", "int4 rtn", "int4 gptq"]
+    kl = [float(r[-7]) for r in rows]
+    assert kl[0] == 0 < kl[1] < kl[3] and kl[1] < kl[2]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")

@@ -14,7 +14,8 @@ from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
 from phikit.evals.stage_ifeval import IfevalConfig, run_ifeval
-from phikit.evals.stages import EvalConfig, RecallConfig, run_eval, run_recall
+from phikit.evals.stages import EvalConfig, RecallConfig, _judged_by, run_eval, run_recall
+from phikit.evals.tasks import Answer
 from phikit.files import read_json
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
@@ -130,3 +131,11 @@ def test_ifeval_asks_and_checks_its_prompts(inputs: dict[str, Path], tmp_path: P
         run_ifeval(Context(tmp_path / "b"), IfevalConfig(path=str(file)), inputs)
     with pytest.raises(PhikitError, match="not here"):
         run_ifeval(Context(tmp_path / "c"), IfevalConfig(path=str(tmp_path / "no")), inputs)
+
+
+def test_a_gold_answer_that_is_no_text_gives_way_to_its_text() -> None:
+    item = Sample(kind="k", source="s", text="?", verifier="gym", answer='{"entry": {}}',
+                  meta={"answer": "42"})  # fmt: skip
+    judged = _judged_by(Answer(item, 0, None, "It is 42."), {"gym": "number"})
+    assert (judged.item.verifier, judged.item.answer, judged.item.id) == ("number", "42", item.id)
+    assert _judged_by(judged, {"gym": "number"}) is judged

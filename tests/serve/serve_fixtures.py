@@ -21,11 +21,12 @@ TEXT = ["the cat sat on the mat 🙂 € ü and said functools to them; then it 
 SPECIAL = tuple(dict.fromkeys((*PHI4_MINI.control(), *PHI4_MINI.inner)))
 
 
-def make_directory(directory: Path, context: int = 512) -> Path:
+def make_directory(directory: Path, context: int = 512, hidden_size: int = 32) -> Path:
     tokenizer = train_bpe(TEXT, 330, SPECIAL)
     config = DecoderConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, layers=2, heads=2,
-        kv_heads=1, head_dim=16, max_positions=context,
+        vocab_size=tokenizer.vocab_size, hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size - 16, layers=2, heads=2, kv_heads=1,
+        head_dim=16, max_positions=context,
     )  # fmt: skip
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(1))

@@ -22,7 +22,7 @@ from phikit.engine.local import LocalEngine
 from phikit.models.checkpoint import save
 from phikit.models.flash.model import Flash
 from phikit.models.load import load
-from phikit.serve.requests import Served
+from phikit.serve.worker import Settings, Worker
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +40,27 @@ TODO = [Request((5, i, 7), Sampling(max_tokens=20), seed=i) for i in range(6)]
 
 
 def test_a_server_gives_what_the_engine_gives(directory):
-    served = Served.load("flash", directory, 4, None, 0.1, 64)
-    worker = served.worker
-    worker.begin()
+    worker = Worker("flash", directory, Settings(rows=4, share=0.1))
+    found: dict[int, tuple[int, ...]] = {}
 
     async def ask():
-        job = await worker.start(TODO, every=False)
-        found = {}
-        while len(found) < len(TODO):
-            update = await job.next()
-            found[update.sample] = tuple(update.tokens)
-        return found
+        await worker.begin()
+        try:
+            job = await worker.start(TODO, every=False)
+            while len(found) < len(TODO):
+                for update in await job.next():
+                    found[update.sample] = tuple(update.tokens)
+        finally:
+            await worker.stop()
 
     try:
-        found = asyncio.run(ask())
+        worker.wait()
+        asyncio.run(ask())
     finally:
-        worker.stop()
+        worker.abandon()
     expected = collect(LocalEngine(load(directory)), TODO)
     assert found == {i: group[0].completion_ids for i, group in enumerate(expected)}
-    assert worker.stats.used == 0
+    assert worker.stats["used"] == 0
 
 
 def test_generate_writes_rollouts_of_a_flash_directory(directory, tmp_path):

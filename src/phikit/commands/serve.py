@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,13 @@ def serve(
         float | None,
         typer.Option(min=0, metavar="GIB", help="KV cache of each model [half of free memory]."),
     ] = None,
+    quant: Annotated[
+        str,
+        typer.Option(
+            metavar="int8|int4",
+            help="Round the weights first; kept in phikit's cache for the next time.",
+        ),
+    ] = "",
     invariant: Annotated[
         bool, typer.Option(help="The same bits whatever else is asked at the time; slower.")
     ] = False,
@@ -54,6 +63,7 @@ def serve(
     \b
     phikit serve runs/nano
     phikit serve small=smollm2 phi-4-mini --port 8000 --api-key-file keys.txt
+    phikit serve phi-4 --quant int4
     phikit serve phi-4-mini --adapter law=runs/law/adapter
     curl localhost:8000/v1/models
     """
@@ -68,6 +78,8 @@ def serve(
             raise PhikitError(f"two models are named {name!r}", "give NAME=MODEL")
         found[name] = fetch.resolve(what, say=_say)
     adapters = _adapters(adapter or [], list(found))
+    if quant:
+        found = {name: _quantised(directory, quant) for name, directory in found.items()}
     from phikit.serve import guard, run
     from phikit.serve.requests import Limits
     from phikit.serve.worker import Settings
@@ -82,6 +94,32 @@ def serve(
     bound = None if cache is None else int(cache * 2**30)
     settings = Settings(rows, bound, invariant=invariant)
     run.serve(found, host, port, limits, keys, settings, _say, adapters)
+
+
+def _quantised(directory: Path, kind: str) -> Path:
+    """The model with its weights rounded to nearest, made now if it was not made before.
+
+    Raises:
+        PhikitError: it is no directory of a model that can be quantised, or there is no such kind.
+    """
+    from phikit import fetch
+    from phikit.engine.quant import calibrate
+    from phikit.engine.quant.packing import Scheme
+    from phikit.engine.quant.settings import Settings
+
+    how = Settings(Scheme(kind, 0 if kind == "int8" else 32))
+    told = [str(directory.resolve())]
+    for file in sorted(directory.glob("*")):
+        told.append(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}")
+    number = hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    place = fetch.cache() / "quantised" / f"{directory.name}-{kind}-{number}"
+    if not place.exists():
+        _say(f"rounding {directory} to {kind}: {place}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as unfinished:
+            calibrate.quantise(directory, Path(unfinished) / "whole", how)
+            (Path(unfinished) / "whole").rename(place)
+    return place
 
 
 def _adapters(given: list[str], models: list[str]) -> dict[str, dict[str, Path]]:

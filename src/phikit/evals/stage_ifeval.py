@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from phikit.engine.base import Precision
 from phikit.errors import PhikitError
 from phikit.evals.statistics import accuracy
 from phikit.evals.tasks import Asking, check_items
@@ -30,12 +31,14 @@ class IfevalConfig(Config):
         items: ask only so many of the 541 prompts, spread evenly over the file; 0 asks all.
         max_tokens: the longest answer. Short ones break demands for length: state it beside scores.
         batch: sequences generated at once.
+        precision: of the weights; bf16 is faster where they are stored in f32.
         path: the file of prompts; where `phikit fetch ifeval` puts it when empty.
     """
 
     items: int = Field(0, ge=0)
     max_tokens: int = Field(1280, ge=1)
     batch: int = Field(64, ge=1)
+    precision: Precision = "stored"
     path: str = ""
 
 
@@ -86,7 +89,7 @@ def run_ifeval(ctx: Context, config: IfevalConfig, inputs: Mapping[str, Path]) -
     path = Path(config.path) if config.path else Path.home() / FILE
     items = _thin(read_prompts(path), config.items)
     check_items(items, str(path))
-    model, ask_as = _load(inputs["model"] / "model", "chat")
+    model, ask_as = _load(inputs["model"] / "model", "chat", precision=config.precision)
     asking = Asking(samples=0, max_tokens=config.max_tokens)
     answers = _generate(ctx, model, ask_as, items, asking, config.batch)
     write_records(ctx.dir / "items.parquet", items, Sample)

@@ -128,8 +128,12 @@ def run_eval(ctx: Context, config: EvalConfig, inputs: Mapping[str, Path]) -> di
 
 def _judged_by(answer: Answer, verifiers: Mapping[str, str]) -> Answer:
     """The answer to the same item, whose verifier may be another; the item's id stays."""
-    other = verifiers.get(answer.item.verifier)
-    return replace(answer, item=replace(answer.item, verifier=other)) if other else answer
+    other, item = verifiers.get(answer.item.verifier), answer.item
+    if not other:
+        return answer
+    # where the gold answer is more than a text, the text alone is in the meta (synth.gym)
+    gold = item.meta.get("answer", item.answer)
+    return replace(answer, item=replace(item, verifier=other, answer=str(gold)))
 
 
 def run_recall(ctx: Context, config: RecallConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:

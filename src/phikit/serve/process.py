@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phikit.chat.load import load_tokenizer
+from phikit.engine.load import load
 from phikit.engine.runners import runner_of
 from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.texts import BadConstraint, Texts
 from phikit.errors import PhikitError
 from phikit.memory import keep_freed_memory
-from phikit.models.load import load
 from phikit.serve.wire import Line, Message, unpack_requests
 from phikit.train import adapters
 

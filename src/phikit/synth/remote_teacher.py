@@ -37,6 +37,7 @@ class Endpoint(Budget):
 
     Attributes:
         url: up to and including the version, as "http://127.0.0.1:8000/v1".
+        model: the name under which the endpoint offers it.
         key_file: a file that holds the endpoint's key, if it wants one.
         in_flight: calls at the same time.
         requests_per_minute, tokens_per_minute: 0 for no limit. Tokens are counted as the prompt's
