@@ -2,8 +2,8 @@
 
 Gopher: Rae et al. 2021, appendix A1.1 and table A1. C4: Raffel et al. 2020, §2.2. FineWeb: Penedo
 et al. 2024, §3.6. Where the papers leave a choice, it is made as datatrove, FineWeb's own code,
-makes it; against that, verdicts are held in a test and in `make bench-data`. Words are runs of
-letters and digits, and single other signs.
+makes it (how often both agree on real pages stands in the lab notebook). Words are runs of letters
+and digits, and single other signs.
 
 A rule is a function text → the reason to reject it, or None.
 """
