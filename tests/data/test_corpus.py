@@ -204,12 +204,16 @@ def test_killed_at_random_instants_it_ends_with_the_same_corpus(tmp_path, rows) 
     build(job(folder, 30_000), tmp_path / "whole", Here(), quiet)
     command = [sys.executable, "-m", "phikit", "data", "build", str(folder), "--out",
                str(tmp_path / "out"), "--set", "shard_bytes=30000", "--workers", "2"]  # fmt: skip
-    rng, kills = random.Random(time.time_ns()), 0
+    rng, kills, begun = random.Random(time.time_ns()), 0, time.monotonic()
+    other = [str(tmp_path / "other") if c == str(tmp_path / "out") else c for c in command]
+    subprocess.run(other, check=True, capture_output=True)
+    unkilled = time.monotonic() - begun
     for attempt in range(40):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             # later kills come later, so that it ends
-            assert running.wait(timeout=rng.uniform(1, 4) + attempt) == 0
+            share = rng.uniform(0.2, 0.6) + 0.2 * max(0, attempt - 2)
+            assert running.wait(timeout=share * unkilled) == 0
             break
         except subprocess.TimeoutExpired:
             running.kill()

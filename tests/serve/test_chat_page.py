@@ -20,6 +20,14 @@ def browser():
         browser.close()
 
 
+def expect(locator):
+    """Waits for what is said of it; asks the page nothing that its content policy forbids."""
+    from playwright import sync_api
+
+    sync_api.expect.set_options(timeout=60_000)
+    return sync_api.expect(locator)
+
+
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 400, "height": 700})
@@ -37,16 +45,13 @@ def fits(page):
 
 
 def answered(page, count):
-    page.wait_for_function(
-        "n => document.querySelectorAll('article.assistant').length === n"
-        " && document.getElementById('log').getAttribute('aria-busy') === 'false'",
-        arg=count,
-    )
+    expect(page.locator("article.assistant")).to_have_count(count)
+    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
 
 
 def test_a_conversation_by_keyboard_alone(server, page):
     page.goto(server)
-    page.wait_for_function("document.querySelectorAll('#model option').length === 3")
+    expect(page.locator("#model option")).to_have_count(3)
     assert page.evaluate("document.activeElement.id") == "ask" and fits(page)
     page.focus("#fold")
     page.keyboard.press("Enter")  # opens the settings and goes there
@@ -94,7 +99,7 @@ def test_escape_stops_and_errors_are_told(tiny, tmp_path, page):
         assert "API key" in page.inner_text("#empty")
         page.fill("#key", "first")
         page.press("#key", "Tab")
-        page.wait_for_function("document.querySelectorAll('#model option').length === 1")
+        expect(page.locator("#model option")).to_have_count(1)
         # an answer that does not end by itself, seen half-way
         page.route("**/v1/chat/completions", lambda route: None)
         page.fill("#ask", "the cat")

@@ -164,7 +164,7 @@ class RayPool:
         for index, request in enumerate(requests):
             try:
                 check(request, self.config.vocab_size, self.config.max_positions)
-                can_run(request)
+                can_run(request, ray_worker.knows_texts(self.directory))
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)

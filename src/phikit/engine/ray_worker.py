@@ -8,16 +8,24 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from phikit.engine.base import Request, Sampling
+from phikit.chat.load import load_tokenizer
+from phikit.engine.base import Constraint, Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.runners import runner_of
 from phikit.engine.samples import Done, Ticket
 from phikit.engine.scheduler import Scheduler
+from phikit.engine.texts import Texts
 from phikit.records import Rollout
+
+
+def knows_texts(directory: str | Path) -> bool:
+    """Whether the engines of a directory can follow stop texts and constraints."""
+    return (Path(directory) / "tokenizer.json").is_file()
 
 
 def packed(requests: list[Request]) -> bytes:
@@ -32,6 +40,8 @@ def unpacked(data: bytes) -> list[Request]:
         for name in ("stop_ids", "stop"):
             sampling[name] = tuple(sampling[name])
         sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
+        if sampling["constraint"] is not None:
+            sampling["constraint"] = Constraint(**sampling["constraint"])
         raw["prompt_ids"] = tuple(raw["prompt_ids"])
         found.append(Request(sampling=Sampling(**sampling), **raw))
     return found
@@ -40,17 +50,19 @@ def unpacked(data: bytes) -> list[Request]:
 def packed_rollouts(rollouts: list[list[Rollout]]) -> bytes:
     """The samples of requests as bytes, without the prompts, which the asker has."""
     plain = [
-        [[r.completion_ids, r.logprobs, r.raw_logprobs, r.finish] for r in group]
+        [[r.completion_ids, r.logprobs, r.raw_logprobs, r.finish, r.meta] for r in group]
         for group in rollouts
     ]
     return json.dumps(plain).encode()
 
 
 def unpacked_rollouts(data: bytes, requests: list[Request]) -> list[list[Rollout]]:
-    def rollout(request: Request, ids: Any, logprobs: Any, raw: Any, finish: str) -> Rollout:
+    def rollout(
+        request: Request, ids: Any, logprobs: Any, raw: Any, finish: str, meta: dict[str, Any]
+    ) -> Rollout:
         return Rollout(
             prompt_ids=request.prompt_ids, completion_ids=tuple(ids), logprobs=tuple(logprobs),
-            raw_logprobs=tuple(raw), finish=finish,
+            raw_logprobs=tuple(raw), finish=finish, meta=meta,
         )  # fmt: skip
 
     groups = zip(requests, json.loads(data), strict=True)
@@ -72,7 +84,10 @@ class EngineWorker:
 
     def __init__(self, directory: str, max_batch: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._scheduler = Scheduler(runner_of(load(directory)), max_rows=max_batch)
+        runner, texts = runner_of(load(directory)), None
+        if knows_texts(directory):
+            texts = Texts(load_tokenizer(Path(directory)), runner.vocab_size)
+        self._scheduler = Scheduler(runner, max_rows=max_batch, texts=texts)
         self._commands: queue.SimpleQueue[tuple[int, bytes, Future[bytes] | None]]
         self._commands = queue.SimpleQueue()
         self._open: dict[int, tuple[_Part, int]] = {}  # by the ticket's number
