@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= nano
+# a file of tests is one process, two run side by side; each computes with one thread
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
 
@@ -40,10 +42,10 @@ demo: setup
 	$(BIN)/phikit run $(RECIPE)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(TESTS) -m 'not slow'
 
 check: setup
 	$(BIN)/ruff check src tests tools benchmarks
