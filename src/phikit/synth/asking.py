@@ -236,7 +236,11 @@ def run_plurality(
 
 
 class DifficultyConfig(AskingConfig):
-    """The band. `low` ≤ the student's share of right answers ≤ `high`."""
+    """The band of difficulty.
+
+    Attributes:
+        low, high: the least and the most of a student's share of right answers.
+    """
 
     low: float = Field(default=0.2, ge=0, le=1)
     high: float = Field(default=0.8, ge=0, le=1)
