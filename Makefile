@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 RECIPE ?= nano
 # a file of tests is one process, two run side by side; each computes with one thread
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+ALONE  := tests/train/test_processes.py
 
 .PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
 
@@ -41,8 +42,10 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/phikit run $(RECIPE)
 
+# several processes of one training need both cores to themselves
 test: setup
-	$(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ALONE)
+	$(TESTS) --ignore $(ALONE)
 
 test-fast: setup
 	$(TESTS) -m 'not slow'
