@@ -13,6 +13,7 @@ and context together: both see other tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +43,19 @@ def launched() -> bool:
 
 
 def join() -> None:
-    """Meets the other processes."""
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Meets the other processes that torchrun started.
+
+    torchrun keeps one store over all its restarts, in which the addresses of processes that are
+    gone still stand. So each restart meets under keys of its own.
+    """
+    if dist.is_initialized():
+        return
+    store, number, count = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun tells it no other way
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store), rank=number, world_size=count,
+    )  # fmt: skip
 
 
 def leave() -> None:
