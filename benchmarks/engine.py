@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import shapes
 import torch
+from tables import row, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from phikit.chat.format import chat_format
@@ -125,13 +126,6 @@ def llama_cpp(peers: Path | None, shape: Any, rows: int, tokens: int) -> Iterato
         process.terminate()
         process.wait()
         path.unlink()
-
-
-def row(
-    name: str, ours: float, peer: float | None, ratio: float, goal: float | None
-) -> dict[str, Any]:
-    met = None if goal is None else ratio >= goal
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "goal": goal, "met": met}
 
 
 def rollouts(model: Decoder, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -273,18 +267,6 @@ def speculate(_: Decoder, options: argparse.Namespace) -> list[dict[str, Any]]:
 CASES = {
     "rollouts": rollouts, "tree": tree, "few": few, "invariant": invariant, "speculate": speculate,
 }  # fmt: skip
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    def shown(x: Any) -> str:
-        return "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
-
-    lines = [f"{'':<64} {'ours':>8} {'peer':>8} {'ratio':>6} {'goal':>5}  met"]
-    for r in rows:
-        cells = [shown(r[k]) for k in ("ours", "peer", "ratio", "goal", "met")]
-        lines.append(f"{r['name']:<64} {cells[0]:>8} {cells[1]:>8} {cells[2]:>6} {cells[3]:>5}"
-                     f"  {cells[4]}")  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import shapes
 import torch
+from tables import row, table
 
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
@@ -177,36 +178,17 @@ def _rows(
     if case.first:
         a, b = median(m[0] for m in mine), median(t[0] for t in theirs) if theirs else None
         ratio = b / a if b else None
-        return [_row(f"{name}: seconds to the first token", a, b, ratio, case.goal)]
+        return [row(f"{name}: seconds to the first token", a, b, ratio, case.goal)]
     speed = case.tokens / median(m[1] for m in mine)
     found = []
     if theirs:
         other = case.tokens / median(t[1] for t in theirs)
-        found.append(_row(f"{name}: tokens/s, llama.cpp {case.form}", speed, other,
+        found.append(row(f"{name}: tokens/s, llama.cpp {case.form}", speed, other,
                           speed / other, case.goal))  # fmt: skip
     limit = rate / weights
     text = f"{name}: tokens/s, limit of {weights / 1e9:.2f} GB at {rate / 1e9:.1f} GB/s"
-    found.append(_row(text, speed, limit, speed / limit, case.limit_goal))
+    found.append(row(text, speed, limit, speed / limit, case.limit_goal))
     return found
-
-
-def _row(
-    name: str, a: float, b: float | None, ratio: float | None, goal: float | None
-) -> dict[str, Any]:
-    met = None if goal is None or ratio is None else ratio >= goal
-    return {"name": name, "ours": a, "peer": b, "ratio": ratio, "goal": goal, "met": met}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    def shown(x: Any) -> str:
-        return "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
-
-    lines = [f"{'':<66} {'ours':>8} {'peer':>8} {'ratio':>6} {'goal':>5}  met"]
-    for r in rows:
-        cells = [shown(r[k]) for k in ("ours", "peer", "ratio", "goal")]
-        lines.append(f"{r['name']:<66} {cells[0]:>8} {cells[1]:>8} {cells[2]:>6} {cells[3]:>5}"
-                     f"  {shown(r['met'])}")  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:
