@@ -60,9 +60,6 @@ class BatchTeacher(StoredTeacher):
         self._journal.close()
         await self._connections.close()
 
-    def _slot(self) -> contextlib.nullcontext[None]:
-        return contextlib.nullcontext()
-
     def _stored(self, name: str) -> bool:
         key, _, attempt = name.partition(".")
         return int(attempt) < len(self.store.replies.get(key, ()))

@@ -91,9 +91,6 @@ class LocalTeacher(StoredTeacher):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
 
-    def _slot(self) -> contextlib.nullcontext[None]:
-        return contextlib.nullcontext()
-
     async def _generate(self, request: Request, attempt: int) -> Answer:
         ids = tuple(self.render(self.messages(request)))
         form = None

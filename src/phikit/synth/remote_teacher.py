@@ -112,7 +112,7 @@ class RemoteTeacher(StoredTeacher):
     async def __aexit__(self, *_: object) -> None:
         await self._connections.close()
 
-    def _slot(self) -> Any:
+    def _slot(self) -> asyncio.Semaphore:
         return self._slots
 
     async def _generate(self, request: Request, attempt: int) -> Answer:

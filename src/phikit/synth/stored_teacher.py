@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -58,7 +60,7 @@ class _BudgetSpent(Exception):
     """The next call could exceed the budget."""
 
 
-class StoredTeacher:
+class StoredTeacher(ABC):
     """Use as `async with`. One instance serves any number of concurrent `ask`s.
 
     Attributes:
@@ -136,16 +138,17 @@ class StoredTeacher:
                 self._reserved[0] -= prompt
                 self._reserved[1] -= request.max_tokens
 
-    def _slot(self) -> Any:
-        """Held while a request is being answered: bounds how many are."""
-        raise NotImplementedError
+    def _slot(self) -> AbstractAsyncContextManager[object]:
+        """Held while a request is being answered; a subclass may bound how many are."""
+        return nullcontext()
 
+    @abstractmethod
     async def _generate(self, request: Request, attempt: int) -> Answer:
-        """
+        """Asks the model.
+
         Raises:
             NoAnswer: there is none to be had.
         """
-        raise NotImplementedError
 
     def estimate(self, request: Request) -> int:
         """About how many tokens the prompt has."""
