@@ -206,16 +206,9 @@ static void attend_row(const Attention *s, int row, int group, int from, int e, 
   const float scale = 1.0f / sqrtf((float)k);
   float sums[AT_ONCE];
   for (int h = 0; h < e; h++) {
-    float *line = score + (size_t)h * c->most, largest = -INFINITY, sum = 0;
+    float *line = score + (size_t)h * c->most;
     score_keys(c, q + h * k, keys, table, line, first, last);
-#pragma omp simd reduction(max : largest)
-    for (int at = first; at <= last; at++) largest = line[at] > largest ? line[at] : largest;
-#pragma omp simd reduction(+ : sum)
-    for (int at = first; at <= last; at++) {
-      line[at] = fast_exp(scale * (line[at] - largest));
-      sum += line[at];
-    }
-    sums[h] = sum;
+    sums[h] = weigh_scores(line, first, last, scale);
   }
   weigh_values(c, s->values + group * c->head_stride, table, score, sums, first, last, e,
                s->out + ((size_t)row * c->heads + head) * k);

@@ -199,17 +199,10 @@ static void attend_row(const Attention *s, int row, int group, int from, int e, 
   float sums[AT_ONCE];
   for (int h = 0; h < e; h++) {
     Query query;
-    float *line = score + (size_t)h * c->most, largest = -INFINITY, sum = 0;
+    float *line = score + (size_t)h * c->most;
     split_query(q + h * k, k, &query);
     score_keys(s, &query, table, group, line, first, last);
-#pragma omp simd reduction(max : largest)
-    for (int at = first; at <= last; at++) largest = line[at] > largest ? line[at] : largest;
-#pragma omp simd reduction(+ : sum)
-    for (int at = first; at <= last; at++) {
-      line[at] = fast_exp(line[at] - largest);
-      sum += line[at];
-    }
-    sums[h] = sum;
+    sums[h] = weigh_scores(line, first, last, 1.0f);
   }
   for (int at = first; at <= last; at++) {
     const float scale = from_bf16(s->value_scales[vector_at(c, table, group, at) / k]);

@@ -40,6 +40,19 @@ static inline float fast_exp(float x) {
   return p * power;
 }
 
+/* Scores first..last to e^(scale (score - the largest)), in place; their sum. */
+static inline float weigh_scores(float *score, int first, int last, float scale) {
+  float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+  for (int at = first; at <= last; at++) largest = score[at] > largest ? score[at] : largest;
+#pragma omp simd reduction(+ : sum)
+  for (int at = first; at <= last; at++) {
+    score[at] = fast_exp(scale * (score[at] - largest));
+    sum += score[at];
+  }
+  return sum;
+}
+
 /* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them.
    The sines of the first half carry the minus sign of the rotation.  */
 static inline void rotate(float *head, const float *cosine, const float *sine, int rotary) {

@@ -175,15 +175,9 @@ static __attribute__((noinline)) void attend_head(const Attention *s, int row, i
   const float *keys = s->keys + group * c->head_stride, *values = s->values + group * c->head_stride;
   float *out = s->out + ((size_t)row * c->heads + head) * k;
   const float scale = 1.0f / sqrtf((float)k);
-  float largest = -INFINITY, sum = 0, total[WIDEST];
+  float total[WIDEST];
   score_keys(c, q, keys, table, score, first, last);
-#pragma omp simd reduction(max : largest)
-  for (int at = first; at <= last; at++) largest = score[at] > largest ? score[at] : largest;
-#pragma omp simd reduction(+ : sum)
-  for (int at = first; at <= last; at++) {
-    score[at] = fast_exp(scale * (score[at] - largest));
-    sum += score[at];
-  }
+  const float sum = weigh_scores(score, first, last, scale);
   weigh_values(c, values, table, score, first, last, total);
   for (int i = 0; i < k; i++) out[i] = total[i] / sum;
 }
