@@ -1,6 +1,7 @@
-"""Models that exercise the vector code, and requests of all kinds."""
+"""Models that exercise the vector code, requests of all kinds, and crowds of them."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,10 @@ from phikit.engine.base import Request, Sampling
 from phikit.engine.native.build import Compiler
 from phikit.engine.quant.linear import QuantLinear
 from phikit.engine.quant.packing import Scheme
+from phikit.engine.samples import Events, Ticket
+from phikit.engine.scheduler import Scheduler
 from phikit.models.decoder import Decoder
+from phikit.records import Rollout
 
 COMPILERS = {
     "native": Compiler(), "portable": Compiler(portable=True), "torch": Compiler("no-compiler"),
@@ -56,3 +60,41 @@ def request_of(draw: random.Random) -> Request:
     ])  # fmt: skip
     sampling = replace(sampling, max_tokens=draw.randint(1, 10))
     return Request(tuple(prompt), sampling, n=draw.randint(1, 4), seed=draw.randint(0, 9))
+
+
+class Crowd:
+    """Requests that come to a scheduler at any time, of which some are dropped; what came of them.
+
+    Args:
+        draw: decides; without it all come at once and none is dropped.
+        drops: the chance of dropping one, in each step.
+
+    Attributes:
+        found: the finished samples, by their ticket's number and their own; events: of each step.
+        cancelled: indices of requests that were dropped, perhaps with samples found before.
+    """
+
+    def __init__(self, scheduler: Scheduler, todo: Sequence[Request],
+                 draw: random.Random | None, drops: float = 0.1) -> None:  # fmt: skip
+        self.tickets: dict[int, Ticket] = {}
+        self.cancelled: set[int] = set()
+        self.found: dict[tuple[int, int], Rollout] = {}
+        self.events: list[Events] = []
+        left = list(enumerate(todo))
+        while left or scheduler.busy:
+            while left and (draw is None or draw.random() < 0.5):
+                index, request = left.pop(0)
+                self.tickets[index] = scheduler.submit(request)
+            if draw and self.tickets and draw.random() < drops:
+                index = draw.choice(sorted(self.tickets))
+                if self.tickets[index].left:
+                    scheduler.cancel(self.tickets[index])
+                    self.cancelled.add(index)
+            self.events.append(scheduler.step())
+            for done in self.events[-1].finished:
+                self.found[done.ticket.number, done.sample] = done.rollout
+
+    def rollouts(self, index: int) -> list[Rollout]:
+        """All samples of a request that was not cancelled."""
+        ticket = self.tickets[index]
+        return [self.found[ticket.number, i] for i in range(ticket.request.n)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crowd import Crowd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,24 +83,12 @@ def test_whatever_happens_samples_are_those_of_the_forward_pass(
     todo = [request_of(draw) for _ in range(draw.randint(1, 12))]
     need = -(-(max(len(r.prompt_ids) + r.sampling.max_tokens for r in todo)) // size)
     scheduler = scheduler_of(size, need + blocks, rows, prefill_tokens=budget, keep=keep)
-    tickets, cancelled, found = {}, set(), {}
-    left = list(enumerate(todo))
-    while left or scheduler.busy:
-        while left and draw.random() < 0.5:
-            index, request = left.pop(0)
-            tickets[index] = scheduler.submit(request)
-        if tickets and draw.random() < 0.1:
-            index = draw.choice(sorted(tickets))
-            if tickets[index].left:
-                scheduler.cancel(tickets[index])
-                cancelled.add(index)
-        for done in scheduler.step().finished:
-            found[done.ticket.number, done.sample] = done.rollout
+    crowd = Crowd(scheduler, todo, draw)
     for index, request in enumerate(todo):
-        if index in cancelled:
+        if index in crowd.cancelled:
             continue
         expected = collect(LocalEngine(MODEL, max_batch=8), [request])[0]
-        got = [found[tickets[index].number, i] for i in range(request.n)]
+        got = crowd.rollouts(index)
         assert [r.completion_ids for r in got] == [r.completion_ids for r in expected]
         for rollout in got:
             assert_forward(rollout)

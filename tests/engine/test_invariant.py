@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from crowd import COMPILERS, WIDE, WORDS, model_of, request_of
+from crowd import COMPILERS, WIDE, WORDS, Crowd, model_of, request_of
 from engine_fixtures import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,29 +50,15 @@ def hectic(
         max_rows=draw.randint(1, 12), prefill_tokens=draw.choice([1, 5, 64]),
         keep=draw.random() < 0.7,
     )  # fmt: skip
-    tickets: dict[int, object] = {}
-    cancelled: set[int] = set()
-    found: dict[tuple[int, int], object] = {}
+    crowd = Crowd(scheduler, todo, draw)
     tops: dict[tuple[int, int], list[object]] = {}
-    left = list(enumerate(todo))
-    while left or scheduler.busy:
-        while left and draw.random() < 0.5:
-            index, request = left.pop(0)
-            tickets[index] = scheduler.submit(request)
-        if tickets and draw.random() < 0.1:
-            index = draw.choice(sorted(tickets))
-            if tickets[index].left:
-                scheduler.cancel(tickets[index])
-                cancelled.add(index)
-        events = scheduler.step()
+    for events in crowd.events:
         for token in events.tokens():
             tops.setdefault((token.ticket.number, token.sample), []).append(token.top)
-        for done in events.finished:
-            found[done.ticket.number, done.sample] = done.rollout
     return {
-        i: [(found[t.number, k], tops[t.number, k]) for k in range(todo[i].n)]
-        for i, t in tickets.items()
-        if i not in cancelled
+        i: [(r, tops[ticket.number, k]) for k, r in enumerate(crowd.rollouts(i))]
+        for i, ticket in crowd.tickets.items()
+        if i not in crowd.cancelled
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from crowd import Crowd
 from engine_fixtures import CONFIGS, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,24 +71,12 @@ def test_whatever_happens_samples_are_those_of_a_quiet_engine(
     scheduler = scheduler_of(
         model, size, need + blocks, max_rows=rows, prefill_tokens=budget, keep=keep
     )
-    tickets, cancelled, found = {}, set(), {}
-    left = list(enumerate(todo))
-    while left or scheduler.busy:
-        while left and draw.random() < 0.5:
-            index, request = left.pop(0)
-            tickets[index] = scheduler.submit(request)
-        if tickets and draw.random() < 0.1:
-            index = draw.choice(sorted(tickets))
-            if tickets[index].left:
-                scheduler.cancel(tickets[index])
-                cancelled.add(index)
-        for done in scheduler.step().finished:
-            found[done.ticket.number, done.sample] = done.rollout.completion_ids
+    crowd = Crowd(scheduler, todo, draw)
     for index, request in enumerate(todo):
-        if index in cancelled:
+        if index in crowd.cancelled:
             continue
         expected = collect(LocalEngine(model, max_batch=8), [request])[0]
-        got = [found[tickets[index].number, i] for i in range(request.n)]
+        got = [r.completion_ids for r in crowd.rollouts(index)]
         assert got == [r.completion_ids for r in expected]
     stats = scheduler.stats()
     assert (stats.used, stats.waiting, stats.entering, stats.running) == (0, 0, 0, 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from crowd import COMPILERS, model_of, request_of
+from crowd import COMPILERS, Crowd, model_of, request_of
 from engine_fixtures import CONFIGS, PLAIN, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,33 +27,16 @@ PATTERN = (1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3)
 
 def run(scheduler: Scheduler, todo: list[Request], draw: random.Random | None = None):
     """The rollouts of all requests that are not cancelled, and how many steps it took."""
-    tickets, cancelled, found, told, steps = {}, set(), {}, {}, 0
-    left = list(enumerate(todo))
-    while left or scheduler.busy:
-        while left and (draw is None or draw.random() < 0.5):
-            index, request = left.pop(0)
-            tickets[index] = scheduler.submit(request)
-        if draw and tickets and draw.random() < 0.05:
-            index = draw.choice(sorted(tickets))
-            if tickets[index].left:
-                scheduler.cancel(tickets[index])
-                cancelled.add(index)
-        events = scheduler.step()
-        steps += 1
+    crowd, told = Crowd(scheduler, todo, draw, drops=0.05), {}
+    for events in crowd.events:
         for t in events.tokens():
             tokens = told.setdefault((t.ticket.number, t.sample), [])
             assert t.place == len(tokens)
             tokens.append(t.token)
-        for done in events.finished:
-            key = done.ticket.number, done.sample
-            assert tuple(told[key]) == done.rollout.completion_ids
-            found[key] = done.rollout
-    rollouts = {
-        i: [found[t.number, k] for k in range(todo[i].n)]
-        for i, t in tickets.items()
-        if i not in cancelled
-    }
-    return rollouts, steps
+    for key, rollout in crowd.found.items():
+        assert tuple(told[key]) == rollout.completion_ids
+    kept = crowd.tickets.keys() - crowd.cancelled
+    return {i: crowd.rollouts(i) for i in kept}, len(crowd.events)
 
 
 @settings(max_examples=30, deadline=None)
