@@ -91,7 +91,9 @@ class Scheduler:
         self.adjustments: Adjustments | None = None
         self.generated = self.preempted = self.recomputed = 0
         self._tickets = 0
-        self._adapters: tuple[str, ...] = ()
+        self._adapters: tuple[str, ...] = ()  # these three are of the rows that `settings` is of
+        self._sampling: list[Sampling] = []
+        self._watched = False
         self._same = False  # whether rows and tables are those of the last step
 
     # --- requests --------------------------------------------------------------------------------
@@ -255,17 +257,16 @@ class Scheduler:
         )  # fmt: skip
         logits_NV = self.runner.step(batch).float()
         self._same = True
-        sampling = [s.ticket.request.sampling for s in rows.samples]
-        if self.settings is None:
-            self.settings = Settings.of(sampling, self.runner.device)
-            self.adjustments = self._adjust(sampling)
+        if self.settings is None:  # other rows than in the last step
+            self._sampling = [s.ticket.request.sampling for s in rows.samples]
+            self._watched = self.texts is not None and any(s.watch for s in rows.samples)
+            self.settings = Settings.of(self._sampling, self.runner.device)
+            self.adjustments = self._adjust(self._sampling)
         uniform_N = torch.from_numpy(uniforms(rows.key[:n], rows.count[:n])).to(logits_NV.device)
         adjusted_NV = self.adjustments.apply(logits_NV) if self.adjustments else None
-        if watched := self.texts is not None and any(s.watch for s in rows.samples):
-            assert self.texts is not None
-            masked_NV = self.texts.mask(
-                rows.samples, logits_NV if adjusted_NV is None else adjusted_NV
-            )
+        texts = self.texts if self._watched else None
+        if texts:
+            masked_NV = texts.mask(rows.samples, logits_NV if adjusted_NV is None else adjusted_NV)
             adjusted_NV = None if masked_NV is logits_NV else masked_NV
         drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV)
         if self.adjustments:
@@ -273,10 +274,10 @@ class Scheduler:
         token, logprob, raw = (t.cpu().numpy() for t in drawn[:3])
         events = Events([], list(rows.samples), rows.count[:n].copy(), token, logprob, raw)
         if self.settings.tops:
-            events.top = likeliest(logits_NV, drawn, sampling)
+            events.top = likeliest(logits_NV, drawn, self._sampling)
         rows.record(token, logprob, raw)
         self.generated += n
-        ended = self.texts.follow(rows.samples, token) if self.texts and watched else None
+        ended = texts.follow(rows.samples, token) if texts else None
         events.finished = self._leave(ended)
         return events
 
