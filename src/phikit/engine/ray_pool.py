@@ -93,6 +93,7 @@ class RayPool:
         kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
         self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
         self._settings = (str(self.directory), max_batch, threads)
+        self._texts = ray_worker.knows_texts(self.directory)
         self._jobs = 0
         self.replaced = 0
         self.engines = [self._start() for _ in range(engines)]
@@ -164,7 +165,7 @@ class RayPool:
         for index, request in enumerate(requests):
             try:
                 check(request, self.config.vocab_size, self.config.max_positions)
-                can_run(request, ray_worker.knows_texts(self.directory))
+                can_run(request, self._texts)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)

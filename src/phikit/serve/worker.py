@@ -262,7 +262,7 @@ class Worker:
                 for message in frames.take(data):
                     self._hear(message)
         except OSError:
-            pass
+            pass  # the engine's process is gone: told to all who wait, as when it closes
         finally:
             gone = PhikitError(f"the engine of {self.name} stopped", "restart the server")
             self._fail(list(self._jobs), gone)
