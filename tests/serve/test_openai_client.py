@@ -79,7 +79,7 @@ def test_a_stream_is_the_same_answer(client):
     assert text == [c.message.content for c in whole.choices]
     assert finish == [c.finish_reason for c in whole.choices]
     assert count == [len(c.logprobs.content) for c in whole.choices]
-    assert usage == whole.usage and chunks > 20
+    assert usage == whole.usage and chunks > 5  # tokens ready together travel together
 
 
 @pytest.mark.parametrize("stream", [False, True])
