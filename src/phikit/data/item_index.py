@@ -1,0 +1,109 @@
+"""The word n-grams of evaluation items: which item has which, and which tell nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from phikit.data.ngram_work import Hashes
+from phikit.data.ngrams import Table, Words, text_ngrams
+from phikit.stage import Config
+
+
+class DecontaminationConfig(Config):
+    """The rule's settings; the report publishes the two sizes and none of the others."""
+
+    long_ngram: int = Field(
+        default=13, gt=0, description="words; one shared n-gram is contamination"
+    )
+    short_ngram: int = Field(
+        default=7, gt=0, description="words; the shared fraction of these counts"
+    )
+    contaminated_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        description="shared fraction of short n-grams from which a text is contaminated: half of "
+        "the shorter one's wording. Never published",
+    )
+    partial_ratio: float = Field(
+        default=0.2, gt=0, description="fraction from which it is noted as partial. Never published"
+    )
+    common_documents: int = Field(
+        default=10,
+        gt=0,
+        description="n-grams found in at least so many different training texts are allowed, as "
+        "idioms or as the wording of a template. Never published",
+    )
+    common_items: int = Field(
+        default=3,
+        gt=1,
+        description="n-grams found in at least so many different items are allowed, too: they are "
+        "the wording of the benchmark and tell no item from another. Never published",
+    )
+
+
+class ItemIndex:
+    """Which items hold an n-gram, and in how many different training texts it was found."""
+
+    def __init__(self, items: Sequence[Words], settings: DecontaminationConfig, n: int) -> None:
+        self.n, self.settings = n, settings
+        grams = [np.unique(text_ngrams(item, n).hashes) for item in items]
+        owners = np.repeat(np.arange(len(grams)), [len(g) for g in grams])
+        flat = np.concatenate([np.zeros(0, np.uint64), *grams])
+        order = np.argsort(flat, kind="stable")
+        self.grams, starts = np.unique(flat[order], return_index=True)
+        self.starts = np.append(starts, len(flat))
+        self.owners = owners[order]
+        self.found = np.zeros(len(self.grams), np.int64)
+        self.table = Table(self.grams)
+        self.settle()
+
+    def positions(self, text: Words) -> NDArray[np.int64]:
+        """For each n-gram of one text its place in the index, or -1."""
+        return self._places(text_ngrams(text, self.n).hashes)
+
+    def shared(self, texts: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every n-gram of several texts that is in the index: (number of the text, its place)."""
+        numbers, grams = self.table.possible(texts, self.n)
+        places = self._places(grams)
+        return numbers[places >= 0], places[places >= 0]
+
+    def _places(self, grams: Hashes) -> NDArray[np.int64]:
+        if not len(self.grams):
+            return np.full(len(grams), -1)
+        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
+        return np.where(self.grams[at] == grams, at, -1)
+
+    def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these positions are in the index and not on the allow-list."""
+        if not len(self.allowed):
+            return np.zeros(len(at), np.bool_)
+        return (at >= 0) & ~self.allowed[at]
+
+    def count(self, texts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Notes that texts have the n-grams at these places, each once."""
+        if len(places):
+            once = np.unique(texts * len(self.grams) + places) % len(self.grams)
+            np.add.at(self.found, once, 1)
+
+    def settle(self) -> None:
+        """Draws up the allow-list, and the number of other n-grams of each item."""
+        holders = np.diff(self.starts)
+        frequent = self.found >= self.settings.common_documents
+        count = int(self.owners.max()) + 1 if len(self.owners) else 0
+        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
+        wording = np.repeat(holders >= self.settings.common_items, holders)
+        left = np.bincount(self.owners[~wording], minlength=count)
+        needed = np.zeros(len(self.grams), np.bool_)
+        places = np.repeat(np.arange(len(self.grams)), holders)
+        needed[places[left[self.owners] == 0]] = True
+        self.allowed = frequent | ((holders >= self.settings.common_items) & ~needed)
+        kept = np.repeat(~self.allowed, holders)
+        self.sizes = np.bincount(self.owners[kept], minlength=count)
+
+    def holders(self, position: int) -> NDArray[np.int64]:
+        """The items with this n-gram, in order."""
+        return self.owners[self.starts[position] : self.starts[position + 1]]
