@@ -59,17 +59,35 @@ class ItemIndex:
         self.owners = owners[order]
         self.found = np.zeros(len(self.grams), np.int64)
         self.table = Table(self.grams)
+        self._wording = self._common_to_items()
+        kept = np.repeat(~self._wording, np.diff(self.starts))
+        self._sizes = np.bincount(self.owners[kept], minlength=len(items))
         self.settle()
+
+    def _common_to_items(self) -> NDArray[np.bool_]:
+        """Which n-grams are the wording of the benchmark."""
+        holders = np.diff(self.starts)
+        common = holders >= self.settings.common_items
+        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
+        spread = np.repeat(common, holders)
+        left = np.bincount(self.owners[~spread], minlength=int(self.owners.max(initial=-1)) + 1)
+        places = np.repeat(np.arange(len(self.grams)), holders)
+        common[places[left[self.owners] == 0]] = False
+        return common
 
     def positions(self, text: Words) -> NDArray[np.int64]:
         """For each n-gram of one text its place in the index, or -1."""
-        return self._places(text_ngrams(text, self.n).hashes)
+        result = np.full(max(len(text.hashes) - self.n + 1, 0), -1)
+        at, grams = self.table.possible(text, self.n)
+        result[at] = self._places(grams)
+        return result
 
     def shared(self, texts: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Every n-gram of several texts that is in the index: (number of the text, its place)."""
-        numbers, grams = self.table.possible(texts, self.n)
+        at, grams = self.table.possible(texts, self.n)
         places = self._places(grams)
-        return numbers[places >= 0], places[places >= 0]
+        at, places = at[places >= 0], places[places >= 0]
+        return np.searchsorted(texts.bounds, at, side="right") - 1, places
 
     def _places(self, grams: Hashes) -> NDArray[np.int64]:
         if not len(self.grams):
@@ -91,18 +109,11 @@ class ItemIndex:
 
     def settle(self) -> None:
         """Draws up the allow-list, and the number of other n-grams of each item."""
-        holders = np.diff(self.starts)
-        frequent = self.found >= self.settings.common_documents
-        count = int(self.owners.max()) + 1 if len(self.owners) else 0
-        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
-        wording = np.repeat(holders >= self.settings.common_items, holders)
-        left = np.bincount(self.owners[~wording], minlength=count)
-        needed = np.zeros(len(self.grams), np.bool_)
-        places = np.repeat(np.arange(len(self.grams)), holders)
-        needed[places[left[self.owners] == 0]] = True
-        self.allowed = frequent | ((holders >= self.settings.common_items) & ~needed)
-        kept = np.repeat(~self.allowed, holders)
-        self.sizes = np.bincount(self.owners[kept], minlength=count)
+        frequent = (self.found >= self.settings.common_documents) & ~self._wording
+        self.allowed = self._wording | frequent
+        lost = [self.holders(place) for place in np.flatnonzero(frequent).tolist()]
+        owners = np.concatenate([np.zeros(0, np.int64), *lost])
+        self.sizes = self._sizes - np.bincount(owners, minlength=len(self._sizes))
 
     def holders(self, position: int) -> NDArray[np.int64]:
         """The items with this n-gram, in order."""

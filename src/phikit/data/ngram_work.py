@@ -47,7 +47,8 @@ class Work(Protocol):
     def possible(
         self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
     ) -> tuple[NDArray[np.int64], Hashes]:
-        """The n-grams whose highest bits are set in a table, and the texts they are in."""
+        """The n-grams whose highest bits are set in a table: the places of their first words, and
+        their integers."""
 
 
 @functools.cache
@@ -115,12 +116,12 @@ class InC:
     def possible(
         self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
     ) -> tuple[NDArray[np.int64], Hashes]:
-        texts, grams = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.uint64)
+        at, grams = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.uint64)
         count = self._library.phikit_possible(
             *_texts(hashes, bounds), _gram(n), table.ctypes.data, bits,
-            texts.ctypes.data, grams.ctypes.data,
+            at.ctypes.data, grams.ctypes.data,
         )  # fmt: skip
-        return texts[:count], grams[:count]
+        return at[:count], grams[:count]
 
 
 def _texts(parts: NDArray[np.uint8] | Hashes, bounds: Bounds) -> tuple[int, int, int]:
@@ -152,22 +153,28 @@ class ByArrays:
         return np.asarray((running[ends] - running[begins]) * back[begins])
 
     def ngrams(self, hashes: Hashes, bounds: Bounds, n: int, gram_bounds: Bounds) -> Hashes:
-        counts = np.diff(gram_bounds)
-        take = np.arange(gram_bounds[-1]) + np.repeat(bounds[:-1] - gram_bounds[:-1], counts)
+        begins = _begins(bounds, gram_bounds)
+        ends = np.minimum(begins + n, np.repeat(bounds[1:], np.diff(gram_bounds)))
         running = _running_sums(hashes)
-        ends = np.minimum(take + n, np.repeat(bounds[1:], counts))
         back = _powers(pow(BASE, -1, _MODULUS), len(hashes))
-        return np.asarray((running[ends] - running[take]) * back[take])
+        return np.asarray((running[ends] - running[begins]) * back[begins])
 
     def possible(
         self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
     ) -> tuple[NDArray[np.int64], Hashes]:
         counts = np.maximum(np.diff(bounds) - n + 1, 0)
-        grams = self.ngrams(hashes, bounds, n, np.concatenate([[0], np.cumsum(counts)]))
+        gram_bounds = np.concatenate([[0], np.cumsum(counts)])
+        grams = self.ngrams(hashes, bounds, n, gram_bounds)
         top = grams >> np.uint64(64 - bits)
         bit = table[top >> np.uint64(3)] >> (top & np.uint64(7)).astype(np.uint8)
-        at = np.flatnonzero(bit & 1)
-        return np.repeat(np.arange(len(counts)), counts)[at], grams[at]
+        found = np.flatnonzero(bit & 1)
+        return _begins(bounds, gram_bounds)[found], grams[found]
+
+
+def _begins(bounds: Bounds, gram_bounds: Bounds) -> NDArray[np.int64]:
+    """The place of the first word of each n-gram."""
+    counts = np.diff(gram_bounds)
+    return np.arange(gram_bounds[-1]) + np.repeat(bounds[:-1] - gram_bounds[:-1], counts)
 
 
 def _runs(

@@ -98,6 +98,6 @@ class Table:
     ) -> tuple[NDArray[np.int64], Hashes]:
         """The n-grams of several texts that may be among the integers, and few that are not.
 
-        Returns the number of the text, and the n-gram, of each, in order.
+        Returns of each, in order, the place of its first word, and its integer.
         """
         return (by or work()).possible(found.hashes, found.bounds, n, self.bytes, self.BITS)

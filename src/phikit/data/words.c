@@ -88,22 +88,21 @@ void phikit_ngrams(const uint64_t *hashes, const int64_t *bounds, int64_t texts,
 
 /* The n-grams of texts whose `bits` highest bits are set in a table; returns how many there are.
 
-   found_texts, found_grams: whose, and which; room for one a word.  */
+   at, grams: the first word of each, as a place in `hashes`, and its integer; room for one a word.  */
 int64_t phikit_possible(const uint64_t *hashes, const int64_t *bounds, int64_t texts, const Gram *g,
-                        const uint8_t *table, int bits, int64_t *found_texts,
-                        uint64_t *found_grams) {
+                        const uint8_t *table, int bits, int64_t *at, uint64_t *grams) {
   int64_t found = 0;
   for (int64_t t = 0; t < texts; t++) {
-    const uint64_t *word = hashes + bounds[t], *last = hashes + bounds[t + 1] - g->n;
+    int64_t word = bounds[t], last = bounds[t + 1] - g->n;
     if (word > last) continue;
-    uint64_t gram = sum_of(word, g->n, g->base);
+    uint64_t gram = sum_of(hashes + word, g->n, g->base);
     for (;; word++) {
       uint64_t top = gram >> (64 - bits);
-      found_texts[found] = t;
-      found_grams[found] = gram;
+      at[found] = word;
+      grams[found] = gram;
       found += table[top >> 3] >> (top & 7) & 1; /* no branch: which are set cannot be guessed */
       if (word == last) break;
-      gram = next(gram, word, g);
+      gram = next(gram, hashes + word, g);
     }
   }
   return found;
