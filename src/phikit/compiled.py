@@ -97,9 +97,7 @@ def compiled(sources: Sources, compiler: Compiler) -> Path:
                 )
             made.replace(target)
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise PhikitError(
-            f"the {sources.name} cannot be compiled into {target.parent}: {e}"
-        ) from e
+        raise PhikitError(f"the {sources.name} cannot be compiled into {target.parent}: {e}") from e
     return target
 
 

@@ -16,7 +16,10 @@ from phikit.data.ngram_work import ByArrays, InC, Work, work
 from phikit.data.ngrams import Table, Words, hash_words, text_keys, text_ngrams
 from phikit.errors import PhikitError
 
-NASTY = "abcZ '`,1234.-_\n\0" + "éßœ’“中カがﾊﾞ٣½①ⅷ\u200b\u00adЅ\U0001d41a\u0301\ud800\ue000🎉ª²한\u1100\u1161İſẛᾼ\u0345"
+NASTY = (
+    "abcZ '`,1234.-_\n\0"
+    + "éßœ’“中カがﾊﾞ٣½①ⅷ\u200b\u00adЅ\U0001d41a\u0301\ud800\ue000🎉ª²한\u1100\u1161İſẛᾼ\u0345"
+)
 TEXTS = st.lists(st.text(NASTY, max_size=40) | st.text(max_size=40), max_size=5)
 
 
@@ -51,7 +54,9 @@ def test_c_and_arrays_make_the_same_integers(texts: list[str], n: int) -> None:
 
 
 def test_real_text_gives_the_same_integers() -> None:
-    texts = [p.read_text() for p in sorted(Path(unicodedata.__spec__.origin or "").parent.glob("*.py"))]
+    texts = [
+        p.read_text() for p in sorted(Path(unicodedata.__spec__.origin or "").parent.glob("*.py"))
+    ]
     texts += [p.read_text() for p in sorted(Path(__file__).parent.glob("*.py"))]
     found = hash_words(texts, by=InC())
     assert len(found.hashes) > 5000

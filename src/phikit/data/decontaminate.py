@@ -199,13 +199,16 @@ class Decontaminator:
             for index, (holders, places) in zip((self._long, self._short), shared, strict=True):
                 suspect[holders[index.counting(places)]] = True
             for number in np.flatnonzero(suspect).tolist():
-                if (contamination := self.check(batch[number])) is not None:
+                if contamination := self._judge(batch[number], found.alone(number)):
                     result[first + number] = contamination
         return result
 
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
-        found = hash_words([text])
+        return self._judge(text, hash_words([text]))
+
+    def _judge(self, text: str, found: Words) -> Contamination | None:
+        """`check` of a text whose words are known."""
         size = len(found.hashes)
         if size and (same := self._whole.get(int(text_keys(found)[0]))) is not None:
             return self._found("contaminated", "same words", 1.0, same, text, 0, size)
@@ -226,10 +229,10 @@ class Decontaminator:
         allowed = int(np.sum(~counting & (at >= 0)))
         distinct = len(np.unique(text_ngrams(found, index.n).hashes)) - allowed
         holders = [index.holders(a) for a in at[counting]]
-        shared = np.bincount(np.concatenate(holders), minlength=len(index.sizes))
-        ratios = shared / np.maximum(np.minimum(index.sizes, distinct), 1)
-        item = int(np.argmax(ratios))
-        ratio = round(float(ratios[item]), 4)
+        items, shared = np.unique(np.concatenate(holders), return_counts=True)
+        ratios = shared / np.maximum(np.minimum(index.sizes[items], distinct), 1)
+        best = int(np.argmax(ratios))
+        item, ratio = int(items[best]), round(float(ratios[best]), 4)
         if ratio < self.settings.partial_ratio:
             return None
         bad = ratio >= self.settings.contaminated_ratio

@@ -20,7 +20,9 @@ LOOK_ALIKES = str.maketrans(
 )  # fmt: skip
 OTHER, LETTER, DIGIT, JOINING = range(4)  # what a byte can be; words.c has the same
 # writing without spaces: each character counts as a word
-_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 

@@ -35,6 +35,10 @@ class Words:
     def of(self, text: int) -> Hashes:
         return self.hashes[self.bounds[text] : self.bounds[text + 1]]
 
+    def alone(self, text: int) -> Words:
+        """The words of one of the texts."""
+        return Words(self.of(text), np.array([0, len(self.of(text))]))
+
     def pick(self, texts: NDArray[np.int64]) -> Words:
         """The words of some of the texts."""
         parts = [self.of(text) for text in texts.tolist()]
