@@ -32,7 +32,7 @@ WORDS = [
     "é",
     "\n",
     " ",
-]  # noqa: E501
+]
 TEXTS = st.lists(
     st.text(NASTY, max_size=40)
     | st.text(max_size=20)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from phikit.compiled import Compiler
 from phikit.data import folding
 from phikit.data.folding import fold, words
-from phikit.data.ngram_work import ByArrays, InC, Work, work
-from phikit.data.ngrams import Table, Words, hash_words, text_keys, text_ngrams
+from phikit.data.ngram_work import ByArrays, InC, Wanted, Work, work
+from phikit.data.ngrams import Words, find_ngrams, hash_words, text_keys, text_ngrams
 from phikit.errors import PhikitError
 
 NASTY = (
@@ -44,13 +44,16 @@ def test_c_and_arrays_make_the_same_integers(texts: list[str], n: int) -> None:
     for shorter in (False, True):
         grams = text_ngrams(found, n, shorter, by=in_c)
         assert grams.hashes.tolist() == text_ngrams(found, n, shorter, by=plain).hashes.tolist()
-    some = text_ngrams(found, n).hashes[::2]
-    table = Table(some)
-    hits = [table.possible(found, n, by=each) for each in (in_c, plain)]
-    assert [h.tolist() for h in hits[0]] == [h.tolist() for h in hits[1]]
-    assert set(some.tolist()) <= set(hits[0][1].tolist())
-    for at, gram in zip(*hits[0], strict=True):
-        assert gram == text_ngrams(one(found.hashes[at : at + n]), n).hashes[0]
+    grams = text_ngrams(found, n).hashes
+    wanted = Wanted(np.unique(grams[::2]))
+    at, places = find_ngrams(found, n, wanted, by=in_c)
+    assert [at.tolist(), places.tolist()] == [
+        each.tolist() for each in find_ngrams(found, n, wanted, by=plain)
+    ]
+    assert len(at) == np.isin(grams, wanted.sorted).sum()
+    for begin, place in zip(at, places, strict=True):
+        gram = text_ngrams(one(found.hashes[begin : begin + n]), n).hashes[0]
+        assert gram == wanted.sorted[place]
 
 
 def test_real_text_gives_the_same_integers() -> None:

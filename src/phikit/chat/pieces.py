@@ -12,6 +12,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,7 @@ class _Table:
         starts = self._starts[before : count + 1].tolist()
         data = self._bytes[starts[0] : starts[-1]].tobytes()
         new = [
-            data[begin - starts[0] : end - starts[0]].decode()
-            for begin, end in zip(starts[:-1], starts[1:], strict=True)
+            data[begin - starts[0] : end - starts[0]].decode() for begin, end in pairwise(starts)
         ]
         ids = self._encode(new)
         ends = self._id_starts[before] + np.cumsum([len(each) for each in ids])

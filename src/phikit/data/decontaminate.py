@@ -29,7 +29,7 @@ from phikit.records import Sample
 
 Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
-_AT_ONCE = 1 << 18  # characters hashed at once: their arrays stay in the cores' caches
+_AT_ONCE = 1 << 19  # characters hashed at once: their arrays stay in the cores' caches
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,21 @@ class Decontaminator:
         self.items: list[tuple[str, str]] = []
         self._whole: dict[int, int] = {}
         self._seen: set[int] = set()
-        hashes: list[Words] = []
-        for name, text in items:  # items with the same words count as one
-            found = hash_words([text])
-            key = int(text_keys(found)[0])
-            if len(found.hashes) and key not in self._whole:
-                self._whole[key] = len(hashes)
-                self.items.append((name, text))
-                hashes.append(found)
+        named = list(items)
+        kept: list[Words] = []
+        for first, batch in _batches([text for _, text in named]):
+            found = hash_words(batch)
+            new = []
+            for number, key in enumerate(text_keys(found).tolist()):
+                if key and key not in self._whole:  # items with the same words count as one
+                    self._whole[key] = len(self.items)
+                    self.items.append(named[first + number])
+                    new.append(number)
+            kept.append(found.pick(np.array(new, np.int64)))
+        words_of_items = Words.join(kept)
         self._keys = np.array(sorted(self._whole), np.uint64)
-        self._long = ItemIndex(hashes, self.settings, self.settings.long_ngram)
-        self._short = ItemIndex(hashes, self.settings, self.settings.short_ngram)
+        self._long = ItemIndex(words_of_items, self.settings, self.settings.long_ngram)
+        self._short = ItemIndex(words_of_items, self.settings, self.settings.short_ngram)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Counts training texts for the allow-list; texts with equal words count once.

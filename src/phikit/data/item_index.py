@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from phikit.data.ngram_work import Hashes
-from phikit.data.ngrams import Table, Words, text_ngrams
+from phikit.data.ngram_work import Wanted
+from phikit.data.ngrams import Words, find_ngrams, text_ngrams
 from phikit.stage import Config
 
 
@@ -48,17 +46,19 @@ class DecontaminationConfig(Config):
 class ItemIndex:
     """Which items hold an n-gram, and in how many different training texts it was found."""
 
-    def __init__(self, items: Sequence[Words], settings: DecontaminationConfig, n: int) -> None:
+    def __init__(self, items: Words, settings: DecontaminationConfig, n: int) -> None:
         self.n, self.settings = n, settings
-        grams = [np.unique(text_ngrams(item, n).hashes) for item in items]
-        owners = np.repeat(np.arange(len(grams)), [len(g) for g in grams])
-        flat = np.concatenate([np.zeros(0, np.uint64), *grams])
-        order = np.argsort(flat, kind="stable")
-        self.grams, starts = np.unique(flat[order], return_index=True)
+        grams = text_ngrams(items, n)
+        owners = np.repeat(np.arange(len(items)), np.diff(grams.bounds))
+        order = np.lexsort((owners, grams.hashes))
+        flat, owners = grams.hashes[order], owners[order]
+        once = np.ones(len(flat), np.bool_)  # an n-gram counts once for an item
+        once[1:] = (flat[1:] != flat[:-1]) | (owners[1:] != owners[:-1])
+        flat, self.owners = flat[once], owners[once]
+        self.grams, starts = np.unique(flat, return_index=True)
         self.starts = np.append(starts, len(flat))
-        self.owners = owners[order]
         self.found = np.zeros(len(self.grams), np.int64)
-        self.table = Table(self.grams)
+        self._wanted = Wanted(self.grams)
         self._wording = self._common_to_items()
         kept = np.repeat(~self._wording, np.diff(self.starts))
         self._sizes = np.bincount(self.owners[kept], minlength=len(items))
@@ -78,22 +78,14 @@ class ItemIndex:
     def positions(self, text: Words) -> NDArray[np.int64]:
         """For each n-gram of one text its place in the index, or -1."""
         result = np.full(max(len(text.hashes) - self.n + 1, 0), -1)
-        at, grams = self.table.possible(text, self.n)
-        result[at] = self._places(grams)
+        at, places = find_ngrams(text, self.n, self._wanted)
+        result[at] = places
         return result
 
     def shared(self, texts: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Every n-gram of several texts that is in the index: (number of the text, its place)."""
-        at, grams = self.table.possible(texts, self.n)
-        places = self._places(grams)
-        at, places = at[places >= 0], places[places >= 0]
+        at, places = find_ngrams(texts, self.n, self._wanted)
         return np.searchsorted(texts.bounds, at, side="right") - 1, places
-
-    def _places(self, grams: Hashes) -> NDArray[np.int64]:
-        if not len(self.grams):
-            return np.full(len(grams), -1)
-        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        return np.where(self.grams[at] == grams, at, -1)
 
     def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these positions are in the index and not on the allow-list."""

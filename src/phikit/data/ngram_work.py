@@ -32,6 +32,25 @@ _COMMA = ord(",")
 _log = logging.getLogger("phikit")
 
 
+class Wanted:
+    """Integers that n-grams of texts are looked for among, in ascending order.
+
+    Nearly all that are not there are told apart by one look into a table of their highest bits,
+    which stays in a core's cache, where a search would take some twenty looks into memory.
+    """
+
+    BITS = 26  # a table of 8 MiB
+
+    def __init__(self, ascending: Hashes) -> None:
+        self.sorted = np.ascontiguousarray(ascending)
+        self.table = np.zeros(1 << (self.BITS - 3), np.uint8)
+        top = self.sorted >> np.uint64(64 - self.BITS)
+        bit = np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
+        np.bitwise_or.at(self.table, top >> np.uint64(3), bit)
+        high = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
+        self.begins = np.append(np.searchsorted(self.sorted, high), len(self.sorted))
+
+
 class Work(Protocol):
     """What has to be done; text t has data[bounds[t] : bounds[t + 1]], or hashes."""
 
@@ -44,11 +63,10 @@ class Work(Protocol):
     def ngrams(self, hashes: Hashes, bounds: Bounds, n: int, gram_bounds: Bounds) -> Hashes:
         """The n-grams of each text; one of all its words where there is room for one only."""
 
-    def possible(
-        self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
-    ) -> tuple[NDArray[np.int64], Hashes]:
-        """The n-grams whose highest bits are set in a table: the places of their first words, and
-        their integers."""
+    def find(
+        self, hashes: Hashes, bounds: Bounds, n: int, wanted: Wanted
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The n-grams that are wanted: the place of the first word of each, and its own."""
 
 
 @functools.cache
@@ -70,6 +88,15 @@ class _Gram(ctypes.Structure):
     )
 
 
+class _Wanted(ctypes.Structure):
+    """`Wanted` of words.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("table", "sorted", "begins")),
+        ("bits", ctypes.c_int64),
+    )
+
+
 class InC:
     """By the functions of words.c.
 
@@ -85,10 +112,10 @@ class InC:
         self._library.phikit_words.argtypes = (*texts, pointer, pointer, hashed, pointer, pointer)
         self._library.phikit_sums.argtypes = (*texts, hashed, pointer)
         self._library.phikit_ngrams.argtypes = (*texts, gram, pointer, pointer)
-        self._library.phikit_possible.argtypes = (
-            *texts, gram, pointer, ctypes.c_int, pointer, pointer
+        self._library.phikit_find.argtypes = (
+            *texts, gram, ctypes.POINTER(_Wanted), pointer, pointer
         )  # fmt: skip
-        for name in ("words", "possible"):
+        for name in ("words", "find"):
             getattr(self._library, f"phikit_{name}").restype = number
         for name in ("sums", "ngrams"):
             getattr(self._library, f"phikit_{name}").restype = None
@@ -113,15 +140,18 @@ class InC:
         )
         return grams
 
-    def possible(
-        self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
-    ) -> tuple[NDArray[np.int64], Hashes]:
-        at, grams = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.uint64)
-        count = self._library.phikit_possible(
-            *_texts(hashes, bounds), _gram(n), table.ctypes.data, bits,
-            at.ctypes.data, grams.ctypes.data,
+    def find(
+        self, hashes: Hashes, bounds: Bounds, n: int, wanted: Wanted
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        at, places = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
+        looked = _Wanted(
+            wanted.table.ctypes.data, wanted.sorted.ctypes.data, wanted.begins.ctypes.data,
+            wanted.BITS,
         )  # fmt: skip
-        return at[:count], grams[:count]
+        count = self._library.phikit_find(
+            *_texts(hashes, bounds), _gram(n), looked, at.ctypes.data, places.ctypes.data
+        )
+        return at[:count], places[:count]
 
 
 def _texts(parts: NDArray[np.uint8] | Hashes, bounds: Bounds) -> tuple[int, int, int]:
@@ -159,16 +189,21 @@ class ByArrays:
         back = _powers(pow(BASE, -1, _MODULUS), len(hashes))
         return np.asarray((running[ends] - running[begins]) * back[begins])
 
-    def possible(
-        self, hashes: Hashes, bounds: Bounds, n: int, table: NDArray[np.uint8], bits: int
-    ) -> tuple[NDArray[np.int64], Hashes]:
+    def find(
+        self, hashes: Hashes, bounds: Bounds, n: int, wanted: Wanted
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if not len(wanted.sorted):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         counts = np.maximum(np.diff(bounds) - n + 1, 0)
         gram_bounds = np.concatenate([[0], np.cumsum(counts)])
         grams = self.ngrams(hashes, bounds, n, gram_bounds)
-        top = grams >> np.uint64(64 - bits)
-        bit = table[top >> np.uint64(3)] >> (top & np.uint64(7)).astype(np.uint8)
-        found = np.flatnonzero(bit & 1)
-        return _begins(bounds, gram_bounds)[found], grams[found]
+        top = grams >> np.uint64(64 - wanted.BITS)
+        bit = wanted.table[top >> np.uint64(3)] >> (top & np.uint64(7)).astype(np.uint8)
+        possible = np.flatnonzero(bit & 1)
+        places = np.searchsorted(wanted.sorted, grams[possible])
+        places = np.minimum(places, len(wanted.sorted) - 1)
+        same = wanted.sorted[places] == grams[possible]
+        return _begins(bounds, gram_bounds)[possible[same]], places[same]
 
 
 def _begins(bounds: Bounds, gram_bounds: Bounds) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phikit.data.folding import fold
-from phikit.data.ngram_work import Bounds, Hashes, Work, work
+from phikit.data.ngram_work import Bounds, Hashes, Wanted, Work, work
 
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 
@@ -41,9 +41,14 @@ class Words:
 
     def pick(self, texts: NDArray[np.int64]) -> Words:
         """The words of some of the texts."""
-        parts = [self.of(text) for text in texts.tolist()]
-        bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-        return Words(np.concatenate([np.zeros(0, np.uint64), *parts]), bounds.astype(np.int64))
+        return Words.join([self.alone(text) for text in texts.tolist()])
+
+    @classmethod
+    def join(cls, parts: Sequence[Words]) -> Words:
+        """The words of the texts of all parts."""
+        sizes = [np.diff(part.bounds) for part in parts]
+        bounds = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
+        return cls(np.concatenate([np.zeros(0, np.uint64), *(p.hashes for p in parts)]), bounds)
 
 
 def hash_words(texts: Sequence[str], by: Work | None = None) -> Words:
@@ -82,26 +87,11 @@ def text_keys(found: Words, by: Work | None = None) -> Hashes:
     return np.where(sizes > 0, keys ^ (keys >> np.uint64(31)), np.uint64(0))
 
 
-class Table:
-    """Integers that n-grams of texts may be among, by their highest bits.
+def find_ngrams(
+    found: Words, n: int, wanted: Wanted, by: Work | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The n-grams of several texts that are wanted, in order.
 
-    One look into a table that stays in a core's cache, where a search would take some twenty looks
-    into memory.
+    Returns of each the place of its first word in `found`, and its own in `wanted.sorted`.
     """
-
-    BITS = 26  # a table of 8 MiB
-
-    def __init__(self, grams: Hashes) -> None:
-        self.bytes = np.zeros(1 << (self.BITS - 3), np.uint8)
-        top = grams >> np.uint64(64 - self.BITS)
-        bit = np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
-        np.bitwise_or.at(self.bytes, top >> np.uint64(3), bit)
-
-    def possible(
-        self, found: Words, n: int, by: Work | None = None
-    ) -> tuple[NDArray[np.int64], Hashes]:
-        """The n-grams of several texts that may be among the integers, and few that are not.
-
-        Returns of each, in order, the place of its first word, and its integer.
-        """
-        return (by or work()).possible(found.hashes, found.bounds, n, self.bytes, self.BITS)
+    return (by or work()).find(found.hashes, found.bounds, n, wanted)

@@ -86,21 +86,43 @@ void phikit_ngrams(const uint64_t *hashes, const int64_t *bounds, int64_t texts,
   }
 }
 
-/* The n-grams of texts whose `bits` highest bits are set in a table; returns how many there are.
+/* Integers to be found. `table` has a bit for the highest bits of each: one look into a core's cache
+   tells nearly all others apart. `sorted` are all of them, those with the highest 16 bits h from
+   begins[h] on.  */
+typedef struct {
+  const uint8_t *table;
+  const uint64_t *sorted;
+  const int64_t *begins;
+  int64_t bits;
+} Wanted;
 
-   at, grams: the first word of each, as a place in `hashes`, and its integer; room for one a word.  */
-int64_t phikit_possible(const uint64_t *hashes, const int64_t *bounds, int64_t texts, const Gram *g,
-                        const uint8_t *table, int bits, int64_t *at, uint64_t *grams) {
+static int64_t place_of(uint64_t gram, const Wanted *w) {
+  int64_t low = w->begins[gram >> 48], high = w->begins[(gram >> 48) + 1];
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (w->sorted[middle] < gram)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < w->begins[(gram >> 48) + 1] && w->sorted[low] == gram ? low : -1;
+}
+
+/* The n-grams of texts that are wanted; returns how many there are.
+
+   at, places: the first word of each, as a place in `hashes`, and its own in `sorted`; room for one a
+   word.  */
+int64_t phikit_find(const uint64_t *hashes, const int64_t *bounds, int64_t texts, const Gram *g,
+                    const Wanted *w, int64_t *at, int64_t *places) {
   int64_t found = 0;
   for (int64_t t = 0; t < texts; t++) {
     int64_t word = bounds[t], last = bounds[t + 1] - g->n;
     if (word > last) continue;
     uint64_t gram = sum_of(hashes + word, g->n, g->base);
     for (;; word++) {
-      uint64_t top = gram >> (64 - bits);
-      at[found] = word;
-      grams[found] = gram;
-      found += table[top >> 3] >> (top & 7) & 1; /* no branch: which are set cannot be guessed */
+      uint64_t top = gram >> (64 - w->bits);
+      if (w->table[top >> 3] >> (top & 7) & 1 && (places[found] = place_of(gram, w)) >= 0)
+        at[found++] = word;
       if (word == last) break;
       gram = next(gram, hashes + word, g);
     }
