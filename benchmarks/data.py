@@ -1,4 +1,4 @@
-"""Cleaning and packing text, beside datatrove and lm-eval.
+"""Cleaning and packing text, beside datatrove, text-dedup and lm-eval.
 
 Real text: the sources and documents of this Python's library and of the packages installed beside
 it, cut into pieces of about a thousand characters. One in twenty is followed, somewhere, by a copy
@@ -7,7 +7,7 @@ one core (the processor's, not the clock's), reading the JSON lines included on 
 work on a part of the pieces, being slower, and rates are compared. Runs are interleaved, and the
 medians of `--repeats` count.
 
-    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 3000]
+    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 3000] [--only NAME]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from phikit.data.dedup import DedupConfig, Deduplicator
 from phikit.data.pack import pack
 
 PIECE = 1000
+NAMES = ("deduplicate", "decontaminate", "tokenise", "all")
 QUESTIONS = ("prompt", "question", "problem_text", "text")
 Row = dict[str, str]
 
@@ -170,11 +172,18 @@ def peer(python: Path, what: str, path: Path, work: Path) -> tuple[float, set[st
         return result["seconds"], set(result["removed"])
 
 
+def found_of(removed: set[str], rows: list[Row], kind: str) -> set[str]:
+    """Which of those planted were found: a copy, or the piece it was made from."""
+    numbers = [row["id"].partition("-")[2] for row in rows if row["id"].startswith(f"{kind}-")]
+    return {
+        n for n in numbers if f"{kind}-{n}" in removed or (kind == "copy" and f"d{n}" in removed)
+    }
+
+
 def recall(removed: set[str], rows: list[Row], kind: str) -> float:
-    """The part of what was planted that was found: a copy, or the piece it was made from."""
-    number = [row["id"].partition("-")[2] for row in rows if row["id"].startswith(f"{kind}-")]
-    hit = [f"{kind}-{n}" in removed or (kind == "copy" and f"d{n}" in removed) for n in number]
-    return float(np.mean(hit))
+    """The part of what was planted that was found."""
+    planted = sum(row["id"].startswith(f"{kind}-") for row in rows)
+    return len(found_of(removed, rows, kind)) / planted
 
 
 def main() -> None:
@@ -184,6 +193,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--sample", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="rows to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench(options, Path(folder))
@@ -226,19 +236,14 @@ def bench(options: argparse.Namespace, work: Path) -> None:
         if kind:
             planted_found = recall(found, part, kind), recall(peer_found, part, kind)
             same = planted_found[0] >= planted_found[1]
+            both = [found_of(f, part, kind) for f in (found, peer_found)]
+            agree = len(both[0] & both[1]) / max(len(both[0] | both[1]), 1)
             print(f"  {name}: planted found {planted_found[0]:.1%}, by the peer "
-                  f"{planted_found[1]:.1%}; removed {len(found):,} and {len(peer_found):,}")  # fmt: skip  # noqa: E501
+                  f"{planted_found[1]:.1%}, the same ones {agree:.1%}; removed {len(found):,} "
+                  f"and {len(peer_found):,}")  # fmt: skip
         table.append({"name": f"{name}, MB/s of one core", "ours": round(a, 2),
                       "peer": round(b, 2), "ratio": round(a / b, 2), "goal": f"≥ {goal} ×",
                       "met": a / b >= goal and same})  # fmt: skip
-
-    compare("deduplicate / datatrove", "minhash", lambda p: lambda: our_dedup(p, work), 8, "copy")
-    compare("decontaminate / datatrove", "decontaminate",
-            lambda p: our_decontamination(p, work), 10, "leak")  # fmt: skip
-    compare(
-        "decontaminate / lm-eval", "janitor", lambda p: our_decontamination(p, work), 10, "leak"
-    )
-    compare("tokenise and pack / datatrove", "tokenize", lambda p: our_tokens(p, work), 2, "")
 
     def alone(name: str, run: Callable[[], set[str]], kind: str, goal: float) -> None:
         seconds, found = timed(run)
@@ -249,8 +254,23 @@ def bench(options: argparse.Namespace, work: Path) -> None:
                       "ratio": None, "goal": f"≥ {goal:,}" if goal else "",
                       "met": rate >= goal})  # fmt: skip
 
-    alone("decontaminate all", our_decontamination(whole_path, work), "leak", 15_000)
-    alone("deduplicate all", lambda: our_dedup(whole_path, work), "copy", 0)
+    decontaminated = partial(our_decontamination, work=work)
+    tokenised = partial(our_tokens, work=work)
+
+    def deduplicated(path: Path) -> Callable[[], set[str]]:
+        return lambda: our_dedup(path, work)
+
+    if "deduplicate" in options.only:
+        compare("deduplicate / datatrove", "minhash", deduplicated, 8, "copy")
+        compare("deduplicate / text-dedup", "text_dedup", deduplicated, 1, "copy")
+    if "decontaminate" in options.only:
+        compare("decontaminate / datatrove", "decontaminate", decontaminated, 10, "leak")
+        compare("decontaminate / lm-eval", "janitor", decontaminated, 10, "leak")
+    if "tokenise" in options.only:
+        compare("tokenise and pack / datatrove", "tokenize", tokenised, 2, "")
+    if "all" in options.only:
+        alone("decontaminate all", decontaminated(whole_path), "leak", 15_000)
+        alone("deduplicate all", deduplicated(whole_path), "copy", 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process, which holds all pieces twice: {peak:.2f} GiB\n")
     for row in table:
