@@ -33,8 +33,11 @@ import numpy as np
 
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.data.corpus.build import Job, build, documents
+from phikit.data.corpus.config import CorpusConfig
+from phikit.data.corpus.units import Here
 from phikit.data.decontaminate import Decontaminator
-from phikit.data.dedup import DedupConfig, Deduplicator
+from phikit.data.filter_steps import FilteringConfig
 from phikit.data.pack import pack
 
 PIECE = 1000
@@ -114,11 +117,15 @@ def read(path: Path) -> list[Row]:
 
 
 def our_dedup(path: Path, work: Path) -> set[str]:
-    rows = read(path)
-    dedup = Deduplicator(DedupConfig())
-    for row in rows:
-        dedup.add(row["text"])
-    return {rows[n]["id"] for cluster in dedup.clusters() for n in cluster.members[1:]}
+    """What `phikit data build` does of it: read, compare, write what stays; no other filter."""
+    config = CorpusConfig(
+        filters=FilteringConfig(prose=(), code=()), by_url=False, outliers=False, shard_bytes=10**8
+    )
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        out = Path(folder)
+        build(Job((path,), config), out, Here(), lambda *_: None)
+        kept = {int(d.meta["name"].rpartition(":")[2]) for d in documents(out)}  # FILE:LINE
+    return {row["id"] for line, row in enumerate(read(path), 1) if line not in kept}
 
 
 def our_decontamination(path: Path, work: Path) -> Callable[[], set[str]]:

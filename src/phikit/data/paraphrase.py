@@ -20,6 +20,7 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|\n|$)", re.DOTALL)
 _WORDS = 60  # of a passage, unless a sentence alone has more
 _LEAST_WORDS = 6  # of a sentence that is a passage of its own
 _MOST_WORDS = 120  # of a sentence
+_LETTERS = 0.85  # of the visible characters of prose
 
 
 class Paraphrases:
@@ -35,17 +36,24 @@ class Paraphrases:
     ) -> None:
         self.items = list(items)
         self._encoder, self._threshold = encoder, threshold
-        self._vectors = encoder.vectors([text for _, text in self.items])
+        # an item is itself a whole and its sentences: what is asked may stand in one of them
+        parts = [
+            (number, part)
+            for number, (_, text) in enumerate(self.items)
+            for part in dict.fromkeys([text, *filter(_is_prose, passages_of(text))])
+        ]
+        self._owners = [number for number, _ in parts]
+        self._vectors = encoder.vectors([part for _, part in parts])
 
     def check_all(self, texts: Sequence[str]) -> dict[int, Contamination]:
         """The paraphrase in each of these texts that has one, by the text's number."""
         passages = [(n, passage) for n, text in enumerate(texts) for passage in passages_of(text)]
         vectors = self._encoder.vectors([passage for _, passage in passages])
         best: dict[int, tuple[float, int, int]] = {}
-        for place, item, cosine in nearest(vectors, self._vectors):
+        for place, part, cosine in nearest(vectors, self._vectors):
             number = passages[place][0]
             if cosine >= self._threshold and cosine > best.get(number, (0.0, 0, 0))[0]:
-                best[number] = cosine, item, place
+                best[number] = cosine, self._owners[part], place
         return {
             number: Contamination(
                 verdict="contaminated",
@@ -58,6 +66,12 @@ class Paraphrases:
             )
             for number, (cosine, item, place) in best.items()
         }
+
+
+def _is_prose(passage: str) -> bool:
+    """Whether nearly all of a passage's visible characters are letters: no code, no figures."""
+    visible = [c for c in passage if not c.isspace()]
+    return sum(c.isalpha() for c in visible) >= _LETTERS * len(visible)
 
 
 def passages_of(text: str) -> list[str]:

@@ -36,7 +36,7 @@ class DecontaminateConfig(DecontaminationConfig):
         gt=0,
         le=1,
         description="cosine from which a passage says the same as an item in other words; by "
-        "default that is not looked for. 0.8 is a good start",
+        "default that is not looked for. See docs/lab-notebook.md for what 0.65 to 0.75 find",
     )
     encoder: str = Field(
         default=MODEL, description="the sentence encoder for that: a folder, or a fetched one"
