@@ -9,13 +9,12 @@ import torch
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.guessers import DraftModel, Lookup
+from phikit.engine.guessers import check_guesser, speculation_of
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.packed import worth_packing
 from phikit.engine.runners import Model, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
-from phikit.engine.speculate import Speculation
 from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -69,15 +68,7 @@ class LocalEngine:
         self.cache = cache
         self.invariant, self.speculate = invariant, speculate
         self.guessed = self.accepted = 0
-        if isinstance(speculate, Decoder):
-            if speculate.config.vocab_size != model.config.vocab_size:
-                raise PhikitError(
-                    f"the model that guesses has a vocabulary of {speculate.config.vocab_size}, "
-                    f"the other one {model.config.vocab_size}",
-                    "take a small model of the same family",
-                )
-        elif speculate not in ("", "lookup"):
-            raise PhikitError(f"speculate is {speculate!r}; it must be 'lookup' or a model")
+        check_guesser(speculate, model)
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -158,14 +149,8 @@ class LocalEngine:
             keep=False,
             most_cached=4 * rows,
             texts=self._texts,
-            speculation=self._speculation(rows),
+            speculation=speculation_of(self.speculate, rows, self.invariant),
         )
-
-    def _speculation(self, rows: int) -> Speculation | None:
-        if isinstance(self.speculate, Decoder):
-            drafts = DraftModel(runner_of(self.speculate), rows, matching=self.invariant)
-            return Speculation(drafts, self.invariant)
-        return Speculation(Lookup()) if self.speculate else None
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one sample as they are drawn: the same as `generate` gives.

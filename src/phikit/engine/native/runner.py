@@ -128,7 +128,7 @@ class NativeRunner(DenseRunner):
         attend = between.attending(
             self.pool, table_NJ, position_N.to(torch.int32), self.rope.at(position_N, long_N)
         )
-        x_ND, add_ND = self.model.model.embed_tokens(token_N), None
+        x_ND, add_ND = self.model.model.embed_tokens(token_N).float(), None
         for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
             qkv = layer.qkv(between.norm(x_ND, add_ND, norms[0]))
             add_ND = layer.o(attend(index, qkv))
