@@ -11,8 +11,7 @@ from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.guessers import check_guesser, speculation_of
 from phikit.engine.native.build import Compiler, library
-from phikit.engine.packed import worth_packing
-from phikit.engine.runners import Model, runner_of
+from phikit.engine.runners import Model, rows_to_pack, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.engine.texts import Texts
@@ -116,9 +115,7 @@ class LocalEngine:
             count = 1  # torch's results depend on the number of threads
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        pack = 0
-        if not self.invariant:
-            pack = self._packing(weights, requests, rows, len(shards))
+        pack = self._packing(weights, requests, rows, len(shards))
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
@@ -129,15 +126,11 @@ class LocalEngine:
             self.guessed += sum(s.guessed for s in told)
             self.accepted += sum(s.accepted for s in told)
 
-    @staticmethod
-    def _packing(weights: Model, requests: list[Request], rows: int, shards: int) -> int:
-        """For how many rows to pack the weights: 0 when few rows, or few steps, are to come.
-        Each of the shards gets a copy of its own."""
-        if not isinstance(weights, Decoder):
-            return 0
+    def _packing(self, weights: Model, requests: list[Request], rows: int, shards: int) -> int:
+        """For how many rows to pack the weights. Each of the shards gets a copy of its own."""
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
         each = -(-rows // shards)
-        return each if worth_packing(weights, each, tokens // rows) else 0
+        return rows_to_pack(weights, each, tokens // rows, self.invariant, self.cache)
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
@@ -164,7 +157,9 @@ class LocalEngine:
         return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[int]:
-        scheduler = self._scheduler(self._weights(), 1, 1)
+        weights = self._weights()
+        pack = self._packing(weights, [request], 1, 1)
+        scheduler = self._scheduler(weights, 1, 1, pack)
         scheduler.submit(request)
         while scheduler.busy:
             for event in scheduler.step().tokens():

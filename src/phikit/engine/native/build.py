@@ -23,9 +23,9 @@ from phikit.errors import PhikitError
 _FOLDER = Path(__file__).parent
 _SOURCES = (
     "products.c", "rows.c", "step.c", "heads.c", "between.c", "wide.c", "cache8.c", "differ.c",
-    "differ8.c", "mamba.c", "norms.c", "logits.c",
+    "differ8.c", "mamba.c", "norms.c", "panels.c", "many.c",
 )  # fmt: skip
-_HEADERS = ("common.h", "decode.h", "differ.h")
+_HEADERS = ("common.h", "decode.h", "differ.h", "step.h")
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
     "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno",
@@ -133,8 +133,9 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         )  # fmt: skip
         getattr(library, f"phikit_gate_{kind}").argtypes = (pointer, pointer, *(number,) * 3)
         getattr(library, f"phikit_attend_{kind}").argtypes = (*(pointer,) * 7, number, number)
-    library.phikit_logits_pack.argtypes = (pointer, number, number, pointer, number)
-    library.phikit_logits.argtypes = (pointer, number, number, pointer, number, pointer, number)
+    library.phikit_pack.argtypes = (pointer, number, number, pointer, number)
+    library.phikit_packed_rows.argtypes = (matrix, pointer, number, pointer, number)
+    library.phikit_many.argtypes = library.phikit_step.argtypes
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
     library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
@@ -144,7 +145,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
     for name in (
         "layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan",
-        "logits_pack", "logits",
+        "pack", "packed_rows",
     ):  # fmt: skip
         getattr(library, f"phikit_{name}").restype = None
     return library

@@ -6,33 +6,7 @@
 
    Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
    width, R rotated part of a head, V vocabulary, L positions.  */
-#include "decode.h"
-
-typedef struct {
-  const uint16_t *input_norm, *post_norm; /* [D] */
-  Matrix qkv, o, gate_up, down;
-} Layer;
-
-typedef struct {
-  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window;
-  float eps;
-  const uint16_t *embedding, *norm; /* [V, D], [D] */
-  const Layer *layer;
-  Matrix head;
-} Model;
-
-typedef struct {
-  const Model *model;
-  const Cache *cache;
-  Shape shape;
-  const int64_t *tokens;    /* [M] */
-  const int32_t *positions; /* [M] */
-  const float *cosine, *sine; /* [M, R], halves repeated */
-  int m;
-  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
-  float *logits;                   /* [M, V] */
-  atomic_int failed;
-} Step;
+#include "step.h"
 
 static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, int width,
                      float eps) {
@@ -65,19 +39,24 @@ static void attend(const Step *s, int layer, int token, int head, int count) {
   const int k = c->head_dim, row = (c->heads + 2 * c->kv_heads) * k;
   const int64_t group = head / (c->heads / c->kv_heads) * c->head_stride;
   float *query = s->qkv + (size_t)token * row + head * k;
+  float *out = s->attended + ((size_t)token * c->heads + head) * k;
   uint16_t q[AT_ONCE * WIDEST];
   for (int h = 0; h < count; h++)
     rotate(query + h * k, s->cosine + token * c->rotary, s->sine + token * c->rotary, c->rotary);
   for (int i = 0; i < count * k; i++) q[i] = to_bf16(query[i]);
   phikit_attend_heads(c, s->cache->keys[layer] + group, s->cache->values[layer] + group,
                       s->cache->table + (size_t)token * c->table_width, s->positions[token], q, count,
-                      s->attended + ((size_t)token * c->heads + head) * k);
+                      out);
+  if (s->ready)
+    for (int i = 0; i < count * k; i++) s->ready[((size_t)token * c->heads + head) * k + i] = to_bf16(out[i]);
 }
 
-/* All query heads of a token and group, or as many as one call takes. */
-static void attend_all(Team *team, const Step *s, int layer) {
+void phikit_attend_tokens(Team *team, const Step *s, int layer) {
   const Shape *c = &s->shape;
   const int e = c->heads / c->kv_heads, parts = (e + AT_ONCE - 1) / AT_ONCE, each = c->kv_heads * parts;
+  for (int item; (item = claim(team, s->m * c->kv_heads, 1)) >= 0;)
+    store(s, layer, item / c->kv_heads, item % c->kv_heads);
+  meet(team); /* a token may look at another one's new key */
   for (int item; (item = claim(team, s->m * each, 1)) >= 0;) {
     const int from = item % parts * AT_ONCE;
     attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);
@@ -121,15 +100,12 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
 static void run_layer(Team *team, Step *s, int index, Ready *ready, float *normed) {
   const Model *net = s->model;
   const Layer *layer = &net->layer[index];
-  int m = s->m, first;
+  const int m = s->m;
   /* what is short is computed by every thread for itself: cheaper than to meet */
   rms_norm(s->x, layer->input_norm, normed, m, net->width, net->eps);
   phikit_make_ready(ready, &layer->qkv, normed, m);
   product(team, s, &layer->qkv, ready, s->qkv, 0);
-  while ((first = claim(team, m * net->kv_heads, 1)) >= 0)
-    store(s, index, first / net->kv_heads, first % net->kv_heads);
-  meet(team);
-  attend_all(team, s, index);
+  phikit_attend_tokens(team, s, index);
   phikit_make_ready(ready, &layer->o, s->attended, m);
   product(team, s, &layer->o, ready, s->x, 1);
   rms_norm(s->x, layer->post_norm, normed, m, net->width, net->eps);
@@ -160,28 +136,36 @@ static void run(Team *team, void *argument) {
   free(memory);
 }
 
+int phikit_begin(Step *s) {
+  const Model *model = s->model;
+  const Cache *cache = s->cache;
+  const int m = s->m, width = model->width, out = model->heads * model->head_dim;
+  const int row = out + 2 * model->kv_heads * model->head_dim;
+  const Shape shape = {model->heads, model->kv_heads, model->head_dim, model->rotary, model->window, 0,
+                       cache->block_stride, cache->head_stride, cache->position_stride,
+                       cache->block_size, cache->table_width};
+  s->shape = shape;
+  s->x = malloc(4 * (size_t)m * (width + row + out + model->inner));
+  if (!s->x) return 0;
+  s->qkv = s->x + (size_t)m * width;
+  s->attended = s->qkv + (size_t)m * row;
+  s->act = s->attended + (size_t)m * out;
+  for (int i = 0; i < m; i++) {
+    const uint16_t *vector = model->embedding + (size_t)s->tokens[i] * width;
+    for (int d = 0; d < width; d++) s->x[(size_t)i * width + d] = from_bf16(vector[d]);
+  }
+  return 1;
+}
+
 /* Feeds m tokens at their positions: their keys and values go into the cache, logits_MV come out.
    Tokens of one sequence may be fed together: each attends to what is before it.
    Returns 0, or -1 when there is no memory.  */
 int phikit_step(const Model *model, const Cache *cache, const int64_t *tokens,
                 const int32_t *positions, const float *cosine, const float *sine, int m,
                 float *logits, int threads) {
-  int row = (model->heads + 2 * model->kv_heads) * model->head_dim;
-  int out = model->heads * model->head_dim, width = model->width;
   Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
-            .cosine = cosine, .sine = sine, .m = m, .logits = logits,
-            .shape = {model->heads, model->kv_heads, model->head_dim, model->rotary, model->window, 0,
-                      cache->block_stride, cache->head_stride, cache->position_stride,
-                      cache->block_size, cache->table_width}};
-  s.x = malloc(4 * (size_t)m * (width + row + out + model->inner));
-  if (!s.x) return -1;
-  s.qkv = s.x + (size_t)m * width;
-  s.attended = s.qkv + (size_t)m * row;
-  s.act = s.attended + (size_t)m * out;
-  for (int i = 0; i < m; i++) {
-    const uint16_t *vector = model->embedding + (size_t)tokens[i] * width;
-    for (int d = 0; d < width; d++) s.x[(size_t)i * width + d] = from_bf16(vector[d]);
-  }
+            .cosine = cosine, .sine = sine, .m = m, .logits = logits};
+  if (!phikit_begin(&s)) return -1;
   phikit_run_team(threads, run, &s);
   free(s.x);
   return s.failed ? -1 : 0;
