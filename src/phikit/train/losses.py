@@ -3,9 +3,10 @@
 Shapes: N tokens, D model width, V vocabulary.
 
 The head's product with all hidden states is the largest tensor of a training step (8,192 tokens ×
-200,064 words in float32 = 6.5 GB). Here it exists a chunk of tokens at a time, in the precision of
-the product; what needs float32 is done to a few rows of the chunk at a time, which stay in the
-cache. Matrix products run in autocast's precision when autocast is on.
+200,064 words in float32 = 6.5 GB). Here logits exist in float32 for a few rows at a time, which
+stay in the cache, and their gradients for a chunk of tokens, in the precision of the products. That
+is autocast's when autocast is on; logits are not rounded to it where that can be had
+(`engine.logits`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
+from phikit.engine.logits import head_product
 
 CACHE_BYTES = 8 << 20  # of float32 logits at a time: about what stays in the cache
 CHUNK_BYTES = 96 << 20  # of logits in all
@@ -106,6 +108,47 @@ def _cache_rows(vocabulary: int) -> int:
     return max(16, CACHE_BYTES // (4 * vocabulary))
 
 
+class _Head:
+    """The head, in the precision of products, for so many rows in all."""
+
+    def __init__(self, head_VD: Tensor, dtype: torch.dtype, rows: int) -> None:
+        self.weight_VD = head_VD.to(dtype)
+        self.wide = head_product(self.weight_VD, rows)
+
+
+class _Chunk:
+    """Tokens whose gradients exist at the same time.
+
+    Attributes:
+        hidden_CD: in the precision of products.
+        gradient_CV: for the gradients of the logits, row by row in place of the logits.
+    """
+
+    def __init__(self, head: _Head, hidden_CD: Tensor, targets_C: Tensor, gradient: bool) -> None:
+        self.head, self.targets_C = head, targets_C
+        self.hidden_CD = hidden_CD.to(head.weight_VD.dtype)
+        self.gradient_CV = hidden_CD.new_empty(0)
+        if head.wide is None:
+            self.gradient_CV = self.hidden_CD @ head.weight_VD.T
+        elif gradient:
+            self.gradient_CV = self.hidden_CD.new_empty(len(hidden_CD), len(head.weight_VD))
+
+    def rows(self, temperature: float) -> Iterator[_Rows]:
+        """The rows, a cacheful at a time."""
+        for part in _cut(len(self.hidden_CD), _cache_rows(len(self.head.weight_VD))):
+            if self.head.wide is None:
+                logits = self.gradient_CV[part].float()
+            else:
+                logits = self.head.wide(self.hidden_CD[part])
+            if temperature != 1.0:
+                logits = logits / temperature
+            p = logits.softmax(1)
+            # the likeliest token's probability is 1 / Z over its own exponential
+            log_z = logits.amax(1) - p.amax(1).log()
+            target = logits.gather(1, self.targets_C[part, None]).squeeze(1)
+            yield _Rows(part, logits, p, log_z, target)
+
+
 class _Rows(NamedTuple):
     """Some rows of a chunk, in float32: logits, probabilities, log Z and the target's logit."""
 
@@ -114,19 +157,6 @@ class _Rows(NamedTuple):
     p_RV: Tensor
     log_z_R: Tensor
     target_R: Tensor
-
-
-def _rows(logits_CV: Tensor, targets_C: Tensor, temperature: float) -> Iterator[_Rows]:
-    """The rows of a chunk, a cacheful at a time."""
-    for part in _cut(len(logits_CV), _cache_rows(logits_CV.shape[1])):
-        logits = logits_CV[part].float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        p = logits.softmax(1)
-        # the likeliest token's probability is 1 / Z over its own exponential
-        log_z = logits.amax(1) - p.amax(1).log()
-        target = logits.gather(1, targets_C[part, None]).squeeze(1)
-        yield _Rows(part, logits, p, log_z, target)
 
 
 class _CrossEntropy(Function):
@@ -147,11 +177,11 @@ class _CrossEntropy(Function):
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_head = _Sum(head_VD) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(dtype)
+            head = _Head(head_VD, dtype, n)
             for chunk in _chunks(n, vocabulary, dtype):
-                h, t = hidden_ND[chunk].to(dtype), targets_N[chunk]
-                logits_CV = h @ head.T
-                for part, logits, p, log_z, target in _rows(logits_CV, t, temperature):
+                t = targets_N[chunk]
+                made = _Chunk(head, hidden_ND[chunk], t, wants_hidden or wants_head)
+                for part, logits, p, log_z, target in made.rows(temperature):
                     nll += (log_z - target).sum()
                     loss += (log_z - (1 - label_smoothing) * target).sum()
                     if label_smoothing:
@@ -167,11 +197,11 @@ class _CrossEntropy(Function):
                         p -= label_smoothing / vocabulary
                     if temperature != 1.0:
                         p /= temperature
-                    logits_CV[part] = p  # the logits' gradient takes their place
+                    made.gradient_CV[part] = p
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = logits_CV @ head
+                    grad_hidden[chunk] = made.gradient_CV @ head.weight_VD
                 if grad_head is not None:
-                    grad_head.add(logits_CV.T @ h)
+                    grad_head.add(made.gradient_CV.T @ made.hidden_CD)
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.value)
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
@@ -225,10 +255,10 @@ class _TokenLogprobs(Function):
         logprobs = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(ctx.dtype)
+            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
-                logits_CV = hidden_ND[chunk].to(ctx.dtype) @ head.T
-                for rows in _rows(logits_CV, targets_N[chunk], temperature):
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], False)
+                for rows in made.rows(temperature):
                     logprobs[chunk][rows.part] = rows.target_R - rows.log_z_R
                     if with_entropy:
                         mean = torch.linalg.vecdot(rows.p_RV, rows.logits_RV)
@@ -245,11 +275,11 @@ class _TokenLogprobs(Function):
         grad_head = _Sum(head_VD) if wants_head else None
         with_entropy = bool(grad_entropy_N.any())
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(ctx.dtype)
+            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
-                h, t = hidden_ND[chunk].to(ctx.dtype), targets_N[chunk]
-                logits_CV = h @ head.T
-                for part, _, p, _, _ in _rows(logits_CV, t, ctx.temperature):
+                t = targets_N[chunk]
+                made = _Chunk(head, hidden_ND[chunk], t, True)
+                for part, _, p, _, _ in made.rows(ctx.temperature):
                     grad_R1 = grad_logprobs_N[chunk][part, None]
                     if with_entropy:
                         # dH/dz = -p (log p + H); p log p is 0 where p is
@@ -260,9 +290,9 @@ class _TokenLogprobs(Function):
                     d.scatter_add_(1, t[part, None], grad_R1)
                     if ctx.temperature != 1.0:
                         d /= ctx.temperature
-                    logits_CV[part] = d
+                    made.gradient_CV[part] = d
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = logits_CV @ head
+                    grad_hidden[chunk] = made.gradient_CV @ head.weight_VD
                 if grad_head is not None:
-                    grad_head.add(logits_CV.T @ h)
+                    grad_head.add(made.gradient_CV.T @ made.hidden_CD)
         return grad_hidden, None if grad_head is None else grad_head.value, None, None, None
