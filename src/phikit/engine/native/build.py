@@ -20,12 +20,7 @@ from pathlib import Path
 
 from phikit.errors import PhikitError
 
-_FOLDER = Path(__file__).parent
-_SOURCES = (
-    "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c", "differ.c",
-    "differ8.c", "mamba.c", "norms.c",
-)  # fmt: skip
-_HEADERS = ("common.h", "decode.h", "differ.h")
+FOLDER = Path(__file__).parent
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
     "-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno",
@@ -59,6 +54,28 @@ class Compiler:
         return (*_FLAGS, *native, *(("-DPHIKIT_PORTABLE",) if self.portable else ()))
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The files of one library; headers are looked for beside this module."""
+
+    name: str
+    files: tuple[Path, ...]
+    headers: tuple[Path, ...]
+
+
+ENGINE = Sources(
+    "kernels",
+    tuple(
+        FOLDER / name
+        for name in (
+            "team.c", "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c",
+            "differ.c", "differ8.c", "mamba.c", "norms.c",
+        )
+    ),
+    tuple(FOLDER / name for name in ("common.h", "decode.h", "differ.h")),
+)  # fmt: skip
+
+
 def _processor() -> str:
     """What tells one processor from another, for code compiled for this one."""
     info = Path("/proc/cpuinfo")
@@ -67,22 +84,22 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *sorted(set(told))])
 
 
-def _target(compiler: Compiler) -> Path:
+def _target(compiler: Compiler, sources: Sources) -> Path:
     key = hashlib.blake2b(digest_size=8)
-    for name in (*_HEADERS, *_SOURCES):
-        key.update((_FOLDER / name).read_bytes())
+    for file in (*sources.headers, *sources.files):
+        key.update(file.read_bytes())
     key.update("\0".join((compiler.program, *compiler.flags, _processor())).encode())
     folder = compiler.folder or Path.home() / ".cache" / "phikit" / "native"
-    return folder / f"kernels-{key.hexdigest()}.so"
+    return folder / f"{sources.name}-{key.hexdigest()}.so"
 
 
-def compiled(compiler: Compiler) -> Path:
+def compiled(compiler: Compiler, sources: Sources = ENGINE) -> Path:
     """The library's file, compiled when it is not there yet.
 
     Raises:
         PhikitError: there is no such compiler, or it fails; says what it said.
     """
-    target = _target(compiler)
+    target = _target(compiler, sources)
     if target.exists():
         return target
     program = shutil.which(compiler.program)
@@ -97,7 +114,7 @@ def compiled(compiler: Compiler) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
             done = subprocess.run(
-                [program, *compiler.flags, *(str(_FOLDER / s) for s in _SOURCES),
+                [program, *compiler.flags, "-I", str(FOLDER), *map(str, sources.files),
                  "-o", str(made), "-lm"],
                 capture_output=True, text=True, timeout=300,
             )  # fmt: skip
@@ -109,17 +126,26 @@ def compiled(compiler: Compiler) -> Path:
     return target
 
 
-def open_library(compiler: Compiler) -> ctypes.CDLL:
-    """The compiled library, its functions typed. Calls let other Python threads run.
+def loaded(compiler: Compiler, sources: Sources) -> ctypes.CDLL:
+    """The compiled library. Calls let other Python threads run.
 
     Raises:
         PhikitError: it cannot be compiled or loaded.
     """
-    path = compiled(compiler)
+    path = compiled(compiler, sources)
     try:
-        library = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as e:
         raise PhikitError(f"{path} cannot be loaded: {e}", "delete it") from e
+
+
+def open_library(compiler: Compiler) -> ctypes.CDLL:
+    """The engine's library, its functions typed.
+
+    Raises:
+        PhikitError: it cannot be compiled or loaded.
+    """
+    library = loaded(compiler, ENGINE)
     matrix, pointer, number = ctypes.POINTER(Matrix), ctypes.c_void_p, ctypes.c_int
     library.phikit_linear.argtypes = (matrix, pointer, number, number, pointer, number)
     library.phikit_rows.argtypes = (matrix, pointer, number, number, pointer, number)
