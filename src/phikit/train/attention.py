@@ -9,8 +9,9 @@ to apply, and packing costs no attention.
 
 In bfloat16 on a CPU that has products in it, the C kernels of `native` read documents where they
 are. Everywhere else documents are taken out of their rows and put into buckets of about equal
-length. Within a bucket `models.attention` does the work, a block of queries at a time; on a CPU that
-is up to twice as fast as torch's fused kernels, whose backward pass is slow, above all with a mask.
+length. Within a bucket `models.attention` does the work, a block of queries at a time; on a CPU
+that is up to twice as fast as torch's fused kernels, whose backward pass is slow, above all with a
+mask.
 
 Queries and keys are rotated on their way into the buckets and their gradients on the way back, so
 all that is kept for the backward pass is the fused projection itself.
@@ -108,9 +109,8 @@ class Confined:
     @cached_property
     def _places(self) -> Places:
         d = self.documents
-        ints = (None if t is None else t.int().contiguous()
-                for t in (d.starts_S, d.lengths_S, d.branches_T))  # fmt: skip
-        return Places(*ints, None, d.tokens)  # type: ignore[arg-type]
+        branches = None if d.branches_T is None else d.branches_T.int().contiguous()
+        return Places(d.starts_S.int(), d.lengths_S.int(), branches, None, d.tokens)
 
     def __call__(self, _: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
         heads, kv_heads = q_BHLK.shape[1], k_BGLK.shape[1]

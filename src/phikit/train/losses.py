@@ -4,13 +4,12 @@ Shapes: N tokens, D model width, V vocabulary.
 
 The head's product with all hidden states is the largest tensor of a training step (8,192 tokens ×
 200,064 words in float32 = 6.5 GB). Here it exists a chunk of tokens at a time, in the precision of
-the product; what needs float32 is done to a few rows of the chunk at a time, which stay in the
-cache. Matrix products run in autocast's precision when autocast is on.
+the product; `phikit.train.logits` does the rest in float32, a row or a few at a time, which stay in
+the cache. Matrix products run in autocast's precision when autocast is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
+from phikit.train.logits import cache_rows, sums, to_slopes
 
-CACHE_BYTES = 8 << 20  # of float32 logits at a time: about what stays in the cache
 CHUNK_BYTES = 96 << 20  # of logits in all
 # Adding up the head's gradient costs the head's size in every chunk, so chunks of a large
 # vocabulary have this many rows, if that many fit.
@@ -99,34 +98,7 @@ def _cut(total: int, rows: int) -> list[slice]:
 def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
     """The tokens whose logits exist at the same time."""
     fitting = min(CHUNK_ROWS, CHUNK_BYTES // (dtype.itemsize * vocabulary))
-    return _cut(tokens, max(_cache_rows(vocabulary), fitting))
-
-
-def _cache_rows(vocabulary: int) -> int:
-    return max(16, CACHE_BYTES // (4 * vocabulary))
-
-
-class _Rows(NamedTuple):
-    """Some rows of a chunk, in float32: logits, probabilities, log Z and the target's logit."""
-
-    part: slice
-    logits_RV: Tensor
-    p_RV: Tensor
-    log_z_R: Tensor
-    target_R: Tensor
-
-
-def _rows(logits_CV: Tensor, targets_C: Tensor, temperature: float) -> Iterator[_Rows]:
-    """The rows of a chunk, a cacheful at a time."""
-    for part in _cut(len(logits_CV), _cache_rows(logits_CV.shape[1])):
-        logits = logits_CV[part].float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        p = logits.softmax(1)
-        # the likeliest token's probability is 1 / Z over its own exponential
-        log_z = logits.amax(1) - p.amax(1).log()
-        target = logits.gather(1, targets_C[part, None]).squeeze(1)
-        yield _Rows(part, logits, p, log_z, target)
+    return _cut(tokens, max(cache_rows(vocabulary), fitting))
 
 
 class _CrossEntropy(Function):
@@ -151,23 +123,20 @@ class _CrossEntropy(Function):
             for chunk in _chunks(n, vocabulary, dtype):
                 h, t = hidden_ND[chunk].to(dtype), targets_N[chunk]
                 logits_CV = h @ head.T
-                for part, logits, p, log_z, target in _rows(logits_CV, t, temperature):
-                    nll += (log_z - target).sum()
-                    loss += (log_z - (1 - label_smoothing) * target).sum()
-                    if label_smoothing:
-                        loss -= label_smoothing * logits.mean(1).sum()
-                    if z_loss:
-                        loss += z_loss * log_z.square().sum()
-                        p *= (1 + 2 * z_loss * log_z)[:, None]
-                    if not (wants_hidden or wants_head):
-                        continue
-                    less = p.new_full((len(p), 1), label_smoothing - 1.0)
-                    p.scatter_add_(1, t[part, None], less)
-                    if label_smoothing:
-                        p -= label_smoothing / vocabulary
-                    if temperature != 1.0:
-                        p /= temperature
-                    logits_CV[part] = p  # the logits' gradient takes their place
+                log_z, target, _, total = sums(logits_CV, t, temperature)
+                nll += (log_z - target).sum()
+                loss += (log_z - (1 - label_smoothing) * target).sum()
+                if label_smoothing:
+                    loss -= label_smoothing / vocabulary * total.sum()
+                if z_loss:
+                    loss += z_loss * log_z.square().sum()
+                if not (wants_hidden or wants_head):
+                    continue
+                to_slopes(  # the logits' gradient takes their place
+                    logits_CV, t, temperature, log_z, 1 + 2 * z_loss * log_z,
+                    torch.full_like(log_z, label_smoothing - 1.0),
+                    everywhere=-label_smoothing / vocabulary,
+                )  # fmt: skip
                 if grad_hidden is not None:
                     grad_hidden[chunk] = logits_CV @ head
                 if grad_head is not None:
@@ -228,11 +197,10 @@ class _TokenLogprobs(Function):
             head = head_VD.to(ctx.dtype)
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
                 logits_CV = hidden_ND[chunk].to(ctx.dtype) @ head.T
-                for rows in _rows(logits_CV, targets_N[chunk], temperature):
-                    logprobs[chunk][rows.part] = rows.target_R - rows.log_z_R
-                    if with_entropy:
-                        mean = torch.linalg.vecdot(rows.p_RV, rows.logits_RV)
-                        entropy[chunk][rows.part] = rows.log_z_R - mean
+                log_z, target, mean, _ = sums(logits_CV, targets_N[chunk], temperature)
+                logprobs[chunk] = target - log_z
+                if with_entropy:
+                    entropy[chunk] = log_z - mean
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy)
         return logprobs, entropy
 
@@ -249,18 +217,15 @@ class _TokenLogprobs(Function):
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
                 h, t = hidden_ND[chunk].to(ctx.dtype), targets_N[chunk]
                 logits_CV = h @ head.T
-                for part, _, p, _, _ in _rows(logits_CV, t, ctx.temperature):
-                    grad_R1 = grad_logprobs_N[chunk][part, None]
-                    if with_entropy:
-                        # dH/dz = -p (log p + H); p log p is 0 where p is
-                        turn = torch.special.entr(p) - p * entropy_N[chunk][part, None]
-                        d = turn.mul_(grad_entropy_N[chunk][part, None]).sub_(p.mul_(grad_R1))
-                    else:
-                        d = p.mul_(-grad_R1)
-                    d.scatter_add_(1, t[part, None], grad_R1)
-                    if ctx.temperature != 1.0:
-                        d /= ctx.temperature
-                    logits_CV[part] = d
+                log_z, up = sums(logits_CV, t, ctx.temperature).log_z_C, grad_logprobs_N[chunk]
+                # dH/dy = -p (log p + H)
+                up_entropy = grad_entropy_N[chunk] if with_entropy else None
+                to_slopes(
+                    logits_CV, t, ctx.temperature, log_z,
+                    -up if up_entropy is None else -up - up_entropy * entropy_N[chunk],
+                    up,
+                    None if up_entropy is None else -up_entropy,
+                )  # fmt: skip
                 if grad_hidden is not None:
                     grad_hidden[chunk] = logits_CV @ head
                 if grad_head is not None:

@@ -13,8 +13,8 @@ from phikit.errors import PhikitError
 _HERE = Path(__file__).parent
 TRAINING = Sources(
     "training",
-    (FOLDER / "team.c", _HERE / "attention.c"),
-    (FOLDER / "common.h",),
+    (FOLDER / "team.c", *(_HERE / f"{name}.c" for name in ("attention", "passes", "logits"))),
+    (FOLDER / "common.h", FOLDER / "decode.h"),
 )
 _log = logging.getLogger("phikit")
 
@@ -26,18 +26,28 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         PhikitError: it cannot be compiled or loaded.
     """
     library = loaded(compiler, TRAINING)
-    pointer, number = ctypes.c_void_p, ctypes.c_int
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     if library.phikit_confined_runs():
         library.phikit_confined_forward.argtypes = (*(pointer,) * 4, number)
         library.phikit_confined_backward.argtypes = (*(pointer,) * 5, number)
+    library.phikit_sum_norm.argtypes = (*(pointer,) * 6, number, number, real, number)
+    library.phikit_sum_norm_back.argtypes = (*(pointer,) * 8, *(number,) * 3)
+    library.phikit_gate.argtypes = (pointer, pointer, *(number,) * 3)
+    library.phikit_gate_back.argtypes = (*(pointer,) * 3, *(number,) * 3)
+    library.phikit_logit_sums.argtypes = (pointer, pointer, real, *(pointer,) * 4, *(number,) * 3)
+    library.phikit_logit_slopes.argtypes = (
+        pointer, pointer, real, *(pointer,) * 4, real, *(number,) * 3
+    )  # fmt: skip
+    for name in ("sum_norm", "sum_norm_back", "gate", "gate_back", "logit_sums", "logit_slopes"):
+        getattr(library, f"phikit_{name}").restype = None
     return library
 
 
 @functools.cache
-def library(compiler: Compiler = Compiler()) -> ctypes.CDLL | None:
+def library(compiler: Compiler | None = None) -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be had; the reason is logged once."""
     try:
-        return open_library(compiler)
+        return open_library(compiler or Compiler())
     except PhikitError as e:
         _log.warning("training uses torch's kernels, which are slower: %s", e)
         return None
