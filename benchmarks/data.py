@@ -139,10 +139,8 @@ def our_tokens(path: Path, work: Path) -> Callable[[], set[str]]:
 
     def run() -> set[str]:
         texts = [row["text"] for row in read(path)]
-        examples = []
-        for first in range(0, len(texts), 512):
-            for ids in tokenizer.encode_batch(texts[first : first + 512]):
-                examples.append(([*ids, tokenizer.special["<|endoftext|>"]], None))
+        end = np.uint32(tokenizer.special["<|endoftext|>"])
+        examples = [(np.append(ids, end), None) for ids in tokenizer.encode_arrays(texts)]
         packed = pack(examples, 4096, 0)
         packed.inputs.tofile(work / "packed.bin")
         return set()

@@ -1,18 +1,11 @@
 import random
 import unicodedata
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from phikit.data.decontaminate import (
-    DecontaminationConfig,
-    Decontaminator,
-    item_text,
-    sample_text,
-)
-from phikit.data.ngrams import hash_words, ngrams, text_keys, text_ngrams, words
+from phikit.data.decontaminate import Decontaminator, item_text, sample_text
+from phikit.data.folding import words
+from phikit.data.item_index import DecontaminationConfig
 from phikit.records import Sample
 
 ITEM = (
@@ -190,49 +183,6 @@ def test_samples_are_compared_with_all_they_say() -> None:
     assert item_text(sample) == "ask"
     assert sample_text(sample) == "ask\nsay"
     assert sample_text(Sample(kind="k", source="s", text="only")) == "only"
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(1, 8))
-def test_ngram_integers_depend_on_the_ngram_alone(values, n) -> None:
-    hashes = np.array(values, np.uint64)
-    got = ngrams(hashes, n)
-    assert len(got) == max(0, len(values) - n + 1)
-    for i, gram in enumerate(got):
-        assert gram == ngrams(hashes[i : i + n], n)[0]
-    assert len(np.unique(got)) == len({tuple(values[i : i + n]) for i in range(len(got))})
-
-
-def test_word_hashes_are_the_same_on_every_machine() -> None:
-    assert hash_words(["Salt"]).hashes.tolist() == hash_words(["ѕalt"]).hashes.tolist()
-    assert hash_words(["salt"]).hashes.tolist() == [17405588496834098335]
-    assert words("It's  5kg of “Ѕalt” -- 1,200 cafés! 中文") == [
-        "its", "5", "kg", "of", "salt", "1200", "cafes", "中", "文",
-    ]  # fmt: skip
-
-
-ALPHABET = "abcZ '`,1234.-_\n" + "éßœ’“中カ٣½①ⅷ\u200b\u00adЅ\U0001d41a\u0301\ud800\ue000🎉ª²"
-
-
-@given(st.lists(st.text(ALPHABET, max_size=30), max_size=4))
-def test_words_and_their_hashes_agree_whatever_the_batch(texts) -> None:
-    found = hash_words(texts)
-    assert len(found) == len(texts)
-    alone = [hash_words([word]).hashes[0] for text in texts for word in words(text)]
-    assert found.hashes.tolist() == alone
-    assert np.diff(found.bounds).tolist() == [len(words(text)) for text in texts]
-    for number, text in enumerate(texts):
-        assert text_keys(found)[number] == text_keys(hash_words([text]))[0]
-
-
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=8), max_size=5), st.integers(1, 4))
-def test_ngrams_of_many_texts_are_those_of_each(texts, n) -> None:
-    found = hash_words([" ".join(t) for t in texts])
-    plain, filled = text_ngrams(found, n), text_ngrams(found, n, shorter=True)
-    for number in range(len(texts)):
-        hashes = found.of(number)
-        assert plain.of(number).tolist() == ngrams(hashes, n).tolist()
-        least = min(n, len(hashes))
-        assert filled.of(number).tolist() == (ngrams(hashes, least).tolist() if least else [])
 
 
 def test_shuffled_choices_and_changed_numbers_are_told() -> None:

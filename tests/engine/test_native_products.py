@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from phikit.compiled import Compiler, compiled
 from phikit.engine.native import build, products
-from phikit.engine.native.build import Compiler
 from phikit.engine.quant.linear import FEW_ROWS, QuantLinear
 from phikit.engine.quant.packing import (
     Scheme,
@@ -139,9 +139,9 @@ def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_library_is_compiled_once(tmp_path: Path) -> None:
     compiler = Compiler(folder=tmp_path, portable=True)
-    made = build.compiled(compiler)
+    made = compiled(build.SOURCES, compiler)
     stamp = made.stat().st_mtime_ns
-    assert build.compiled(compiler) == made and made.stat().st_mtime_ns == stamp
+    assert compiled(build.SOURCES, compiler) == made and made.stat().st_mtime_ns == stamp
     assert list(tmp_path.iterdir()) == [made]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_fixtures import tiny_model
 
-from phikit.engine.native.build import Compiler
+from phikit.compiled import Compiler
 from phikit.train.attention import confined
 from phikit.train.native import attention
 from phikit.train.native.attention import runs

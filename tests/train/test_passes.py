@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from phikit.engine.native.build import Compiler
+from phikit.compiled import Compiler
 from phikit.errors import PhikitError
 from phikit.models.decoder import RMSNorm
 from phikit.train import fast, logits

@@ -14,9 +14,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
+from phikit.chat.pieces import piece_encoder
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors, read_json, write_atomic, write_json
 
@@ -52,6 +55,7 @@ class Tokenizer:
         plain = json.loads(fast.to_str())
         plain.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         self._plain = FastTokenizer.from_str(json.dumps(plain))
+        self._pieces = piece_encoder(plain, self._encode_all)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -97,7 +101,16 @@ class Tokenizer:
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, over several threads."""
+        """`encode` of each text."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """`encode` of each text, as arrays: the fastest way there is for many texts."""
+        if self._pieces is None:
+            return [np.array(ids, np.uint32) for ids in self._encode_all(texts)]
+        return self._pieces.encode(texts)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_control(self, text: str, control: Collection[str]) -> list[int]:

@@ -20,57 +20,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from phikit.data.ngrams import (
-    Hashes,
-    Words,
-    hash_words,
-    ngrams,
-    ngrams_of_sums,
-    running_sums,
-    text_keys,
-    words,
-)
+from phikit.data.folding import words
+from phikit.data.item_index import DecontaminationConfig, ItemIndex
+from phikit.data.ngram_work import Hashes
+from phikit.data.ngrams import Words, hash_words, text_keys, text_ngrams
 from phikit.records import Sample
-from phikit.stage import Config
 
 Verdict = Literal["contaminated", "partial"]
 _EXCERPT = 2000  # characters of a long text that the ledger shows
-_AT_ONCE = 1 << 18  # characters hashed at once: their arrays stay in the cores' caches
-_BITS = 26  # of an n-gram's integer that the first look takes: a table of 8 MiB
-
-
-class DecontaminationConfig(Config):
-    """The rule's settings; the report publishes the two sizes and none of the others."""
-
-    long_ngram: int = Field(
-        default=13, gt=0, description="words; one shared n-gram is contamination"
-    )
-    short_ngram: int = Field(
-        default=7, gt=0, description="words; the shared fraction of these counts"
-    )
-    contaminated_ratio: float = Field(
-        default=0.5,
-        gt=0,
-        description="shared fraction of short n-grams from which a text is contaminated: half of "
-        "the shorter one's wording. Never published",
-    )
-    partial_ratio: float = Field(
-        default=0.2, gt=0, description="fraction from which it is noted as partial. Never published"
-    )
-    common_documents: int = Field(
-        default=10,
-        gt=0,
-        description="n-grams found in at least so many different training texts are allowed, as "
-        "idioms or as the wording of a template. Never published",
-    )
-    common_items: int = Field(
-        default=3,
-        gt=1,
-        description="n-grams found in at least so many different items are allowed, too: they are "
-        "the wording of the benchmark and tell no item from another. Never published",
-    )
+_AT_ONCE = 1 << 19  # characters hashed at once: their arrays stay in the cores' caches
 
 
 @dataclass(frozen=True)
@@ -88,98 +47,6 @@ class Contamination:
     def row(self, document: str) -> dict[str, Any]:
         """A line of the ledger."""
         return {"document": document, **asdict(self)}
-
-
-class _Index:
-    """Which items hold an n-gram, and in how many different training texts it was found."""
-
-    def __init__(self, items: list[Hashes], settings: DecontaminationConfig, n: int) -> None:
-        self.n, self.settings = n, settings
-        grams = [np.unique(ngrams(h, n)) for h in items]
-        owners = np.repeat(np.arange(len(grams)), [len(g) for g in grams])
-        flat = np.concatenate([np.zeros(0, np.uint64), *grams])
-        order = np.argsort(flat, kind="stable")
-        self.grams, starts = np.unique(flat[order], return_index=True)
-        self.starts = np.append(starts, len(flat))
-        self.owners = owners[order]
-        self.found = np.zeros(len(self.grams), np.int64)
-        self.table = np.zeros(1 << (_BITS - 3), np.uint8)
-        top = self.grams >> np.uint64(64 - _BITS)
-        np.bitwise_or.at(self.table, top >> np.uint64(3), _bit(top))
-        self.settle()
-
-    def possible(self, grams: Hashes) -> NDArray[np.int64]:
-        """Where n-grams are that may be in the index: all that are, and few that are not.
-
-        One look into a table that stays in the cache, where a search would take some twenty looks
-        into memory.
-        """
-        top = grams >> np.uint64(64 - _BITS)
-        return np.flatnonzero(self.table[top >> np.uint64(3)] & _bit(top))
-
-    def positions(self, hashes: Hashes) -> NDArray[np.int64]:
-        """For each n-gram of a text its place in the index, or -1."""
-        grams = ngrams(hashes, self.n)
-        result = np.full(len(grams), -1)
-        at = self.possible(grams)
-        result[at] = self._places(grams[at])
-        return result
-
-    def shared(self, found: Words, running: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Every n-gram of several texts that is in the index: (number of the text, its place).
-
-        N-grams that reach from one text into the next are looked up like all others, and left out
-        when they are found: they are few.
-        """
-        grams = ngrams_of_sums(running, self.n)
-        at = self.possible(grams)
-        places = self._places(grams[at])
-        at, places = at[places >= 0], places[places >= 0]
-        texts = np.searchsorted(found.bounds, at, side="right") - 1
-        inside = at + self.n <= found.bounds[texts + 1]
-        return texts[inside], places[inside]
-
-    def _places(self, grams: Hashes) -> NDArray[np.int64]:
-        if not len(self.grams):
-            return np.full(len(grams), -1)
-        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        return np.where(self.grams[at] == grams, at, -1)
-
-    def counting(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these positions are in the index and not on the allow-list."""
-        if not len(self.allowed):
-            return np.zeros(len(at), np.bool_)
-        return (at >= 0) & ~self.allowed[at]
-
-    def count(self, texts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Notes that texts have the n-grams at these places, each once."""
-        if len(places):
-            once = np.unique(texts * len(self.grams) + places) % len(self.grams)
-            np.add.at(self.found, once, 1)
-
-    def settle(self) -> None:
-        """Draws up the allow-list, and the number of other n-grams of each item."""
-        holders = np.diff(self.starts)
-        frequent = self.found >= self.settings.common_documents
-        count = int(self.owners.max()) + 1 if len(self.owners) else 0
-        # an item of which nothing would be left keeps its n-grams, or its copies would not be found
-        wording = np.repeat(holders >= self.settings.common_items, holders)
-        left = np.bincount(self.owners[~wording], minlength=count)
-        needed = np.zeros(len(self.grams), np.bool_)
-        places = np.repeat(np.arange(len(self.grams)), holders)
-        needed[places[left[self.owners] == 0]] = True
-        self.allowed = frequent | ((holders >= self.settings.common_items) & ~needed)
-        kept = np.repeat(~self.allowed, holders)
-        self.sizes = np.bincount(self.owners[kept], minlength=count)
-
-    def holders(self, position: int) -> NDArray[np.int64]:
-        """The items with this n-gram, in order."""
-        return self.owners[self.starts[position] : self.starts[position + 1]]
-
-
-def _bit(top: Hashes) -> NDArray[np.uint8]:
-    """The bit of its byte in the table that stands for an n-gram."""
-    return np.left_shift(np.uint8(1), (top & np.uint64(7)).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -230,17 +97,21 @@ class Decontaminator:
         self.items: list[tuple[str, str]] = []
         self._whole: dict[int, int] = {}
         self._seen: set[int] = set()
-        hashes: list[Hashes] = []
-        for name, text in items:  # items with the same words count as one
-            found = hash_words([text])
-            key = int(text_keys(found)[0])
-            if len(found.hashes) and key not in self._whole:
-                self._whole[key] = len(hashes)
-                self.items.append((name, text))
-                hashes.append(found.hashes)
+        named = list(items)
+        kept: list[Words] = []
+        for first, batch in _batches([text for _, text in named]):
+            found = hash_words(batch)
+            new = []
+            for number, key in enumerate(text_keys(found).tolist()):
+                if key and key not in self._whole:  # items with the same words count as one
+                    self._whole[key] = len(self.items)
+                    self.items.append(named[first + number])
+                    new.append(number)
+            kept.append(found.pick(np.array(new, np.int64)))
+        words_of_items = Words.join(kept)
         self._keys = np.array(sorted(self._whole), np.uint64)
-        self._long = _Index(hashes, self.settings, self.settings.long_ngram)
-        self._short = _Index(hashes, self.settings, self.settings.short_ngram)
+        self._long = ItemIndex(words_of_items, self.settings, self.settings.long_ngram)
+        self._short = ItemIndex(words_of_items, self.settings, self.settings.short_ngram)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Counts training texts for the allow-list; texts with equal words count once.
@@ -262,10 +133,9 @@ class Decontaminator:
 
     def _sharing(self, first: int, texts: Sequence[str]) -> Sharing:
         found = hash_words(texts)
-        running = running_sums(found.hashes)
-        keys = text_keys(found, running)
+        keys = text_keys(found)
         sharing = self._same(keys)
-        shared = self._shared(found, running)
+        shared = self._shared(found)
         for holders, _ in shared:
             sharing[holders] = True
         numbers = np.flatnonzero(sharing)
@@ -276,19 +146,16 @@ class Decontaminator:
             *(places for _, places in shared),
         )
 
-    def _shared(
-        self, found: Words, running: Hashes
-    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+    def _shared(self, found: Words) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
         """The long and the short n-grams that texts share with items.
 
         What shares a long one shares the short ones in it: only such texts are looked at twice.
         """
-        short = self._short.shared(found, running)
+        short = self._short.shared(found)
         if self._short.n > self._long.n:
-            return self._long.shared(found, running), short
+            return self._long.shared(found), short
         holders = np.unique(short[0])
-        some = found.pick(holders)
-        texts, places = self._long.shared(some, running_sums(some.hashes))
+        texts, places = self._long.shared(found.pick(holders))
         return (holders[texts], places), short
 
     def count_shared(self, sharing: Sharing) -> None:
@@ -331,43 +198,45 @@ class Decontaminator:
         result: dict[int, Contamination] = {}
         for first, batch in _batches(texts):
             found = hash_words(batch)
-            running = running_sums(found.hashes)
-            suspect = self._same(text_keys(found, running))
-            shared = self._shared(found, running)
+            suspect = self._same(text_keys(found))
+            shared = self._shared(found)
             for index, (holders, places) in zip((self._long, self._short), shared, strict=True):
                 suspect[holders[index.counting(places)]] = True
             for number in np.flatnonzero(suspect).tolist():
-                if (contamination := self.check(batch[number])) is not None:
+                if contamination := self._judge(batch[number], found.alone(number)):
                     result[first + number] = contamination
         return result
 
     def check(self, text: str) -> Contamination | None:
         """The contamination of a text, or None when it is clean."""
-        found = hash_words([text])
-        hashes = found.hashes
-        if len(hashes) and (same := self._whole.get(int(text_keys(found)[0]))) is not None:
-            return self._found("contaminated", "same words", 1.0, same, text, 0, len(hashes))
-        at = self._long.positions(hashes)
+        return self._judge(text, hash_words([text]))
+
+    def _judge(self, text: str, found: Words) -> Contamination | None:
+        """`check` of a text whose words are known."""
+        size = len(found.hashes)
+        if size and (same := self._whole.get(int(text_keys(found)[0]))) is not None:
+            return self._found("contaminated", "same words", 1.0, same, text, 0, size)
+        at = self._long.positions(found)
         hits = np.flatnonzero(self._long.counting(at))
         if len(hits):
             item, n = int(self._long.holders(at[hits[0]])[0]), self._long.n
             return self._found("contaminated", f"{n}-gram", 1.0, item, text, int(hits[0]), n)
-        return self._by_ratio(text, hashes)
+        return self._by_ratio(text, found)
 
-    def _by_ratio(self, text: str, hashes: Hashes) -> Contamination | None:
+    def _by_ratio(self, text: str, found: Words) -> Contamination | None:
         index = self._short
-        places = index.positions(hashes)
+        places = index.positions(found)
         at, begins = np.unique(places, return_index=True)
         counting = index.counting(at)
         if not counting.any():
             return None
         allowed = int(np.sum(~counting & (at >= 0)))
-        distinct = len(np.unique(ngrams(hashes, index.n))) - allowed
+        distinct = len(np.unique(text_ngrams(found, index.n).hashes)) - allowed
         holders = [index.holders(a) for a in at[counting]]
-        shared = np.bincount(np.concatenate(holders), minlength=len(index.sizes))
-        ratios = shared / np.maximum(np.minimum(index.sizes, distinct), 1)
-        item = int(np.argmax(ratios))
-        ratio = round(float(ratios[item]), 4)
+        items, shared = np.unique(np.concatenate(holders), return_counts=True)
+        ratios = shared / np.maximum(np.minimum(index.sizes[items], distinct), 1)
+        best = int(np.argmax(ratios))
+        item, ratio = int(items[best]), round(float(ratios[best]), 4)
         if ratio < self.settings.partial_ratio:
             return None
         bad = ratio >= self.settings.contaminated_ratio

@@ -37,7 +37,7 @@ class Pool:
         with explain_os_errors(path, "writing"):
             self._file = path.open("wb")
 
-    def add(self, source: str, documents: Iterable[Sequence[int]]) -> None:
+    def add(self, source: str, documents: Iterable[Sequence[int] | NDArray[np.uint32]]) -> None:
         """Appends documents of one source class."""
         if source not in self.names:
             self.names.append(source)

@@ -13,12 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phikit.data.decontaminate import (
-    DecontaminationConfig,
-    Decontaminator,
-    item_text,
-    sample_text,
-)
+from phikit.data.decontaminate import Decontaminator, item_text, sample_text
+from phikit.data.item_index import DecontaminationConfig
 from phikit.errors import PhikitError
 from phikit.files import LineFile
 from phikit.records import Pair, Record, Sample, iter_records, read_records, write_records

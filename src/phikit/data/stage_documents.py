@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import Field
 
-from phikit.data.decontaminate import DecontaminationConfig, Decontaminator, item_text
+from phikit.data.decontaminate import Decontaminator, item_text
 from phikit.data.dedup import DedupConfig, Deduplicator
 from phikit.data.filters import FilterConfig, TrigramModel, outliers, rejection
+from phikit.data.item_index import DecontaminationConfig
 from phikit.data.readers import Broken, ReaderConfig, read
 from phikit.files import LineFile
 from phikit.records import Document, Sample, iter_records, read_records, write_records

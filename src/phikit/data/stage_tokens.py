@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from phikit.chat.format import chat_format
@@ -186,7 +187,7 @@ def run_shards(ctx: Context, settings: ShardsConfig, inputs: Mapping[str, Path])
 
 def _encoded(
     tokenizer: Tokenizer, texts: Iterable[_Text], end: int
-) -> Iterator[tuple[str, Sequence[int]]]:
+) -> Iterator[tuple[str, NDArray[np.uint32]]]:
     """(source class, ids with the end token) of each text, in order."""
     texts = iter(texts)
     while batch := list(islice(texts, _BATCH)):
@@ -194,11 +195,11 @@ def _encoded(
         special = [t.trusted and any(token in t.text for token in THINK) for t in batch]
         plain = ["" if s else t.text for t, s in zip(batch, special, strict=True)]
         for text, is_special, ids in zip(
-            batch, special, tokenizer.encode_batch(plain), strict=True
+            batch, special, tokenizer.encode_arrays(plain), strict=True
         ):
             if is_special:
-                ids = tokenizer.encode_control(text.text, THINK)
-            yield text.source, [*ids, end]
+                ids = np.array(tokenizer.encode_control(text.text, THINK), np.uint32)
+            yield text.source, np.append(ids, np.uint32(end))
 
 
 def _shares(settings: ShardsConfig, pool: Pool, weights: Mapping[str, float]) -> list[Share]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from phikit.data.decontaminate import DecontaminationConfig
 from phikit.data.dedup import DedupConfig
 from phikit.data.filter_steps import FilteringConfig
+from phikit.data.item_index import DecontaminationConfig
 from phikit.data.reading.base import ReaderConfig
 from phikit.stage import Config
 

@@ -36,11 +36,11 @@ def tokenise(folder: Path, shard: str, tokenizer: str) -> None:
     with (folder / "tokens.bin").open("wb") as out:
         while batch := list(islice(documents, _BATCH)):
             for document, ids in zip(
-                batch, encoder.encode_batch([d.text for d in batch]), strict=True
+                batch, encoder.encode_arrays([d.text for d in batch]), strict=True
             ):
                 if document.source not in names:
                     names.append(document.source)
-                out.write(np.asarray(ids, _DTYPE).tobytes() + end)
+                out.write(ids.astype(_DTYPE, copy=False).tobytes() + end)
                 lengths.append(len(ids) + 1)
                 classes.append(names.index(document.source))
                 counts[document.source] += len(ids) + 1

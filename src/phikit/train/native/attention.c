@@ -8,7 +8,7 @@
    Letters: T tokens, H query heads, G key-value heads, E = H / G, M = H + 2G heads of the fused
    projection, K head size, R rotated part of a head, L length of a document, P the same rounded up
    to whole blocks, Q queries of a block. A pair is two neighbours in bfloat16, in one word.  */
-#include "common.h"
+#include "../../engine/native/common.h"
 
 enum { BLOCK = 32, ROWS = 8, GAP = 16 }; /* GAP: so that rows do not lie whole pages apart */
 

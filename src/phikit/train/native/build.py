@@ -1,4 +1,7 @@
-"""The training kernels as a loaded library, compiled on first use like the engine's."""
+"""The training kernels as a loaded library (see `phikit.compiled`).
+
+Without a compiler there is none; callers then use torch's own operations, and that is said once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ import functools
 import logging
 from pathlib import Path
 
-from phikit.engine.native.build import FOLDER, Compiler, Sources, loaded
+from phikit.compiled import Compiler, Sources, opened
 from phikit.errors import PhikitError
 
-_HERE = Path(__file__).parent
-TRAINING = Sources(
+SOURCES = Sources(
+    Path(__file__).parents[2],
     "training",
-    (FOLDER / "team.c", *(_HERE / f"{name}.c" for name in ("attention", "passes", "logits"))),
-    (FOLDER / "common.h", FOLDER / "decode.h"),
-)
+    (
+        "engine/native/team.c", "train/native/attention.c", "train/native/passes.c",
+        "train/native/logits.c",
+    ),
+    ("engine/native/common.h", "engine/native/decode.h"),
+)  # fmt: skip
 _log = logging.getLogger("phikit")
 
 
@@ -25,7 +31,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     Raises:
         PhikitError: it cannot be compiled or loaded.
     """
-    library = loaded(compiler, TRAINING)
+    library = opened(SOURCES, compiler)
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     if library.phikit_confined_runs():
         library.phikit_confined_forward.argtypes = (*(pointer,) * 4, number)

@@ -1,7 +1,7 @@
 /* From logits in bfloat16 to losses and their slopes, a row at a time, which stays in the cache.
 
    Letters: C rows (tokens), V vocabulary.  */
-#include "decode.h"
+#include "../../engine/native/decode.h"
 
 typedef struct {
   uint16_t *logits;                    /* [C, V] */

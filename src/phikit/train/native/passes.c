@@ -5,7 +5,7 @@
    Every row is one thread's, and sums over rows are cut the same way however many there are.
 
    Letters: N rows (tokens), D model width, F inner width.  */
-#include "decode.h"
+#include "../../engine/native/decode.h"
 
 enum { SHORT = 1 << 15, PART = 64 }; /* elements that one thread takes alone; rows of a partial sum */
 
