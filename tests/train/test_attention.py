@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_fixtures import tiny_model
 
+from phikit.compiled import Compiler
 from phikit.train.attention import confined
+from phikit.train.native import attention
+from phikit.train.native.attention import runs
+from phikit.train.native.build import library
 
 
 def rows_of(lengths: list[list[int]], width: int) -> torch.Tensor:
@@ -70,3 +75,96 @@ def test_a_packed_document_equals_itself_alone() -> None:
         packed = model.hidden(ids, positions, attend=confined(segments))
         alone = model.hidden(ids[:, 10:30])
     torch.testing.assert_close(packed[0, 10:30], alone[0], rtol=1e-5, atol=1e-5)
+
+
+# --- the C kernels -------------------------------------------------------------------------------
+
+needs_kernels = pytest.mark.skipif(
+    not runs(torch.zeros(1, 1, 3, 32, dtype=torch.bfloat16)),
+    reason="needs a C compiler and a processor with products in bfloat16",
+)
+
+
+def rope_of(tokens: int, rotary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    angles = torch.arange(tokens)[:, None] * 100.0 ** -(torch.arange(0, rotary, 2) / rotary)
+    twice = torch.cat((angles, angles), dim=-1)[None]
+    return twice.cos(), twice.sin()
+
+
+def both_ways(
+    qkv: torch.Tensor, up: torch.Tensor, segments: torch.Tensor, branches: torch.Tensor | None,
+    rotary: int, heads: int, kv_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    qkv = qkv.clone().requires_grad_()
+    attend = confined(segments, branches)
+    out = attend.fused(qkv, rope_of(segments.shape[1], rotary), heads, kv_heads)
+    (grad,) = torch.autograd.grad(out, qkv, up.to(out.dtype))
+    return out.detach().double(), grad.double()
+
+
+@needs_kernels
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 150), max_size=3), min_size=1, max_size=2),
+    heads=st.sampled_from([(1, 1), (6, 2), (3, 3)]),
+    k=st.sampled_from([32, 64, 96]),
+    whole=st.booleans(),
+    branched=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_kernels_against_float64(
+    lengths: list[list[int]], heads: tuple[int, int], k: int, whole: bool, branched: bool, seed: int
+) -> None:
+    """Outputs and gradients, as near as rounding their bfloat16 inputs and results allows."""
+    h, g = heads
+    segments = rows_of(lengths, max(max(map(sum, lengths)) + 3 * (not whole), 1))
+    stream = torch.Generator().manual_seed(seed)
+    b, n = segments.shape
+    qkv = torch.randn(b, n, h + 2 * g, k, generator=stream).bfloat16()
+    up = torch.randn(b, n, h, k, generator=stream).bfloat16()
+    branches = torch.randint(0, 3, (b, n), generator=stream) if branched else None
+    rotary = k if seed % 2 else k // 2
+    got = both_ways(qkv, up, segments, branches, rotary, h, g)
+    want = both_ways(qkv.double(), up, segments, branches, rotary, h, g)
+    for a, c in zip(got, want, strict=True):
+        assert (a - c).norm() <= 5e-3 * c.norm()
+        assert not a[segments == 0].any()
+
+
+@needs_kernels
+def test_the_kernels_do_not_depend_on_threads_nor_on_neighbours() -> None:
+    segments = rows_of([[40, 33, 100], [7, 130, 20]], 180)
+    stream = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 180, 10, 64, generator=stream).bfloat16()
+    up = torch.randn(2, 180, 6, 64, generator=stream).bfloat16()
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(both_ways(qkv, up, segments, None, 64, 6, 2))
+    finally:
+        torch.set_num_threads(before)
+    for out, grad in found[1:]:
+        assert torch.equal(out, found[0][0]) and torch.equal(grad, found[0][1])
+    qkv[segments == 2] = float("nan")  # which is seen where it is, and nowhere else
+    out, grad = both_ways(qkv, up, segments, None, 64, 6, 2)
+    for a, c in zip((out, grad), found[0], strict=True):
+        assert a[segments == 2].isnan().all()
+        assert torch.equal(a[segments != 2], c[segments != 2])
+
+
+def test_without_the_kernels_it_is_torch_s(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """No compiler: said once, and the same result to rounding."""
+    missing = Compiler(program="there-is-no-such-compiler")
+    segments = rows_of([[50, 14]], 64)
+    stream = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 64, 5, 32, generator=stream).bfloat16()
+    up = torch.randn(1, 64, 3, 32, generator=stream).bfloat16()
+    with_them = both_ways(qkv, up, segments, None, 32, 3, 1)
+    library.cache_clear()
+    monkeypatch.setattr(attention, "library", lambda: library(missing))
+    without = both_ways(qkv, up, segments, None, 32, 3, 1)
+    for a, c in zip(with_them, without, strict=True):
+        assert (a - c).norm() < 1e-2 * c.norm()
+    assert caplog.text.count("there is no C compiler 'there-is-no-such-compiler'") == 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phikit.train import losses
+from phikit.train import logits, losses
 
 
 def data(n: int, d: int, v: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,7 +26,7 @@ def plain(hidden, head, targets, smoothing, z, temperature):  # type: ignore[no-
 
 def small_chunks(patch: pytest.MonkeyPatch) -> None:
     """Chunks of 32 tokens, computed 16 rows at a time."""
-    patch.setattr(losses, "CACHE_BYTES", 1)
+    patch.setattr(logits, "CACHE_BYTES", 1)
     patch.setattr(losses, "CHUNK_ROWS", 32)
 
 

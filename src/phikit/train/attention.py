@@ -4,11 +4,14 @@ Shapes: B rows, L sequence, T = B·L tokens, S documents of one bucket, P their 
 H query heads, G key-value heads, M = H + 2G heads of the fused projection, K head size, Q queries
 of one block, U what the block sees.
 
-Documents are taken out of their rows and put into buckets of about equal length, so a token pays
-for its own document's length and not for its row's: nothing can leak, there is no mask to apply,
-and packing costs no attention. Within a bucket `models.attention` does the work, a block of queries
-at a time; on a CPU that is up to twice as fast as torch's fused kernels, whose backward pass is
-slow, above all with a mask.
+A token pays for its own document's length and not for its row's: nothing can leak, there is no mask
+to apply, and packing costs no attention.
+
+In bfloat16 on a CPU that has products in it, the C kernels of `native` read documents where they
+are. Everywhere else documents are taken out of their rows and put into buckets of about equal
+length. Within a bucket `models.attention` does the work, a block of queries at a time; on a CPU
+that is up to twice as fast as torch's fused kernels, whose backward pass is slow, above all with a
+mask.
 
 Queries and keys are rotated on their way into the buckets and their gradients on the way back, so
 all that is kept for the backward pass is the fused projection itself.
@@ -16,7 +19,8 @@ all that is kept for the backward pass is the fused projection itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from phikit.models.attention import QUERY_BLOCK, blockwise, blockwise_backward
+from phikit.train.native.attention import NativeAttention, Places, runs
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 
@@ -69,28 +74,64 @@ class Bucket:
             out_TC.index_copy_(0, self.tokens, flat.index_select(0, self.places))
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of packed rows are.
+
+    Attributes:
+        starts_S, lengths_S: in the rows laid end to end.
+        branches_T: the branch of each token, if any document has branches.
+        tokens: T, padding included.
+    """
+
+    starts_S: Tensor
+    lengths_S: Tensor
+    branches_T: Tensor | None
+    tokens: int
+
+
 class Confined:
     """What each position attends to: itself and the earlier positions of its own document.
 
     It is an `Attend`; training calls `fused`, which is the same on the projection as it comes.
     """
 
-    def __init__(self, buckets: list[Bucket]) -> None:
-        self.buckets = buckets
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
         self._rope: Rope | None = None
-        self._turns: list[Rope | None] = [None] * len(buckets)
+        self._turns: list[Rope | None] = []
+        self._turned: Places | None = None
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        return _buckets(self.documents)
+
+    @cached_property
+    def _places(self) -> Places:
+        d = self.documents
+        branches = None if d.branches_T is None else d.branches_T.int().contiguous()
+        return Places(d.starts_S.int(), d.lengths_S.int(), branches, None, d.tokens)
 
     def __call__(self, _: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
         heads, kv_heads = q_BHLK.shape[1], k_BGLK.shape[1]
         qkv_BLMK = torch.cat((q_BHLK, k_BGLK, v_BGLK), dim=1).transpose(1, 2)
-        none: list[Rope | None] = [None] * len(self.buckets)
-        out = _Attention.apply(qkv_BLMK, self.buckets, none, heads, kv_heads)
+        if runs(qkv_BLMK):
+            out = NativeAttention.apply(qkv_BLMK, self._places, heads, kv_heads)
+        else:
+            none: list[Rope | None] = [None] * len(self.buckets)
+            out = _Attention.apply(qkv_BLMK, self.buckets, none, heads, kv_heads)
         return out.transpose(1, 2)
 
     def fused(self, qkv_BLMK: Tensor, rope: Rope, heads: int, kv_heads: int) -> Tensor:
         """Attention over a fused projection that is not rotated yet; returns [B, L, H, K]."""
         if self._rope is None or self._rope[0] is not rope[0]:
-            self._rope = rope
+            self._rope, self._turned, self._turns = rope, None, []
+        if runs(qkv_BLMK):
+            if self._turned is None:
+                turns = _tables(rope, *qkv_BLMK.shape[:2])
+                self._turned = replace(self._places, turns=turns)
+            return NativeAttention.apply(qkv_BLMK, self._turned, heads, kv_heads)
+        if not self._turns:
             self._turns = [_turns(bucket, rope, qkv_BLMK) for bucket in self.buckets]
         return _Attention.apply(qkv_BLMK, self.buckets, self._turns, heads, kv_heads)
 
@@ -105,10 +146,6 @@ def confined(segments_BL: Tensor, branches_BL: Tensor | None = None) -> Confined
 
     Padding (segment 0) attends to nothing and comes out as zeros.
     """
-    return Confined(_buckets(segments_BL, branches_BL))
-
-
-def _buckets(segments_BL: Tensor, branches_BL: Tensor | None) -> list[Bucket]:
     segments = segments_BL.reshape(-1)
     rows = torch.arange(len(segments), device=segments.device) // segments_BL.shape[1]
     new = torch.ones_like(segments, dtype=torch.bool)
@@ -116,24 +153,39 @@ def _buckets(segments_BL: Tensor, branches_BL: Tensor | None) -> list[Bucket]:
     starts = new.nonzero().squeeze(1)
     lengths = torch.diff(starts, append=starts.new_tensor([len(segments)]))
     real = segments[starts] != 0
-    starts, lengths = starts[real], lengths[real]
+    branches = None if branches_BL is None else branches_BL.reshape(-1)
+    return Confined(Documents(starts[real], lengths[real], branches, len(segments)))
+
+
+def _buckets(documents: Documents) -> list[Bucket]:
+    starts, lengths, branches_T = documents.starts_S, documents.lengths_S, documents.branches_T
     widths = torch.where(lengths <= QUERY_BLOCK, _up(lengths, 16), _up(lengths, 64))
     buckets = []
     for width in widths.unique().tolist():
         chosen = widths == width
         first_S, length_S = starts[chosen], lengths[chosen]
-        offset_P = torch.arange(width, device=segments.device)
+        offset_P = torch.arange(width, device=starts.device)
         inside_SP = offset_P < length_S[:, None]
         tokens: Tensor | None = (first_S[:, None] + offset_P)[inside_SP]
         places: Tensor | None = inside_SP.reshape(-1).nonzero().squeeze(1)
         branches = None
-        if branches_BL is not None:
-            branches = torch.zeros_like(inside_SP, dtype=branches_BL.dtype)
-            branches[inside_SP] = branches_BL.reshape(-1)[tokens]
-        if len(first_S) * width == len(segments) and bool((length_S == width).all()):
+        if branches_T is not None:
+            branches = torch.zeros_like(inside_SP, dtype=branches_T.dtype)
+            branches[inside_SP] = branches_T[tokens]
+        if len(first_S) * width == documents.tokens and bool((length_S == width).all()):
             tokens = places = None
         buckets.append(Bucket((len(first_S), width), tokens, places, branches))
     return buckets
+
+
+def _tables(rope: Rope, rows: int, length: int) -> Rope:
+    """Cosines and sines of every token, float32 [T, R / 2]."""
+    half = rope[0].shape[-1] // 2
+    cos, sin = (
+        table[..., :half].expand(rows, length, half).reshape(-1, half).float().contiguous()
+        for table in rope
+    )
+    return cos, sin
 
 
 def _up(lengths: Tensor, multiple: int) -> Tensor:

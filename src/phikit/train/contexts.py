@@ -33,7 +33,7 @@ class Traded(Confined):
     """`Confined` over rows whose tokens several processes share."""
 
     def __init__(self, whole: Confined, rope: Rope, tokens: int, group: Group) -> None:
-        super().__init__(whole.buckets)
+        super().__init__(whole.documents)
         self.whole, self.rope, self.tokens, self.group = whole, rope, tokens, group
 
     def fused(self, qkv_BLMK: Tensor, rope: Rope, heads: int, kv_heads: int) -> Tensor:

@@ -7,6 +7,8 @@ Between the matrix products a layer does little arithmetic on much memory, and w
 of it is most of a step's memory. Here a norm takes the residual sum with it and keeps that sum
 alone, SwiGLU keeps its input alone, and attention (`phikit.train.attention`) keeps the fused
 projection alone; the rest is computed again in the backward pass, at no matrix product's cost.
+On a CPU in bfloat16 the C kernels of `native` do each in one pass; what stands here is for all
+else.
 The projections stay modules, so whatever wraps them (LoRA) keeps working.
 """
 
@@ -24,6 +26,7 @@ from torch.autograd import Function
 
 from phikit.models.decoder import Attend, Decoder, Layer, RMSNorm
 from phikit.train.attention import Confined, Rope
+from phikit.train.native.passes import NativeNorm, NativeSwiGLU, gate_runs, norm_runs
 
 
 def layer_forward(layer: Layer, x_BLD: Tensor, rope: Rope, attend: Attend) -> Tensor:
@@ -61,12 +64,15 @@ def add_norm(x_BLD: Tensor, delta_BLD: Tensor | None, norm: RMSNorm) -> tuple[Te
     """x + delta, and its RMSNorm in the precision of matrix products."""
     kind = x_BLD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BLD.dtype
+    if norm_runs(x_BLD, delta_BLD, dtype):
+        return NativeNorm.apply(x_BLD, delta_BLD, norm.weight, norm.eps)
     return _AddNorm.apply(x_BLD, delta_BLD, norm.weight, norm.eps, dtype)
 
 
 def swiglu(gate_up_BLF: Tensor) -> Tensor:
     """silu(gate) × up, from the two side by side."""
-    return _SwiGLU.apply(gate_up_BLF)
+    kind: Any = NativeSwiGLU if gate_runs(gate_up_BLF) else _SwiGLU
+    return kind.apply(gate_up_BLF)
 
 
 class _AddNorm(Function):

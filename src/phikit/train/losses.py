@@ -3,10 +3,11 @@
 Shapes: N tokens, D model width, V vocabulary.
 
 The head's product with all hidden states is the largest tensor of a training step (8,192 tokens ×
-200,064 words in float32 = 6.5 GB). Here logits exist in float32 for a few rows at a time, which
-stay in the cache, and their gradients for a chunk of tokens, in the precision of the products. That
-is autocast's when autocast is on; logits are not rounded to it where that can be had
-(`engine.logits`).
+200,064 words in float32 = 6.5 GB). Here it exists for a chunk of tokens at a time, in the precision
+of the products, which is autocast's when autocast is on; what follows is float32 (`train.logits`).
+A sum over many tokens does not feel that its logits were rounded, but a token's own log-probability
+does, which is held against the engine's: there logits are float32 a few rows at a time where that
+can be had (`engine.logits`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
 from phikit.engine.logits import head_product
+from phikit.train.logits import cache_rows, sums, write_slopes
 
-CACHE_BYTES = 8 << 20  # of float32 logits at a time: about what stays in the cache
 CHUNK_BYTES = 96 << 20  # of logits in all
 # Adding up the head's gradient costs the head's size in every chunk, so chunks of a large
 # vocabulary have this many rows, if that many fit.
@@ -99,64 +100,63 @@ def _cut(total: int, rows: int) -> list[slice]:
 
 
 def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
-    """The tokens whose logits exist at the same time."""
+    """The tokens whose slopes exist at the same time."""
     fitting = min(CHUNK_ROWS, CHUNK_BYTES // (dtype.itemsize * vocabulary))
-    return _cut(tokens, max(_cache_rows(vocabulary), fitting))
-
-
-def _cache_rows(vocabulary: int) -> int:
-    return max(16, CACHE_BYTES // (4 * vocabulary))
+    return _cut(tokens, max(cache_rows(vocabulary), fitting))
 
 
 class _Head:
-    """The head, in the precision of products, for so many rows in all."""
+    """The head in the precision of products.
 
-    def __init__(self, head_VD: Tensor, dtype: torch.dtype, rows: int) -> None:
+    Attributes:
+        wide: its product unrounded, for so many rows in all; None for torch's own.
+    """
+
+    def __init__(self, head_VD: Tensor, dtype: torch.dtype, wide_rows: int = 0) -> None:
         self.weight_VD = head_VD.to(dtype)
-        self.wide = head_product(self.weight_VD, rows)
+        self.wide = head_product(self.weight_VD, wide_rows) if wide_rows else None
+
+
+class _Part(NamedTuple):
+    """Some rows of a chunk."""
+
+    rows: slice
+    logits_RV: Tensor
+    targets_R: Tensor
 
 
 class _Chunk:
-    """Tokens whose gradients exist at the same time.
+    """Tokens whose slopes exist at the same time.
 
     Attributes:
         hidden_CD: in the precision of products.
-        gradient_CV: for the gradients of the logits, row by row in place of the logits.
+        slopes_CV: room for the slopes by the logits; rounded logits lie there themselves.
     """
 
-    def __init__(self, head: _Head, hidden_CD: Tensor, targets_C: Tensor, gradient: bool) -> None:
+    def __init__(self, head: _Head, hidden_CD: Tensor, targets_C: Tensor, slopes: bool) -> None:
         self.head, self.targets_C = head, targets_C
         self.hidden_CD = hidden_CD.to(head.weight_VD.dtype)
-        self.gradient_CV = hidden_CD.new_empty(0)
+        self.slopes_CV = self.hidden_CD.new_empty(0)
         if head.wide is None:
-            self.gradient_CV = self.hidden_CD @ head.weight_VD.T
-        elif gradient:
-            self.gradient_CV = self.hidden_CD.new_empty(len(hidden_CD), len(head.weight_VD))
+            self.slopes_CV = self.hidden_CD @ head.weight_VD.T
+        elif slopes:
+            self.slopes_CV = self.hidden_CD.new_empty(len(hidden_CD), len(head.weight_VD))
 
-    def rows(self, temperature: float) -> Iterator[_Rows]:
-        """The rows, a cacheful at a time."""
-        for part in _cut(len(self.hidden_CD), _cache_rows(len(self.head.weight_VD))):
-            if self.head.wide is None:
-                logits = self.gradient_CV[part].float()
-            else:
-                logits = self.head.wide(self.hidden_CD[part])
-            if temperature != 1.0:
-                logits = logits / temperature
-            p = logits.softmax(1)
-            # the likeliest token's probability is 1 / Z over its own exponential
-            log_z = logits.amax(1) - p.amax(1).log()
-            target = logits.gather(1, self.targets_C[part, None]).squeeze(1)
-            yield _Rows(part, logits, p, log_z, target)
+    def parts(self) -> Iterator[_Part]:
+        """All rows at once, or a cacheful at a time where their logits are float32."""
+        count = len(self.hidden_CD)
+        wide = self.head.wide
+        size = count if wide is None else cache_rows(len(self.head.weight_VD))
+        for rows in _cut(count, size):
+            logits = self.slopes_CV if wide is None else wide(self.hidden_CD[rows])
+            yield _Part(rows, logits, self.targets_C[rows])
 
-
-class _Rows(NamedTuple):
-    """Some rows of a chunk, in float32: logits, probabilities, log Z and the target's logit."""
-
-    part: slice
-    logits_RV: Tensor
-    p_RV: Tensor
-    log_z_R: Tensor
-    target_R: Tensor
+    def back(self, grad_hidden: Tensor | None, grad_head: _Sum | None) -> None:
+        """From the slopes to the gradients of the chunk's hidden states and of the head."""
+        if grad_hidden is not None:
+            grad_hidden.copy_(self.slopes_CV @ self.head.weight_VD)
+        if grad_head is not None:
+            grad_head.add(self.slopes_CV.T @ self.hidden_CD)
 
 
 class _CrossEntropy(Function):
@@ -177,31 +177,24 @@ class _CrossEntropy(Function):
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_head = _Sum(head_VD) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = _Head(head_VD, dtype, n)
+            head = _Head(head_VD, dtype)
             for chunk in _chunks(n, vocabulary, dtype):
-                t = targets_N[chunk]
-                made = _Chunk(head, hidden_ND[chunk], t, wants_hidden or wants_head)
-                for part, logits, p, log_z, target in made.rows(temperature):
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], wants_hidden or wants_head)
+                for rows, logits_RV, t in made.parts():
+                    log_z, target, _, total = sums(logits_RV, t, temperature)
                     nll += (log_z - target).sum()
                     loss += (log_z - (1 - label_smoothing) * target).sum()
                     if label_smoothing:
-                        loss -= label_smoothing * logits.mean(1).sum()
+                        loss -= label_smoothing / vocabulary * total.sum()
                     if z_loss:
                         loss += z_loss * log_z.square().sum()
-                        p *= (1 + 2 * z_loss * log_z)[:, None]
-                    if not (wants_hidden or wants_head):
-                        continue
-                    less = p.new_full((len(p), 1), label_smoothing - 1.0)
-                    p.scatter_add_(1, t[part, None], less)
-                    if label_smoothing:
-                        p -= label_smoothing / vocabulary
-                    if temperature != 1.0:
-                        p /= temperature
-                    made.gradient_CV[part] = p
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = made.gradient_CV @ head.weight_VD
-                if grad_head is not None:
-                    grad_head.add(made.gradient_CV.T @ made.hidden_CD)
+                    if wants_hidden or wants_head:
+                        write_slopes(
+                            logits_RV, made.slopes_CV[rows], t, temperature, log_z,
+                            1 + 2 * z_loss * log_z, torch.full_like(log_z, label_smoothing - 1.0),
+                            everywhere=-label_smoothing / vocabulary,
+                        )  # fmt: skip
+                made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.value)
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
@@ -258,11 +251,11 @@ class _TokenLogprobs(Function):
             head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
                 made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], False)
-                for rows in made.rows(temperature):
-                    logprobs[chunk][rows.part] = rows.target_R - rows.log_z_R
+                for rows, logits_RV, t in made.parts():
+                    log_z, target, mean, _ = sums(logits_RV, t, temperature)
+                    logprobs[chunk][rows] = target - log_z
                     if with_entropy:
-                        mean = torch.linalg.vecdot(rows.p_RV, rows.logits_RV)
-                        entropy[chunk][rows.part] = rows.log_z_R - mean
+                        entropy[chunk][rows] = log_z - mean
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy)
         return logprobs, entropy
 
@@ -277,22 +270,17 @@ class _TokenLogprobs(Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
-                t = targets_N[chunk]
-                made = _Chunk(head, hidden_ND[chunk], t, True)
-                for part, _, p, _, _ in made.rows(ctx.temperature):
-                    grad_R1 = grad_logprobs_N[chunk][part, None]
-                    if with_entropy:
-                        # dH/dz = -p (log p + H); p log p is 0 where p is
-                        turn = torch.special.entr(p) - p * entropy_N[chunk][part, None]
-                        d = turn.mul_(grad_entropy_N[chunk][part, None]).sub_(p.mul_(grad_R1))
-                    else:
-                        d = p.mul_(-grad_R1)
-                    d.scatter_add_(1, t[part, None], grad_R1)
-                    if ctx.temperature != 1.0:
-                        d /= ctx.temperature
-                    made.gradient_CV[part] = d
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = made.gradient_CV @ head.weight_VD
-                if grad_head is not None:
-                    grad_head.add(made.gradient_CV.T @ made.hidden_CD)
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], True)
+                for rows, logits_RV, t in made.parts():
+                    log_z = sums(logits_RV, t, ctx.temperature).log_z_C
+                    up, up_entropy = grad_logprobs_N[chunk][rows], None
+                    p_factor = -up
+                    if with_entropy:  # dH/dy = -p (log p + H)
+                        up_entropy = grad_entropy_N[chunk][rows]
+                        p_factor = p_factor - up_entropy * entropy_N[chunk][rows]
+                    write_slopes(
+                        logits_RV, made.slopes_CV[rows], t, ctx.temperature, log_z, p_factor, up,
+                        None if up_entropy is None else -up_entropy,
+                    )  # fmt: skip
+                made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
         return grad_hidden, None if grad_head is None else grad_head.value, None, None, None

@@ -17,7 +17,7 @@ SOURCES = Sources(
     Path(__file__).parent,
     "kernels",
     (
-        "products.c", "rows.c", "step.c", "heads.c", "between.c", "wide.c", "cache8.c",
+        "team.c", "products.c", "rows.c", "step.c", "heads.c", "between.c", "wide.c", "cache8.c",
         "differ.c", "differ8.c", "mamba.c", "norms.c", "panels.c", "many.c",
     ),
     ("common.h", "decode.h", "differ.h", "step.h"),

@@ -416,20 +416,3 @@ void phikit_unpack(const Matrix *w, uint16_t *out, int64_t stride, int threads) 
   Unpacking unpacking = {w, out, (size_t)stride};
   phikit_run_team(threads, unpack, &unpacking);
 }
-
-/* --- threads ----------------------------------------------------------------------------------*/
-
-/* torch's own OpenMP threads: they are awake, and two sets of threads would fight for the cores. */
-void phikit_run_team(int threads, void (*work)(Team *, void *), void *argument) {
-  Team team = {.threads = 1};
-  if (threads <= 1) {
-    work(&team, argument);
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp single
-    team.threads = omp_get_num_threads();
-    work(&team, argument);
-  }
-}

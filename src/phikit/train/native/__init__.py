@@ -1,0 +1,1 @@
+"""C kernels for what training does between the matrix products."""
