@@ -66,10 +66,9 @@ class InvariantRunner(NativeRunner):
         super().__init__(model, block_size, compiler=compiler, cache=cache)
         self._kernels, wide = None, weight.dtype == torch.float32
         config = model.config
-        small = 2 * config.parameters <= _MOST
-        if self._library is not None and small and not self.cache8 and not obstacle(model):
-            if packable(model):
-                self._kernels = DecodeStep(model, self._library, pack=True)
+        packs = not self.cache8 and not obstacle(model) and packable(model)
+        if self._library is not None and packs and 2 * config.parameters <= _MOST:
+            self._kernels = DecodeStep(model, self._library, pack=True)
         self.native = self._library is not None
         self._between = Rowwise(config)
         if self._library is not None:
