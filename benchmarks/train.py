@@ -5,7 +5,7 @@ steps alternate, and medians are compared, so a neighbour's noise falls on both.
 compared step by step. The measured rate of bfloat16 products in between says what the machine
 could do at that time.
 
-    python benchmarks/train.py [--peers .venv-peers] [--steps 3] [--only sft dpo ...] [--quick]
+    python benchmarks/train.py [--peers .venv-peers] [--steps 3] [--only sft dpo ...]
 
 Rows: sft (8 × 512 tokens), lengths (real lengths), dpo, grpo, pretrain10m, pretrain125m, and
 losses (20 steps in bf16 and f32 against TRL).
@@ -134,10 +134,11 @@ class Bench:
                 rates.append(product_rate())
                 theirs.append(b.step())
             peaks = a.end(), b.end()
-        speed = [statistics.median(x["tokens"] / x["seconds"] for x in side)
-                 for side in (mine, theirs)]  # fmt: skip
-        unit = "pairs/s" if name == "dpo" else "tokens/s"
-        self.row(f"{label}: {unit}", *speed, goal)
+        unit = "pairs" if name == "dpo" else "tokens"
+        for measure, per, wanted in (("seconds", "s", goal), ("work", "s of a processor", None)):
+            speed = [statistics.median(x["tokens"] / x[measure] for x in side)
+                     for side in (mine, theirs)]  # fmt: skip
+            self.row(f"{label}: {unit}/{per}", *speed, wanted)
         gib = [p / 2**30 for p in peaks]
         self.row(f"{label}: peak GiB", *gib, memory_goal, less=True)
         if flops is not None:
