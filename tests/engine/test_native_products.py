@@ -157,3 +157,21 @@ def test_what_does_not_fit_is_refused() -> None:
         layer.take(layer.data[:, :1], layer.scales)
     with pytest.raises(PhikitError, match="no layer nowhere"):
         QuantLinear.like(nn.Sequential(), "nowhere", Scheme(), "here")
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(64, 32, 6), (97, 66, 13), (1, 2, 1), (130, 576, 5)])
+def test_packed_rows_are_not_rounded(kernels, n: int, k: int, m: int) -> None:
+    w, x = weights(n, k).to(torch.bfloat16), weights(m, k, 1).to(torch.bfloat16)
+    product = products.PackedRows(kernels, w)
+    y = product(x)
+    exact = x.double() @ w.double().T
+    assert y.dtype == torch.float32 and (y - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert torch.equal(torch.cat([product(row) for row in x.split(1)]), y)
+
+
+def test_what_cannot_be_packed_is_said(kernels) -> None:
+    with pytest.raises(PhikitError, match=r"\[4, 3\].*cannot be packed"):
+        products.PackedRows(kernels, torch.zeros(4, 3, dtype=torch.bfloat16))
+    packed = products.PackedRows(kernels, torch.zeros(4, 2, dtype=torch.bfloat16))
+    with pytest.raises(PhikitError, match="does not fit"):
+        packed(torch.zeros(1, 4, dtype=torch.bfloat16))

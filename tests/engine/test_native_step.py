@@ -68,15 +68,16 @@ def run(runner: DenseRunner, ids: list[int], known: int, chunk: int, long: bool)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["bf16", "packed", "int8", "int4"])
 @pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])
 @torch.inference_mode()
 def test_the_step_is_the_forward_pass(name: str, kind: str, portable: bool) -> None:
+    pack, kind = (8, "bf16") if kind == "packed" else (0, kind)
     model = model_of(name, kind)
     ids = torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(1)).tolist()
     long = model.config.long_rope is not None
-    runner = NativeRunner(model, block_size=8, compiler=Compiler(portable=portable))
-    assert runner._kernels is not None
+    runner = NativeRunner(model, 8, pack, Compiler(portable=portable))
+    assert runner._kernels is not None and runner.most_rows >= (31 if pack else 16)
     mine = run(runner, ids, 9, 1, long).log_softmax(-1)
     whole = model(torch.tensor([ids]), rope_length=21 if long else None)[0, 9:].float()
     wide = model_of(name, kind).float()
@@ -86,8 +87,8 @@ def test_the_step_is_the_forward_pass(name: str, kind: str, portable: bool) -> N
     assert (mine - exact).abs().mean() < 1.5 * theirs + 1e-3
     assert theirs < 0.5, "a test of noise only"
     # tokens of one sequence fed together give the same bits as one after another
-    again = NativeRunner(model, block_size=8, compiler=Compiler(portable=portable))
-    assert torch.equal(run(again, ids, 9, 16, long).log_softmax(-1), mine)
+    again = NativeRunner(model, 8, pack, Compiler(portable=portable))
+    assert torch.equal(run(again, ids, 9, 31 if pack else 16, long).log_softmax(-1), mine)
 
 
 @torch.inference_mode()

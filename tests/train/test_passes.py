@@ -96,12 +96,12 @@ def test_swiglu(kernels, rows: int, inner: int) -> None:
 @given(
     rows=st.integers(1, 40), vocabulary=st.sampled_from([40, 1000]),
     temperature=st.sampled_from([1.0, 0.7]), everywhere=st.sampled_from([0.0, -1e-3]),
-    seed=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_logits(
-    kernels, rows: int, vocabulary: int, temperature: float, everywhere: float, seed: int
+    kernels, rows: int, vocabulary: int, temperature: float, everywhere: float, dtype, seed: int
 ) -> None:
-    given_CV = (randn(rows, vocabulary, seed=seed) * 4).bfloat16()
+    given_CV = (randn(rows, vocabulary, seed=seed) * 4).to(dtype)
     targets = torch.randint(vocabulary, (rows,), generator=torch.Generator().manual_seed(seed))
     y = given_CV.double() / temperature
     log_p = y.log_softmax(1)
@@ -110,8 +110,10 @@ def test_logits(
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g.double(), w, rtol=1e-5, atol=1e-3 if w is want[3] else 1e-5)
     a, c, there = randn(3, rows, seed=seed + 1)
-    slopes = given_CV.clone()
-    logits.to_slopes(slopes, targets, temperature, got.log_z_C, a, there, c, everywhere)
+    slopes = given_CV if dtype == torch.bfloat16 else given_CV.bfloat16()
+    logits.write_slopes(
+        given_CV, slopes, targets, temperature, got.log_z_C, a, there, c, everywhere
+    )
     expected = log_p.exp() * (a[:, None] + c[:, None] * log_p) + everywhere
     expected.scatter_add_(1, targets[:, None], there[:, None].double())
     near(slopes, expected / temperature)

@@ -96,8 +96,7 @@ def generate(
     from phikit.chat.format import chat_format
     from phikit.chat.load import load_tokenizer
     from phikit.engine.base import Generator, Request, Sampling
-    from phikit.engine.load import load
-    from phikit.engine.local import LocalEngine
+    from phikit.engine.load import open_engine
     from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
     from phikit.engine.stops import before_stop
@@ -130,19 +129,17 @@ def generate(
             raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
         engine = RayPool(directory, engines, threads, batch, None if ray == "here" else ray)
     else:
-        weights = load(directory)
+        if speculate not in ("", "lookup"):
+            speculate = str(fetch.resolve(speculate))
+        engine = open_engine(
+            directory, batch, speculate=speculate, cache=kv_cache, invariant=invariant
+        )
+        weights: Any = engine.model
         for given in adapter or ():
             called, _, folder = given.partition("=")
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-        guesser: Any = speculate
-        if speculate not in ("", "lookup"):
-            guesser = load(fetch.resolve(speculate))
-        engine = LocalEngine(
-            weights, batch, invariant=invariant, speculate=guesser, cache=kv_cache,
-            tokenizer=tokenizer,
-        )  # fmt: skip
     target = out.open("w", encoding="utf-8") if out else sys.stdout
     try:
         for done in engine.generate(requests):

@@ -45,6 +45,16 @@ def serve(
     invariant: Annotated[
         bool, typer.Option(help="The same bits whatever else is asked at the time; slower.")
     ] = False,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="lookup|MODEL",
+            help="Guess tokens, from the text so far or by a small model; pays with few clients.",
+        ),
+    ] = "",
+    kv_cache: Annotated[
+        str, typer.Option("--kv-cache", metavar="int8", help="Keys and values in 8 bits.")
+    ] = "",
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most a client may ask for.")
     ] = None,
@@ -63,7 +73,7 @@ def serve(
     \b
     phikit serve runs/nano
     phikit serve small=smollm2 phi-4-mini --port 8000 --api-key-file keys.txt
-    phikit serve phi-4 --quant int4
+    phikit serve phi-4 --quant int4 --kv-cache int8 --speculate lookup
     phikit serve phi-4-mini --adapter law=runs/law/adapter
     curl localhost:8000/v1/models
     """
@@ -92,7 +102,11 @@ def serve(
         timeout=timeout, drain=drain,
     )  # fmt: skip
     bound = None if cache is None else int(cache * 2**30)
-    settings = Settings(rows, bound, invariant=invariant)
+    if speculate not in ("", "lookup"):
+        speculate = str(fetch.resolve(speculate, say=_say))
+    settings = Settings(
+        rows, bound, invariant=invariant, speculate=speculate, cache=kv_cache
+    )  # fmt: skip
     run.serve(found, host, port, limits, keys, settings, _say, adapters)
 
 

@@ -143,14 +143,15 @@ class DenseRunner:
         return self.head(self.rows_hidden(rows))
 
     def head(self, x_ND: Tensor) -> Tensor:
-        config = self.config
-        x_ND = F.rms_norm(
-            x_ND, (config.hidden_size,), self.model.model.norm.weight, config.norm_eps
-        )
-        return self.head_product(x_ND)
+        return self.head_product(self._norm(x_ND, self.model.model.norm.weight))
+
+    def _norm(self, x_ND: Tensor, weight_D: Tensor) -> Tensor:
+        """x / rms(x) × weight, of float32 in the weight's precision."""
+        wide_D = weight_D.float()
+        return F.rms_norm(x_ND, wide_D.shape, wide_D, self.config.norm_eps).to(weight_D.dtype)
 
     def rows_hidden(self, rows: Rows) -> Tensor:
-        """What the last layer leaves of each row: [N, D]."""
+        """What the last layer leaves of each row: [N, D], float32."""
         config, size = self.config, self.block_size
         column_N = rows.position_N // size
         if not rows.same or self._plan is None:
@@ -168,17 +169,17 @@ class DenseRunner:
         return self._layers(token_N, self.rope.at(position_N, long_N), attend)
 
     def _layers(self, token_N: Tensor, rope: tuple[Tensor, Tensor], attend: RowAttention) -> Tensor:
-        config, width = self.config, (self.config.hidden_size,)
+        config = self.config
         heads, turned = config.heads, config.heads + config.kv_heads
         every = config.heads + 2 * config.kv_heads
-        x_ND = self.model.model.embed_tokens(token_N)
+        x_ND = self.model.model.embed_tokens(token_N).float()
         for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
-            h_ND = F.rms_norm(x_ND, width, norms[0], config.norm_eps)
+            h_ND = self._norm(x_ND, norms[0])
             qkv = layer.qkv(h_ND).view(-1, every, config.head_dim)
             qk = rotate_rows(qkv[:, :turned], *rope)
             out = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, turned:])
             x_ND = x_ND + layer.o(out)
-            h_ND = F.rms_norm(x_ND, width, norms[1], config.norm_eps)
+            h_ND = self._norm(x_ND, norms[1])
             gate, up = layer.gate_up(h_ND).chunk(2, dim=-1)
             x_ND = x_ND + layer.down(F.silu(gate) * up)
         return x_ND

@@ -14,9 +14,12 @@ import torch
 from phikit.engine.blocks import Blocks
 from phikit.engine.columns import Columns
 from phikit.engine.runner import Piece, Rows, Runner
+from phikit.engine.runners import Model, runner_of
 from phikit.engine.samples import Sample
 from phikit.engine.sampling import Settings, draw, uniforms
-from phikit.engine.speculate import Guess
+from phikit.engine.speculate import Guess, Speculation
+from phikit.errors import PhikitError
+from phikit.models.decoder import Decoder
 
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have occurred before
 _DRAFT = np.uint64(0x2545F4914F6CDD1D)  # tells the draft's stream from that of the draws
@@ -183,3 +186,33 @@ class DraftModel:
         uniform_N = torch.from_numpy(uniforms(rows.key[active] ^ _DRAFT, steps))
         found = draw(logits_NV, settings, uniform_N.to(logits_NV.device))
         return found.token_N.cpu().numpy(), found.p_NV
+
+
+def check_guesser(how: str | Decoder, model: Model) -> None:
+    """Refuses what `speculation_of` cannot take.
+
+    Raises:
+        PhikitError: the small model has another vocabulary, or there is no such way.
+    """
+    if isinstance(how, Decoder):
+        if how.config.vocab_size != model.config.vocab_size:
+            raise PhikitError(
+                f"the model that guesses has a vocabulary of {how.config.vocab_size}, "
+                f"the other one {model.config.vocab_size}",
+                "take a small model of the same family",
+            )
+    elif how not in ("", "lookup"):
+        raise PhikitError(f"speculate is {how!r}; it must be 'lookup' or a model")
+
+
+def speculation_of(how: str | Decoder, rows: int, matching: bool = False) -> Speculation | None:
+    """The guesses of a new scheduler; None without any.
+
+    Args:
+        how: "lookup", or a small model of the same vocabulary; empty for none.
+        rows: the most rows in use.
+        matching: see `DraftModel`.
+    """
+    if isinstance(how, Decoder):
+        return Speculation(DraftModel(runner_of(how), rows, matching), matching)
+    return Speculation(Lookup()) if how else None

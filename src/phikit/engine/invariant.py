@@ -85,8 +85,10 @@ class InvariantRunner(NativeRunner):
         else:
             raise PhikitError(f"invariant results are not to be had of a {type(module).__name__}")
 
+        wide = module is self.model.lm_head  # logits are not rounded
+
         def product(x_MK: Tensor) -> Tensor:
-            y_MN = products.rows(built, matrix, x_MK, threads)
+            y_MN = products.rows(built, matrix, x_MK, threads, wide)
             return y_MN if bias is None else y_MN + bias
 
         product.__dict__["weight"] = weight  # the matrix holds addresses alone

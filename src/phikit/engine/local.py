@@ -9,13 +9,11 @@ import torch
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.guessers import DraftModel, Lookup
+from phikit.engine.guessers import check_guesser, speculation_of
 from phikit.engine.native.build import Compiler, library
-from phikit.engine.packed import worth_packing
-from phikit.engine.runners import Model, runner_of
+from phikit.engine.runners import Model, rows_to_pack, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
-from phikit.engine.speculate import Speculation
 from phikit.engine.texts import Texts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -69,15 +67,7 @@ class LocalEngine:
         self.cache = cache
         self.invariant, self.speculate = invariant, speculate
         self.guessed = self.accepted = 0
-        if isinstance(speculate, Decoder):
-            if speculate.config.vocab_size != model.config.vocab_size:
-                raise PhikitError(
-                    f"the model that guesses has a vocabulary of {speculate.config.vocab_size}, "
-                    f"the other one {model.config.vocab_size}",
-                    "take a small model of the same family",
-                )
-        elif speculate not in ("", "lookup"):
-            raise PhikitError(f"speculate is {speculate!r}; it must be 'lookup' or a model")
+        check_guesser(speculate, model)
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
@@ -125,9 +115,7 @@ class LocalEngine:
             count = 1  # torch's results depend on the number of threads
         shards = divide(requests, count)
         most = -(-self.max_batch // len(shards))
-        pack = 0
-        if not self.invariant:
-            pack = self._packing(weights, requests, rows, len(shards))
+        pack = self._packing(weights, requests, rows, len(shards))
         schedulers = [self._scheduler(weights, min(most, rows), len(shards), pack) for _ in shards]
         try:
             yield from run_together(schedulers, shards)
@@ -138,15 +126,11 @@ class LocalEngine:
             self.guessed += sum(s.guessed for s in told)
             self.accepted += sum(s.accepted for s in told)
 
-    @staticmethod
-    def _packing(weights: Model, requests: list[Request], rows: int, shards: int) -> int:
-        """For how many rows to pack the weights: 0 when few rows, or few steps, are to come.
-        Each of the shards gets a copy of its own."""
-        if not isinstance(weights, Decoder):
-            return 0
+    def _packing(self, weights: Model, requests: list[Request], rows: int, shards: int) -> int:
+        """For how many rows to pack the weights. Each of the shards gets a copy of its own."""
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
         each = -(-rows // shards)
-        return each if worth_packing(weights, each, tokens // rows) else 0
+        return rows_to_pack(weights, each, tokens // rows, self.invariant, self.cache)
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
@@ -158,14 +142,8 @@ class LocalEngine:
             keep=False,
             most_cached=4 * rows,
             texts=self._texts,
-            speculation=self._speculation(rows),
+            speculation=speculation_of(self.speculate, rows, self.invariant),
         )
-
-    def _speculation(self, rows: int) -> Speculation | None:
-        if isinstance(self.speculate, Decoder):
-            drafts = DraftModel(runner_of(self.speculate), rows, matching=self.invariant)
-            return Speculation(drafts, self.invariant)
-        return Speculation(Lookup()) if self.speculate else None
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one sample as they are drawn: the same as `generate` gives.
@@ -179,7 +157,9 @@ class LocalEngine:
         return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[int]:
-        scheduler = self._scheduler(self._weights(), 1, 1)
+        weights = self._weights()
+        pack = self._packing(weights, [request], 1, 1)
+        scheduler = self._scheduler(weights, 1, 1, pack)
         scheduler.submit(request)
         while scheduler.busy:
             for event in scheduler.step().tokens():

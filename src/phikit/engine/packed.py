@@ -1,10 +1,12 @@
-"""Weights laid out for products with many rows.
+"""When weights are laid out anew for the products to come, and how torch does it.
 
 Shapes: M rows, N rows of a weight matrix, K its columns.
 
 torch's bfloat16 product on a CPU brings the weights into the kernel's order anew at every call. For
-8 to 128 rows of a small model that is a third to a half of its time; packed once, the same kernel
-gives the same numbers sooner. The price is one pass over the weights and a second copy of them.
+8 to 128 rows of a small model that is a third to a half of its time. The C kernels have an order
+of their own (`native.products.PackedRows`), which is the faster one with any number of rows; where
+they do not run a model, with adapters or without a compiler, torch's is taken. The price is one
+pass over the weights and a second copy of them.
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ from phikit.engine.pool import available_memory
 
 Product = Callable[[Tensor], Tensor]
 
-ROWS = 12  # with fewer, the kernels for few rows are as good
+ROWS = 12  # with fewer, reading a large model's weights takes as long in any order
+SMALL = 1 << 30  # bytes of weights that are small
 STEPS = 24  # after so many steps the packing has paid for itself, with a margin
 _SPARE = 2.0  # times the copy's size that must be free
 
 
-def worth_packing(model: nn.Module, rows: int, steps: int) -> bool:
+def worth_packing(model: nn.Module, rows: int, steps: int, kernels: bool = False) -> bool:
     """Whether packing pays, when so many steps of about so many rows are to come: for bfloat16 on a
-    CPU that can do it, with memory to spare."""
+    CPU that can do it, with memory to spare. In the C kernels' order (`kernels`) it pays with few
+    rows of a small model, too."""
     weights = [m.weight for m in model.modules() if type(m) is nn.Linear]
     size = sum(w.numel() * w.element_size() for w in weights)
     return (
-        rows >= ROWS
+        (rows >= ROWS or (kernels and size <= SMALL))
         and steps >= STEPS
         and bool(weights)
         and all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights)

@@ -65,10 +65,11 @@ class Rowwise:
         self.config = config
 
     def norm(self, x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor) -> Tensor:
-        """Adds to x in place, and returns x / rms(x) × weight."""
+        """Adds to x (float32) in place; returns x / rms(x) × weight in the weight's precision."""
         if add_MD is not None:
             x_MD += add_MD
-        return each(lambda x: F.rms_norm(x, weight_D.shape, weight_D, self.config.norm_eps), x_MD)
+        wide_D, eps = weight_D.float(), self.config.norm_eps
+        return each(lambda x: F.rms_norm(x, wide_D.shape, wide_D, eps), x_MD).to(weight_D.dtype)
 
     def gate(self, both_MF2: Tensor) -> Tensor:
         """silu(gate) × up: [M, F]."""

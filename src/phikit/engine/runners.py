@@ -7,6 +7,8 @@ from typing import Any
 from phikit.engine.flash import FlashRunner
 from phikit.engine.invariant import InvariantRunner
 from phikit.engine.native.runner import NativeRunner
+from phikit.engine.native.step import packable
+from phikit.engine.packed import STEPS, worth_packing
 from phikit.engine.runner import Runner
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -14,6 +16,17 @@ from phikit.models.flash.model import Flash
 
 #: What the engine runs.
 Model = Decoder | Flash
+
+
+def rows_to_pack(
+    model: Any, rows: int, steps: int = STEPS, invariant: bool = False, cache: str = ""
+) -> int:
+    """`runner_of`'s `pack`, when so many steps of so many rows are to come: 0 where packing does
+    not pay, or is not for such a runner."""
+    if invariant or not isinstance(model, Decoder):
+        return 0
+    kernels = not cache and packable(model)
+    return rows if worth_packing(model, rows, steps, kernels) else 0
 
 
 def runner_of(model: Any, pack: int = 0, invariant: bool = False, cache: str = "") -> Runner:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from phikit.engine.logits import head_product
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
@@ -82,9 +84,13 @@ def _score(
     hidden_SD = model.hidden(ids_BL.to(device))[row_S, at_S]
     targets = torch.tensor(target_S, dtype=torch.int64, device=device)
     step = max(1, _LOGITS // model.config.vocab_size)
+    product = None
+    if type(model.lm_head) is nn.Linear:
+        product = head_product(model.lm_head.weight, len(target_S))
+    product = product or model.lm_head
     found: list[float] = []
     for start in range(0, len(target_S), step):
-        logits_SV = model.lm_head(hidden_SD[start : start + step]).float() / temperature
+        logits_SV = product(hidden_SD[start : start + step]).float() / temperature
         logp_SV = F.log_softmax(logits_SV, dim=-1)
         found += logp_SV.gather(1, targets[start : start + step, None])[:, 0].tolist()
     scores, start = [], 0

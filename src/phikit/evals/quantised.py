@@ -45,7 +45,7 @@ def arithmetic_items(count: int) -> list[Sample]:
             kind=_KIND,
             source="synthetic",
             messages=({"role": "user", "content": e.question},),
-            verifier=e.verifier,
+            verifier="number",  # small models seldom keep to the form that "math" reads
             answer=e.gold or e.answer,
         )
         for e in exercises
@@ -104,7 +104,7 @@ def held_out(dense: Path, model: Model):  # type: ignore[no-untyped-def]
 
 def _right(model: Model, ask_as: tasks.Prompting, items: Sequence[Sample]) -> int:
     asking = tasks.Asking(samples=0, greedy=True, max_tokens=_ANSWER_TOKENS)
-    answers = tasks.ask(LocalEngine(model), ask_as, items, asking)
+    answers = tasks.ask(LocalEngine(model, tokenizer=ask_as.tokenizer), ask_as, items, asking)
     return sum(score.verdict.passed for score in tasks.judge(answers, ByName()))
 
 

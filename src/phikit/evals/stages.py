@@ -98,12 +98,14 @@ def prompting(model: Model, directory: Path, form: Form) -> Prompting:
             answer=chat.text,
             stop_ids=chat.stop_ids,
             context=context,
+            tokenizer=tokenizer,
         )
     return Prompting(
         prompt=lambda item: tokenizer.encode(pretraining_prompt(item)),
         answer=lambda ids: chat.text(ids).strip(),
         stop_ids=chat.stop_ids,
         context=context,
+        tokenizer=tokenizer,
     )
 
 
@@ -222,7 +224,7 @@ def _generate(
     """Answers from the local engine, with what they cost."""
     from phikit.engine.local import LocalEngine
 
-    engine = LocalEngine(model, max_batch=batch)
+    engine = LocalEngine(model, max_batch=batch, tokenizer=ask_as.tokenizer)
     answers = ask(engine, ask_as, items, asking, ctx.progress.update)
     seen: set[tuple[str, bool]] = set()
     for a in answers:

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Generator, Request, Sampling
 from phikit.errors import PhikitError
 from phikit.records import Rollout, Sample, Score, Verdict
@@ -32,12 +33,14 @@ class Prompting:
         answer: completion ids → the answer as text, without end tokens.
         stop_ids: what ends an answer.
         context: the longest sequence that the model can read, in tokens.
+        tokenizer: the model's own, where one asks for stop texts.
     """
 
     prompt: Callable[[Sample], Sequence[int]]
     answer: Callable[[Sequence[int]], str]
     stop_ids: tuple[int, ...]
     context: int
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)

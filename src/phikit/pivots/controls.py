@@ -17,7 +17,7 @@ from pydantic import Field
 
 from phikit.engine.base import Finished, Precision, Request, Sampling, collect
 from phikit.errors import PhikitError
-from phikit.pivots.drawing import count_cost, engine_of, portions
+from phikit.pivots.drawing import count_cost, portions
 from phikit.pivots.read import SearchFolder, search_folder
 from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
@@ -75,7 +75,9 @@ def run_responses(
 
     When every problem was asked and tokens are left, all are asked for further answers.
     """
-    engine, chat = engine_of(inputs["model"] / "model", config.batch, config.precision)
+    from phikit.engine.load import open_chat
+
+    engine, chat = open_chat(inputs["model"] / "model", config.batch, config.precision)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
     pairs: list[Pair] = []
     spent = asked = 0
@@ -152,7 +154,9 @@ def _answer_pairs(
 
 def run_random(ctx: Context, config: RandomConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Writes as many pairs at random tokens as the search found at pivots."""
-    engine, _ = engine_of(inputs["model"] / "model", config.batch, config.precision)
+    from phikit.engine.load import open_chat
+
+    engine, _ = open_chat(inputs["model"] / "model", config.batch, config.precision)
     found = search_folder(inputs["search"])
     wanted = int(found.record["summary"]["pairs"])
     places = _places(found, ctx.seed)

@@ -1,7 +1,4 @@
-"""What the stages beside the search share: an engine, problems in portions, and what it cost.
-
-The heavy imports are inside the functions, so that a recipe is read and checked without torch.
-"""
+"""What the stages beside the search share: problems in portions, and what they cost."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phikit.engine.base import Precision
 from phikit.records import Sample
 from phikit.stage import Context
 from phikit.verify.base import read_problems
@@ -17,17 +13,6 @@ from phikit.verify.base import read_problems
 if TYPE_CHECKING:
     from phikit.chat.format import ChatFormat
     from phikit.engine.local import LocalEngine
-
-
-def engine_of(directory: Path, batch: int, precision: Precision) -> tuple[LocalEngine, ChatFormat]:
-    """The engine of a model directory, and how to talk to its model."""
-    from phikit.chat.format import chat_format
-    from phikit.chat.load import load_tokenizer
-    from phikit.engine.load import dtype_of, load
-    from phikit.engine.local import LocalEngine
-
-    model = load(directory, dtype_of(precision))
-    return LocalEngine(model, max_batch=batch), chat_format(load_tokenizer(directory))
 
 
 def portions(

@@ -17,11 +17,11 @@ from typing import Any
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Finished, Generator, Request
-from phikit.engine.load import dtype_of, load
-from phikit.engine.local import LocalEngine
+from phikit.engine.load import open_chat
 from phikit.files import LineFile, write_atomic
 from phikit.models.architectures import read_config
 from phikit.models.decoder_config import DecoderConfig
+from phikit.models.flash.config import FlashConfig
 from phikit.pivots.config import PivotsConfig
 from phikit.pivots.pairs import pivot_pairs
 from phikit.pivots.results import SearchResult, Totals, Trace
@@ -53,12 +53,10 @@ def search_problems(
         The summary: questions, pivots, pairs by kind, tokens.
     """
     if generator is None:
-        model = load(directory, dtype_of(config.precision))
-        shape, generator = model.config, LocalEngine(model, max_batch=config.batch)
+        engine, chat = open_chat(directory, config.batch, config.precision)
+        shape, generator = engine.model.config, engine
     else:
-        shape = read_config(directory)
-    tokenizer = load_tokenizer(directory)
-    chat = chat_format(tokenizer)
+        shape, chat = read_config(directory), chat_format(load_tokenizer(directory))
     problems = _spread(samples, config.problems)
     questions = list(_questions(problems, chat, shape.max_positions))
     (ctx.dir / "rounds").mkdir(parents=True, exist_ok=True)
@@ -91,12 +89,12 @@ def search_problems(
             seed=ctx.seed,
             log=RoundLog(ctx.dir / "rounds"),
             answer_key=_answer_key,
-            on_search=lambda trace: traces.add(_trace_row(trace, tokenizer.decode)),
+            on_search=lambda trace: traces.add(_trace_row(trace, chat.tokenizer.decode)),
             on_round=on_round,
         )
     pairs = pivot_pairs(result.pivots)
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    rows = [_pivot_row(dataclasses.asdict(p), tokenizer.decode) for p in result.pivots]
+    rows = [_pivot_row(dataclasses.asdict(p), chat.tokenizer.decode) for p in result.pivots]
     write_atomic(ctx.dir / "pivots.jsonl", "".join(_line(row) for row in rows))
     _count(ctx, shape, result.totals)
     return _summary(result, pairs)
@@ -154,7 +152,7 @@ def _pivot_row(row: dict[str, Any], decode: Callable[[Sequence[int]], str]) -> d
     return row
 
 
-def _count(ctx: Context, shape: DecoderConfig, totals: Totals) -> None:
+def _count(ctx: Context, shape: DecoderConfig | FlashConfig, totals: Totals) -> None:
     """Adds the search's cost; prompts count once per request, as the engine reads them."""
     mean = (totals.prefilled / max(totals.requests, 1)) + totals.tokens / max(totals.samples, 1)
     ctx.cost.tokens_generated += totals.tokens

@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 
 from phikit.engine.base import Precision, Request, Sampling, collect
 from phikit.pivots import domains
-from phikit.pivots.drawing import count_cost, engine_of, portions
+from phikit.pivots.drawing import count_cost, portions
 from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.verify.base import ByName, Problem, read_problems
@@ -103,7 +103,9 @@ def run_refusals(
     ctx: Context, config: RefusalsConfig, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Writes pairs.parquet (kind "refusal") and samples.parquet."""
-    engine, chat = engine_of(inputs["model"] / "model", config.batch, config.precision)
+    from phikit.engine.load import open_chat
+
+    engine, chat = open_chat(inputs["model"] / "model", config.batch, config.precision)
     sampling = Sampling(
         temperature=config.temperature, max_tokens=config.max_tokens, stop_ids=chat.stop_ids
     )

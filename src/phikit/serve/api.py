@@ -20,10 +20,11 @@ from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, ErrorBody, TokenizeBody
 from phikit.serve.served import Refused, Served
-from phikit.serve.worker import BadForm, Busy
+from phikit.serve.worker import BadForm, Busy, Down
 
-# the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many
-_STATUSES = (400, 401, 404, 408, 413, 429)
+# the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many, and
+# that an engine is being started again
+_STATUSES = (400, 401, 404, 408, 413, 429, 503)
 
 
 class _Missing(PhikitError):
@@ -34,7 +35,7 @@ def _error(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
     clean = message.encode("utf-8", "replace").decode()  # a name in a body may hold half a pair
-    headers = {"Retry-After": "1"} if status == 429 else None
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(error_body(status, clean, param, code), status, headers)
 
 
@@ -93,6 +94,8 @@ def _errors(app: FastAPI) -> None:
     async def phikit(_: Request, error: PhikitError) -> Response:
         if isinstance(error, Busy):
             return _error(429, text(error), code="queue_full")
+        if isinstance(error, Down):
+            return _error(503, text(error), code="engine_failed")
         if isinstance(error, _Missing):
             return _error(404, text(error), "model", "model_not_found")
         param = error.param if isinstance(error, Refused) else None

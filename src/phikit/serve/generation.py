@@ -21,9 +21,15 @@ from phikit.serve.requests import Limits
 from phikit.serve.schema import ChatBody, CompletionBody
 from phikit.serve.served import Served
 from phikit.serve.text import Part
-from phikit.serve.worker import Job, Update
+from phikit.serve.worker import Down, Job, Update
 
 _LEFT = 499  # nobody reads it, but the figures tell: the client has left
+
+
+def _failure(error: PhikitError) -> tuple[int, Any]:
+    """The status and body for an error that ended an answer."""
+    status = 503 if isinstance(error, Down) else 500
+    return status, error_body(status, str(error), code="engine_failed")
 
 
 class _Stream(StreamingResponse):
@@ -109,7 +115,8 @@ class Generation:
             try:
                 work.result()
             except PhikitError as error:
-                return JSONResponse(error_body(500, str(error), code="engine_failed"), 500)
+                status, body = _failure(error)
+                return JSONResponse(body, status)
         finally:
             work.cancel()
             leaving.cancel()
@@ -165,7 +172,7 @@ class Generation:
             yield event(error_body(408, text, code="timeout"))
             return
         except PhikitError as error:
-            yield event(error_body(500, str(error), code="engine_failed"))
+            yield event(_failure(error)[1])
             return
         if counted:
             yield event({**start, "choices": [], "usage": self._usage()})

@@ -70,6 +70,12 @@ class _Schedulers:
             for model, figures in stats:
                 gauge.add_metric([model], value(figures))
             yield gauge
+        restarts = CounterMetricFamily(
+            "phikit_engine_restarts", "Engines that died and were started again.", labels=["model"]
+        )
+        for worker in self.workers:
+            restarts.add_metric([worker.name], worker.restarts)
+        yield restarts
         for name, text, value in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=["model"])
             for model, figures in stats:

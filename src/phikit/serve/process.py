@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phikit.chat.load import load_tokenizer
-from phikit.engine.load import load
-from phikit.engine.runners import runner_of
+from phikit.engine.guessers import speculation_of
+from phikit.engine.load import guesser, load
+from phikit.engine.runners import rows_to_pack, runner_of
 from phikit.engine.samples import Events, Ticket
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.texts import BadConstraint, Texts
@@ -161,10 +162,13 @@ def load_engine(told: Message) -> tuple[Scheduler, Message]:
     for name, folder in told["adapters"].items():
         adapters.load(model, Path(folder), name)
     config = model.config
+    invariant, rows = told["invariant"], told["rows"]
+    pack = rows_to_pack(model, rows, invariant=invariant, cache=told["cache"])
+    speculation = speculation_of(guesser(told["speculate"], model), rows, invariant)
     scheduler = Scheduler(
-        runner_of(model, invariant=told["invariant"]), max_rows=told["rows"],
+        runner_of(model, pack, invariant, told["cache"]), max_rows=rows,
         cache_bytes=told["cache_bytes"], cache_share=told["share"],
-        texts=Texts(tokenizer, config.vocab_size),
+        texts=Texts(tokenizer, config.vocab_size), speculation=speculation,
     )  # fmt: skip
     about = {
         "vocab_size": config.vocab_size, "context": config.max_positions,

@@ -28,7 +28,6 @@ class Served:
 
     Attributes:
         bytes: of every token.
-        room: positions that one sample may have.
         ends: tokens that end an answer.
         adapter: the LoRA adapter that makes it another model than the worker's own.
     """
@@ -38,7 +37,6 @@ class Served:
         self.vocab_size: int = worker.about["vocab_size"]
         self.context: int = worker.about["context"]
         self.bytes = token_bytes(tokenizer, self.vocab_size)
-        self.room = min(self.context, worker.stats["blocks"] * worker.stats["block_size"])
         self.form: ChatFormat | None = None
         self.no_form = ""
         try:
@@ -47,6 +45,12 @@ class Served:
             self.no_form = error.message
         ends = self.form.stop_ids if self.form else ()
         self.ends = tuple(dict.fromkeys((*ends, *worker.about["eos_ids"])))
+
+    @property
+    def room(self) -> int:
+        """Positions that one sample may have; an engine that was started again may have others."""
+        stats = self.worker.stats
+        return min(self.context, stats["blocks"] * stats["block_size"])
 
     def conversation(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
         """The prompt of a conversation.

@@ -1,8 +1,9 @@
-"""The server's side of an engine's process.
+"""The server's side of an engine.
 
 HTTP handlers start a `Job` (one or more samples), read its updates from an asyncio queue, and close
 it; a job that is closed before its end is cancelled, and its blocks of the cache are free before
-the engine's next step.
+the engine's next step. When the engine's process dies, the jobs in flight fail and another process
+is started.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import socket
-import subprocess
-import sys
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +20,14 @@ from typing import Any, NamedTuple
 
 from phikit.engine.base import Request
 from phikit.errors import PhikitError
-from phikit.serve.wire import Frames, Line, Message, pack, pack_requests
+from phikit.serve.child import Child
+from phikit.serve.wire import Message, pack_requests
 
-_PIECE = 2**18
-_PATIENCE = 60.0  # seconds for the process to end
+# seconds before a dead engine is started again: the first time, at most (they double), and how long
+# it must have run to count as well again
+_PAUSE, _LONGEST, _WELL = 0.5, 30.0, 60.0
+_OF_ROWS = ("used", "cached", "waiting", "entering", "running")  # figures that die with an engine
+_log = logging.getLogger("phikit")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Settings:
         rows: samples generated at once.
         cache_bytes: of its KV cache; `share`, when None, of the memory that is free.
         invariant: results of the same bits whatever else is in the batch.
+        speculate: "lookup", or the directory or GGUF file of a small model that guesses tokens.
+        cache: "int8" holds keys and values in 8 bits.
         adapters: LoRA adapters that requests may name, and their directories.
     """
 
@@ -42,6 +47,8 @@ class Settings:
     cache_bytes: int | None = None
     share: float = 1.0
     invariant: bool = False
+    speculate: str = ""
+    cache: str = ""
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -67,6 +74,10 @@ class Update(NamedTuple):
 
 class Busy(PhikitError):
     """The queue is full; the request may be sent again later."""
+
+
+class Down(PhikitError):
+    """The engine has died and is being started again; the request may be sent again later."""
 
 
 class BadForm(PhikitError):
@@ -148,24 +159,22 @@ class Worker:
         about: what the engine said of the model: `vocab_size`, `context`, `eos_ids`,
             `block_bytes`.
         open: samples that the HTTP side has open.
+        restarts: how often the engine died and was started again.
         stats: the scheduler's figures of a moment ago.
     """
 
     def __init__(self, name: str, directory: Path, settings: Settings, most: int = 1024) -> None:
-        self.name, self.most, self.open = name, most, 0
+        self.name, self.most, self.open, self.restarts = name, most, 0, 0
         self.observer: Observer | None = None
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._sock, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "phikit.serve.process", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        theirs.close()
-        self._line = Line(self._sock)
-        told = dataclasses.asdict(settings)
-        told["adapters"] = {name: str(folder) for name, folder in settings.adapters.items()}
-        self._line.send({"directory": str(directory), **told})
+        self._life: asyncio.Task[None] | None = None
+        self._ending = False
+        self._told = dataclasses.asdict(settings) | {
+            "directory": str(directory),
+            "adapters": {name: str(folder) for name, folder in settings.adapters.items()},
+        }
+        self._child = Child(self._told)
         self.about: Message = {}
         self.stats: dict[str, int] = {}
 
@@ -177,43 +186,66 @@ class Worker:
         Raises:
             PhikitError: it cannot be loaded.
         """
-        answer = (self._line.receive(None) or [{}])[0]
-        if "ready" not in answer:
-            self._process.wait(_PATIENCE)
-            told = answer.get("message", f"the engine's process ended ({self._process.returncode})")
-            raise PhikitError(f"{self.name}: {told}", answer.get("hint", ""))
-        self.about = answer["ready"]
-        self.stats = self.about["stats"]
+        try:
+            self._know(self._child.ready())
+        except PhikitError as error:
+            raise PhikitError(f"{self.name}: {error.message}", error.hint) from None
+
+    def _know(self, about: Message) -> None:
+        self.about, self.stats = about, about["stats"]
 
     async def begin(self) -> None:
         """Listens to the engine; what it has said since it was ready is not lost."""
-        self._sock.setblocking(False)
-        reader, self._writer = await asyncio.open_connection(sock=self._sock)
-        self._reading = asyncio.create_task(self._listen(reader))
+        await self._child.connect()
+        self._life = asyncio.create_task(self._live())
 
     @property
     def alive(self) -> bool:
-        return self._reading is not None and not self._reading.done()
+        return self._child.connected
+
+    async def _live(self) -> None:
+        """Listens to one process after another, until the server ends."""
+        pause = _PAUSE
+        while True:
+            since = time.monotonic()
+            await self._child.listen(self._hear)
+            self._fail(list(self._jobs), self._down())
+            if self._ending:
+                return
+            pause = _PAUSE if time.monotonic() - since > _WELL else pause
+            _log.warning("the engine of %s died; it is started again in %g s", self.name, pause)
+            self.stats = {k: 0 if k in _OF_ROWS else v for k, v in self.stats.items()}
+            pause = await self._start_again(pause)
+            self.restarts += 1
+
+    def _down(self) -> Down:
+        return Down(f"the engine of {self.name} died", "it is being started again; try again later")
+
+    async def _start_again(self, pause: float) -> float:
+        """A process in the dead one's place; how long to wait should it die as well."""
+        while True:
+            await asyncio.to_thread(self._child.abandon)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+            self._child = Child(self._told)
+            try:
+                self._know(await asyncio.to_thread(self._child.ready))
+            except PhikitError as error:
+                _log.warning("%s: %s; tried again in %g s", self.name, error.message, pause)
+            else:
+                await self._child.connect()
+                return pause
 
     async def stop(self) -> None:
         """Ends the process after its step; what is unfinished is cancelled."""
-        self.say({"do": "stop"})
-        try:
-            await asyncio.to_thread(self._process.wait, _PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        if self._reading is not None:
-            self._reading.cancel()
-        if self._writer is not None:
-            self._writer.close()
+        self._ending = True
+        if self._life is not None and not self.alive:
+            self._life.cancel()  # so that none is started any more
+        await self._child.stop()
 
     def abandon(self) -> None:
-        """Ends the process, if it still runs: it ends when nobody holds the line."""
-        self._sock.close()
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        """Ends the process, if it still runs."""
+        self._child.abandon()
 
     # --- jobs ------------------------------------------------------------------------------------
 
@@ -222,10 +254,11 @@ class Worker:
 
         Raises:
             Busy: too many samples are open.
+            Down: the engine has died, and is not there again yet.
             PhikitError: a request is wrong for the model, or does not fit into the cache.
         """
         if not self.alive:
-            raise PhikitError(f"the engine of {self.name} is not running", "restart the server")
+            raise self._down()
         if self.open + len(requests) > self.most:
             raise Busy(
                 f"{self.open} samples are running or waiting; {len(requests)} more would exceed "
@@ -247,25 +280,12 @@ class Worker:
         return job
 
     def say(self, command: Message) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(pack(command))
+        self._child.say(command)
 
     def forget(self, job: Job) -> None:
         self._jobs.pop(job.number, None)
 
     # --- what the engine says --------------------------------------------------------------------
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        frames = Frames()
-        try:
-            while data := await reader.read(_PIECE):
-                for message in frames.take(data):
-                    self._hear(message)
-        except OSError:
-            pass  # the engine's process is gone: told to all who wait, as when it closes
-        finally:
-            gone = PhikitError(f"the engine of {self.name} stopped", "restart the server")
-            self._fail(list(self._jobs), gone)
 
     def _hear(self, message: Message) -> None:
         if "stats" in message:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,10 +29,6 @@ from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage, given
 from phikit.verify.base import Problem, read_problems
 from phikit.verify.judge import Grades, Judge
-
-if TYPE_CHECKING:
-    from phikit.chat.format import ChatFormat
-    from phikit.engine.local import LocalEngine
 
 DECLINED = "refusal"  # the verifier of problems that must be declined
 
@@ -250,7 +246,9 @@ def _answer(
     answers: list[list[Judged]],
 ) -> None:
     """Adds a model's answers to each problem's, in the order of their numbers."""
-    engine, chat = _load(folder, config.batch, config.precision)
+    from phikit.engine.load import open_chat
+
+    engine, chat = open_chat(folder / "model", config.batch, config.precision)
     prompts = [tuple(chat.render(s.prompt, generation_prompt=True).ids) for s in samples]
     sampling = Sampling(
         temperature=config.temperature,
@@ -274,23 +272,11 @@ def _answer(
         group.sort(key=lambda a: (a.model, a.sample))
 
 
-def _load(folder: Path, batch: int, precision: Precision) -> tuple[LocalEngine, ChatFormat]:
-    from phikit.chat.format import chat_format
-    from phikit.chat.tokenizer import Tokenizer
-    from phikit.engine.load import dtype_of
-    from phikit.engine.local import LocalEngine
-    from phikit.models.checkpoint import load
-
-    directory = folder / "model"
-    return LocalEngine(load(directory, dtype_of(precision)), batch), chat_format(
-        Tokenizer.load(directory)
-    )
-
-
 def _llm_judge(ctx: Context, config: JudgePairsConfig, folder: Path) -> Judge:
+    from phikit.engine.load import open_chat
     from phikit.verify.judge import LlmJudge
 
-    engine, chat = _load(folder, config.batch, config.precision)
+    engine, chat = open_chat(folder / "model", config.batch, config.precision)
     return LlmJudge(
         engine,
         render=lambda text: (

@@ -65,16 +65,12 @@ class LocalTeacher(StoredTeacher):
         Raises:
             PhikitError: it cannot be loaded.
         """
-        from phikit.chat.format import chat_format
-        from phikit.chat.load import load_tokenizer
-        from phikit.engine.load import load
-        from phikit.engine.local import LocalEngine
+        from phikit.engine.load import open_chat
 
-        tokenizer = load_tokenizer(model)
-        form = chat_format(tokenizer)
+        engine, form = open_chat(model, batch)
         return cls(
             name or model.name,
-            LocalEngine(load(model), batch, tokenizer=tokenizer),
+            engine,
             lambda messages: form.render(messages, generation_prompt=True).ids,
             form.text,
             form.stop_ids,

@@ -3,13 +3,14 @@
 Shapes: C rows (tokens) of a chunk, R rows of it that stay in the cache, V vocabulary.
 
 With y = logits / temperature and p = softmax(y), every loss here is made of four sums over a row,
-and its slope by y is p (a + c log p) + b, and something more at the target. Logits in bfloat16 on a
-CPU are read where they are by the C kernels; others are made float32 a few rows at a time.
+and its slope by y is p (a + c log p) + b, and something more at the target. On a CPU the C kernels
+read logits where they are, in float32 or bfloat16; else they are made float32 a few rows at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ctypes import CDLL
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from phikit.train.native.build import library
 
+_WIDE = {torch.bfloat16: 0, torch.float32: 1}  # as the kernels call them
 CACHE_BYTES = 8 << 20  # of float32 logits at a time: about what stays in the cache
 
 
@@ -36,11 +38,10 @@ def cache_rows(vocabulary: int) -> int:
 def sums(logits_CV: Tensor, targets_C: Tensor, temperature: float) -> Sums:
     """Float32, each [C]; `logits_CV` is contiguous."""
     found = Sums(*torch.empty(4, len(logits_CV), dtype=torch.float32, device=logits_CV.device))
-    if _native(logits_CV):
-        kernels = library()
-        assert kernels is not None
+    kernels = _kernels(logits_CV)
+    if kernels is not None:
         kernels.phikit_logit_sums(
-            logits_CV.data_ptr(), targets_C.data_ptr(), temperature,
+            logits_CV.data_ptr(), _WIDE[logits_CV.dtype], targets_C.data_ptr(), temperature,
             *(t.data_ptr() for t in found), *logits_CV.shape, torch.get_num_threads(),
         )  # fmt: skip
         return found
@@ -54,8 +55,9 @@ def sums(logits_CV: Tensor, targets_C: Tensor, temperature: float) -> Sums:
     return found
 
 
-def to_slopes(
+def write_slopes(
     logits_CV: Tensor,
+    slopes_CV: Tensor,
     targets_C: Tensor,
     temperature: float,
     log_z_C: Tensor,
@@ -64,9 +66,10 @@ def to_slopes(
     log_p_factor_C: Tensor | None = None,
     everywhere: float = 0.0,
 ) -> None:
-    """Puts a loss's slopes by the logits into their place.
+    """Writes a loss's slopes by the logits.
 
     Args:
+        slopes_CV: to write to; contiguous, and may be the logits themselves.
         log_z_C: from `sums`.
         p_factor_C, log_p_factor_C, everywhere, target_slope_C: a, c, b, and what the target has
             beside; slopes by y.
@@ -75,17 +78,17 @@ def to_slopes(
         p_factor_C, target_slope_C = p_factor_C / temperature, target_slope_C / temperature
         everywhere /= temperature
         log_p_factor_C = None if log_p_factor_C is None else log_p_factor_C / temperature
-    if _native(logits_CV):
+    kernels = _kernels(logits_CV) if slopes_CV.dtype == torch.bfloat16 else None
+    if kernels is not None:
         if log_p_factor_C is None:
             log_p_factor_C = torch.zeros_like(log_z_C)
-        kernels = library()
-        assert kernels is not None
         rows = [
             t.float().contiguous() for t in (log_z_C, p_factor_C, log_p_factor_C, target_slope_C)
         ]
         kernels.phikit_logit_slopes(
-            logits_CV.data_ptr(), targets_C.data_ptr(), temperature, *(t.data_ptr() for t in rows),
-            everywhere, *logits_CV.shape, torch.get_num_threads(),
+            logits_CV.data_ptr(), _WIDE[logits_CV.dtype], slopes_CV.data_ptr(),
+            targets_C.data_ptr(), temperature, *(t.data_ptr() for t in rows), everywhere,
+            *logits_CV.shape, torch.get_num_threads(),
         )  # fmt: skip
         return
     for part in _parts(logits_CV):
@@ -98,15 +101,14 @@ def to_slopes(
         if everywhere:
             slopes += everywhere
         slopes.scatter_add_(1, targets_C[part, None], target_slope_C[part, None])
-        logits_CV[part] = slopes
+        slopes_CV[part] = slopes
 
 
-def _native(logits_CV: Tensor) -> bool:
-    return (
-        logits_CV.device.type == "cpu"
-        and logits_CV.dtype == torch.bfloat16
-        and library() is not None
-    )
+def _kernels(logits_CV: Tensor) -> CDLL | None:
+    """Those that read these logits; None if there are none."""
+    if logits_CV.device.type != "cpu" or logits_CV.dtype not in _WIDE:
+        return None
+    return library()
 
 
 def _parts(logits_CV: Tensor) -> Iterator[slice]:

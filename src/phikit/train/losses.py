@@ -3,13 +3,16 @@
 Shapes: N tokens, D model width, V vocabulary.
 
 The head's product with all hidden states is the largest tensor of a training step (8,192 tokens ×
-200,064 words in float32 = 6.5 GB). Here it exists a chunk of tokens at a time, in the precision of
-the product; `phikit.train.logits` does the rest in float32, a row or a few at a time, which stay in
-the cache. Matrix products run in autocast's precision when autocast is on.
+200,064 words in float32 = 6.5 GB). Here it exists for a chunk of tokens at a time, in the precision
+of the products, which is autocast's when autocast is on; what follows is float32 (`train.logits`).
+A sum over many tokens does not feel that its logits were rounded, but a token's own log-probability
+does, which is held against the engine's: there logits are float32 a few rows at a time where that
+can be had (`engine.logits`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +20,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
-from phikit.train.logits import cache_rows, sums, to_slopes
+from phikit.engine.logits import head_product
+from phikit.train.logits import cache_rows, sums, write_slopes
 
 CHUNK_BYTES = 96 << 20  # of logits in all
 # Adding up the head's gradient costs the head's size in every chunk, so chunks of a large
@@ -96,9 +100,63 @@ def _cut(total: int, rows: int) -> list[slice]:
 
 
 def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
-    """The tokens whose logits exist at the same time."""
+    """The tokens whose slopes exist at the same time."""
     fitting = min(CHUNK_ROWS, CHUNK_BYTES // (dtype.itemsize * vocabulary))
     return _cut(tokens, max(cache_rows(vocabulary), fitting))
+
+
+class _Head:
+    """The head in the precision of products.
+
+    Attributes:
+        wide: its product unrounded, for so many rows in all; None for torch's own.
+    """
+
+    def __init__(self, head_VD: Tensor, dtype: torch.dtype, wide_rows: int = 0) -> None:
+        self.weight_VD = head_VD.to(dtype)
+        self.wide = head_product(self.weight_VD, wide_rows) if wide_rows else None
+
+
+class _Part(NamedTuple):
+    """Some rows of a chunk."""
+
+    rows: slice
+    logits_RV: Tensor
+    targets_R: Tensor
+
+
+class _Chunk:
+    """Tokens whose slopes exist at the same time.
+
+    Attributes:
+        hidden_CD: in the precision of products.
+        slopes_CV: room for the slopes by the logits; rounded logits lie there themselves.
+    """
+
+    def __init__(self, head: _Head, hidden_CD: Tensor, targets_C: Tensor, slopes: bool) -> None:
+        self.head, self.targets_C = head, targets_C
+        self.hidden_CD = hidden_CD.to(head.weight_VD.dtype)
+        self.slopes_CV = self.hidden_CD.new_empty(0)
+        if head.wide is None:
+            self.slopes_CV = self.hidden_CD @ head.weight_VD.T
+        elif slopes:
+            self.slopes_CV = self.hidden_CD.new_empty(len(hidden_CD), len(head.weight_VD))
+
+    def parts(self) -> Iterator[_Part]:
+        """All rows at once, or a cacheful at a time where their logits are float32."""
+        count = len(self.hidden_CD)
+        wide = self.head.wide
+        size = count if wide is None else cache_rows(len(self.head.weight_VD))
+        for rows in _cut(count, size):
+            logits = self.slopes_CV if wide is None else wide(self.hidden_CD[rows])
+            yield _Part(rows, logits, self.targets_C[rows])
+
+    def back(self, grad_hidden: Tensor | None, grad_head: _Sum | None) -> None:
+        """From the slopes to the gradients of the chunk's hidden states and of the head."""
+        if grad_hidden is not None:
+            grad_hidden.copy_(self.slopes_CV @ self.head.weight_VD)
+        if grad_head is not None:
+            grad_head.add(self.slopes_CV.T @ self.hidden_CD)
 
 
 class _CrossEntropy(Function):
@@ -119,28 +177,24 @@ class _CrossEntropy(Function):
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_head = _Sum(head_VD) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(dtype)
+            head = _Head(head_VD, dtype)
             for chunk in _chunks(n, vocabulary, dtype):
-                h, t = hidden_ND[chunk].to(dtype), targets_N[chunk]
-                logits_CV = h @ head.T
-                log_z, target, _, total = sums(logits_CV, t, temperature)
-                nll += (log_z - target).sum()
-                loss += (log_z - (1 - label_smoothing) * target).sum()
-                if label_smoothing:
-                    loss -= label_smoothing / vocabulary * total.sum()
-                if z_loss:
-                    loss += z_loss * log_z.square().sum()
-                if not (wants_hidden or wants_head):
-                    continue
-                to_slopes(  # the logits' gradient takes their place
-                    logits_CV, t, temperature, log_z, 1 + 2 * z_loss * log_z,
-                    torch.full_like(log_z, label_smoothing - 1.0),
-                    everywhere=-label_smoothing / vocabulary,
-                )  # fmt: skip
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = logits_CV @ head
-                if grad_head is not None:
-                    grad_head.add(logits_CV.T @ h)
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], wants_hidden or wants_head)
+                for rows, logits_RV, t in made.parts():
+                    log_z, target, _, total = sums(logits_RV, t, temperature)
+                    nll += (log_z - target).sum()
+                    loss += (log_z - (1 - label_smoothing) * target).sum()
+                    if label_smoothing:
+                        loss -= label_smoothing / vocabulary * total.sum()
+                    if z_loss:
+                        loss += z_loss * log_z.square().sum()
+                    if wants_hidden or wants_head:
+                        write_slopes(
+                            logits_RV, made.slopes_CV[rows], t, temperature, log_z,
+                            1 + 2 * z_loss * log_z, torch.full_like(log_z, label_smoothing - 1.0),
+                            everywhere=-label_smoothing / vocabulary,
+                        )  # fmt: skip
+                made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.value)
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
@@ -194,13 +248,14 @@ class _TokenLogprobs(Function):
         logprobs = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(ctx.dtype)
+            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
-                logits_CV = hidden_ND[chunk].to(ctx.dtype) @ head.T
-                log_z, target, mean, _ = sums(logits_CV, targets_N[chunk], temperature)
-                logprobs[chunk] = target - log_z
-                if with_entropy:
-                    entropy[chunk] = log_z - mean
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], False)
+                for rows, logits_RV, t in made.parts():
+                    log_z, target, mean, _ = sums(logits_RV, t, temperature)
+                    logprobs[chunk][rows] = target - log_z
+                    if with_entropy:
+                        entropy[chunk][rows] = log_z - mean
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy)
         return logprobs, entropy
 
@@ -213,21 +268,19 @@ class _TokenLogprobs(Function):
         grad_head = _Sum(head_VD) if wants_head else None
         with_entropy = bool(grad_entropy_N.any())
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = head_VD.to(ctx.dtype)
+            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
-                h, t = hidden_ND[chunk].to(ctx.dtype), targets_N[chunk]
-                logits_CV = h @ head.T
-                log_z, up = sums(logits_CV, t, ctx.temperature).log_z_C, grad_logprobs_N[chunk]
-                # dH/dy = -p (log p + H)
-                up_entropy = grad_entropy_N[chunk] if with_entropy else None
-                to_slopes(
-                    logits_CV, t, ctx.temperature, log_z,
-                    -up if up_entropy is None else -up - up_entropy * entropy_N[chunk],
-                    up,
-                    None if up_entropy is None else -up_entropy,
-                )  # fmt: skip
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = logits_CV @ head
-                if grad_head is not None:
-                    grad_head.add(logits_CV.T @ h)
+                made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], True)
+                for rows, logits_RV, t in made.parts():
+                    log_z = sums(logits_RV, t, ctx.temperature).log_z_C
+                    up, up_entropy = grad_logprobs_N[chunk][rows], None
+                    p_factor = -up
+                    if with_entropy:  # dH/dy = -p (log p + H)
+                        up_entropy = grad_entropy_N[chunk][rows]
+                        p_factor = p_factor - up_entropy * entropy_N[chunk][rows]
+                    write_slopes(
+                        logits_RV, made.slopes_CV[rows], t, ctx.temperature, log_z, p_factor, up,
+                        None if up_entropy is None else -up_entropy,
+                    )  # fmt: skip
+                made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
         return grad_hidden, None if grad_head is None else grad_head.value, None, None, None

@@ -29,8 +29,9 @@ class _Shape(ctypes.Structure):
 
 
 class Between:
-    """The kernels for one model; all tensors are contiguous on the CPU, bfloat16 or (`wide`)
-    float32. `cache8`: keys and values are a `pool8.Pool8`'s."""
+    """The kernels for one model; all tensors are contiguous on the CPU. What goes into products and
+    comes from them is bfloat16, the residual sum float32; with `wide` all are float32. `cache8`:
+    keys and values are a `pool8.Pool8`'s."""
 
     def __init__(
         self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False, cache8: bool = False
@@ -47,8 +48,8 @@ class Between:
             self.attend = library.phikit_attend_cache8
 
     def norm(self, x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor) -> Tensor:
-        """Adds to x in place, and returns x / rms(x) × weight."""
-        out_MD = torch.empty_like(x_MD)
+        """Adds to x (float32) in place; returns x / rms(x) × weight in the weight's precision."""
+        out_MD = torch.empty_like(x_MD, dtype=weight_D.dtype)
         self._norm(
             x_MD.data_ptr(), None if add_MD is None else add_MD.data_ptr(), weight_D.data_ptr(),
             out_MD.data_ptr(), len(x_MD), x_MD.shape[1], self.config.norm_eps, self.threads,

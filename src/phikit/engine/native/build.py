@@ -17,10 +17,10 @@ SOURCES = Sources(
     Path(__file__).parent,
     "kernels",
     (
-        "team.c", "products.c", "rows.c", "step.c", "between.c", "wide.c", "cache8.c", "differ.c",
-        "differ8.c", "mamba.c", "norms.c",
+        "team.c", "products.c", "rows.c", "step.c", "heads.c", "between.c", "wide.c", "cache8.c",
+        "differ.c", "differ8.c", "mamba.c", "norms.c", "panels.c", "many.c",
     ),
-    ("common.h", "decode.h", "differ.h"),
+    ("common.h", "decode.h", "differ.h", "step.h"),
 )  # fmt: skip
 _log = logging.getLogger("phikit")
 
@@ -55,6 +55,9 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         )  # fmt: skip
         getattr(library, f"phikit_gate_{kind}").argtypes = (pointer, pointer, *(number,) * 3)
         getattr(library, f"phikit_attend_{kind}").argtypes = (*(pointer,) * 7, number, number)
+    library.phikit_pack.argtypes = (pointer, number, number, pointer, number)
+    library.phikit_packed_rows.argtypes = (matrix, pointer, number, pointer, number)
+    library.phikit_many.argtypes = library.phikit_step.argtypes
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
     library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
@@ -62,7 +65,10 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         *(pointer,) * 5, number, pointer, pointer, number, number
     )  # fmt: skip
     library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
-    for name in ("layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan"):
+    for name in (
+        "layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan",
+        "pack", "packed_rows",
+    ):  # fmt: skip
         getattr(library, f"phikit_{name}").restype = None
     return library
 

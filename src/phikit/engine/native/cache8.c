@@ -7,8 +7,6 @@
    Letters: M rows, H query heads, G key-value heads, E = H / G, K head size, R rotated part.  */
 #include "decode.h"
 
-enum { AT_ONCE = 4, WIDEST = 512 };
-
 typedef struct {
   const Shape *shape; /* strides count bytes; a scale's place is that of its vector, over K */
   uint8_t *keys;

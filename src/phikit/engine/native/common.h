@@ -20,12 +20,13 @@
 #define PHIKIT_AVX512 0
 #endif
 
-enum { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3 };
-enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128 };
+enum { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3, PACKED = 4 };
+enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128, PANEL = 64, SIX = 6 };
 
 /* A weight matrix [N, K].
 
    BF16, F32: row-major.
+   PACKED: bfloat16 data[N/64][K/2][64][2], for the products of panels.c alone.
    INT8: data[N/16][K/4][16][4], a byte is the weight + 128.
    INT4: data[N/16][K/8][16][4], the low half of byte j is weight j of eight, the high half weight
          j + 4; a half is the weight + 8.
@@ -139,6 +140,14 @@ void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, 
 /* Two units at once, each into its own y[m][16]: the faster way at one row. */
 void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m, float *y_a,
                  float *y_b);
+
+/* y[row][64] of up to six rows of activations [m, K] with 64 rows of packed weights. */
+void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[SIX * PANEL]);
+
+/* A phase of a team: out_MN = x_MK · wᵀ, or that added to what is there, of packed weights. */
+void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int add);
+
+static inline int panels(const Matrix *w) { return (w->n + PANEL - 1) / PANEL; }
 
 static inline int units(const Matrix *w) { return (w->n + LANES - 1) / LANES; }
 

@@ -53,6 +53,39 @@ static inline float weigh_scores(float *score, int first, int last, float scale)
   return sum;
 }
 
+/* --- attention, tile by tile --------------------------------------------------------------------
+
+   The softmax is taken over a tile of positions at a time; what was gathered is scaled down when a
+   tile holds a higher score, so that scores and weights never leave the nearest cache.  */
+enum { TILE_LENGTH = 64, WIDEST = 512 }; /* positions of a tile; the widest head, or pair of heads */
+
+/* What one query has gathered so far, relative to the highest score so far. */
+typedef struct {
+  float highest, sum, total[WIDEST];
+} Gathered;
+
+/* Turns a tile's scores into weights, and scales down what was gathered when one is higher.
+   With `narrow` weights are rounded to bfloat16.  */
+static inline void soften(float *score, int n, float scale, int narrow, int v, Gathered *map) {
+  float most = map->highest, added = 0;
+#pragma omp simd reduction(max : most)
+  for (int i = 0; i < n; i++) most = score[i] > most ? score[i] : most;
+  if (most > map->highest) {
+    const float shrink = map->sum > 0 ? fast_exp(scale * (map->highest - most)) : 0;
+    map->sum *= shrink;
+    for (int i = 0; i < v; i++) map->total[i] *= shrink;
+    map->highest = most;
+  }
+  if (narrow) {
+#pragma omp simd reduction(+ : added)
+    for (int i = 0; i < n; i++) added += score[i] = rounded(fast_exp(scale * (score[i] - most)));
+  } else {
+#pragma omp simd reduction(+ : added)
+    for (int i = 0; i < n; i++) added += score[i] = fast_exp(scale * (score[i] - most));
+  }
+  map->sum += added;
+}
+
 /* The rotation of one head in place, products and sums rounded as bfloat16 tensors round them.
    The sines of the first half carry the minus sign of the rotation.  */
 static inline void rotate(float *head, const float *cosine, const float *sine, int rotary) {
@@ -113,6 +146,12 @@ static inline __m512 dots(const uint16_t *q, const uint16_t *key, int64_t stride
   return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
 }
 #endif
+
+/* Attention of up to AT_ONCE queries q_EK of one key head, which follow one another, to the positions
+   up to `last` of its keys and values (those of the layer, at that head): out_EK, float32.  */
+enum { AT_ONCE = 4 };
+void phikit_attend_heads(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                         const int32_t *table, int last, const uint16_t *q, int count, float *out);
 
 static inline size_t place(const Cache *c, const int32_t *table, int head, int at) {
   return table[at / c->block_size] * c->block_stride + head * c->head_stride + (at % c->block_size) * c->position_stride;

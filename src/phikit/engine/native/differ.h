@@ -7,7 +7,7 @@
 
 #include "decode.h"
 
-enum { TILE_LENGTH = 64, MAPS = 4, WIDEST_PAIR = 512 };
+enum { MAPS = 4 };
 
 typedef struct {
   int32_t kv_heads, repeats, head_dim, block_size, table_width, cross;
@@ -49,33 +49,6 @@ static inline int stretch(const DifferShape *c, int at, int length) {
   int n = c->block_size - at % c->block_size;
   n = n < length - at ? n : length - at;
   return n < TILE_LENGTH ? n : TILE_LENGTH;
-}
-
-/* What one map has gathered so far, relative to the highest score so far. */
-typedef struct {
-  float highest, sum, total[WIDEST_PAIR];
-} Gathered;
-
-/* Turns a tile's scores into weights, and scales down what was gathered when one is higher.
-   With `narrow` weights are rounded to bfloat16.  */
-static inline void soften(float *score, int n, float scale, int narrow, int v, Gathered *map) {
-  float most = map->highest, added = 0;
-#pragma omp simd reduction(max : most)
-  for (int i = 0; i < n; i++) most = score[i] > most ? score[i] : most;
-  if (most > map->highest) {
-    const float shrink = map->sum > 0 ? fast_exp(scale * (map->highest - most)) : 0;
-    map->sum *= shrink;
-    for (int i = 0; i < v; i++) map->total[i] *= shrink;
-    map->highest = most;
-  }
-  if (narrow) {
-#pragma omp simd reduction(+ : added)
-    for (int i = 0; i < n; i++) added += score[i] = rounded(fast_exp(scale * (score[i] - most)));
-  } else {
-#pragma omp simd reduction(+ : added)
-    for (int i = 0; i < n; i++) added += score[i] = fast_exp(scale * (score[i] - most));
-  }
-  map->sum += added;
 }
 
 /* What is left of the first map when the second is taken from it, normalised. */

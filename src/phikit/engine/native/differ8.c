@@ -165,7 +165,7 @@ static void attend_pair(const Differ *s, int row, int pair, int first, int heads
   float score[MAPS][TILE_LENGTH];
   memset(weight, 0, sizeof weight);
   for (int h = 0; h < maps; h++) {
-    float wide[WIDEST_PAIR / 2];
+    float wide[WIDEST / 2];
     for (int i = 0; i < k; i++) wide[i] = from_bf16(q[h * k + i]);
     split(wide, k, query + h);
     gathered[h].highest = -INFINITY, gathered[h].sum = 0;

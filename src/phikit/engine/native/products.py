@@ -1,4 +1,4 @@
-"""Products with packed weights, and their unpacking, by the C kernels.
+"""Products with the weights' several layouts, and their unpacking, by the C kernels.
 
 Shapes: M rows of activations, N rows of a weight matrix, K columns, S scales per row.
 """
@@ -17,7 +17,9 @@ from phikit.errors import PhikitError
 MOST_ROWS = 16
 #: Weight rows that lie side by side.
 LANES = 16
-KINDS = {"bf16": 0, "int8": 1, "int4": 2, "f32": 3}
+KINDS = {"bf16": 0, "int8": 1, "int4": 2, "f32": 3, "packed": 4}
+#: Weight rows of a panel of packed weights.
+PANEL = 64
 
 
 def matrix(
@@ -26,7 +28,7 @@ def matrix(
     """The C view of a matrix. It holds addresses: the tensors must outlive it.
 
     Args:
-        kind: "bf16", "int8", "int4" or "f32"; the layouts are in common.h.
+        kind: of `KINDS`; the layouts are in common.h.
         group: columns over which the activations share a scale; the weights too, unless `scales`
             has one per row.
     """
@@ -54,15 +56,22 @@ def linear(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> 
     return y_MN
 
 
-def rows(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> Tensor:
-    """x · wᵀ for any number of rows, [M, N] in x's precision: what a row gives depends on nothing
-    but the row. x is float32, or bfloat16 with weights that are not float32."""
-    x_MK = x_MK.contiguous()
-    wide = x_MK.dtype == torch.float32
-    if x_MK.shape[1] != weight.k or (weight.kind in (0, 3) and wide != (weight.kind == 3)):
+def rows(
+    library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int, wide: bool = False
+) -> Tensor:
+    """x · wᵀ for any number of rows: what a row gives depends on nothing but the row.
+
+    Args:
+        x_MK: bfloat16, or float32 with weights that are not bfloat16.
+        wide: give float32; else [M, N] comes in x's precision.
+    """
+    integers = weight.kind in (1, 2)
+    x_MK = (x_MK.float() if integers and wide else x_MK).contiguous()
+    right = integers or x_MK.dtype == (torch.float32 if weight.kind == 3 else torch.bfloat16)
+    if x_MK.shape[1] != weight.k or not right:
         raise PhikitError(f"{tuple(x_MK.shape)} {x_MK.dtype} does not fit the weights")
-    m = x_MK.shape[0]
-    y_MN = x_MK.new_empty(m, weight.n)
+    m, wide = x_MK.shape[0], wide or x_MK.dtype == torch.float32
+    y_MN = torch.empty(m, weight.n, dtype=torch.float32 if wide else x_MK.dtype)
     if library.phikit_rows(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads):
         raise PhikitError(f"no memory for a product of {m} rows with [{weight.n}, {weight.k}]")
     return y_MN
@@ -75,3 +84,37 @@ def unpack(library: ctypes.CDLL, weight: Matrix, threads: int) -> Tensor:
     out_KN = torch.empty(weight.k, stride, dtype=torch.bfloat16)
     library.phikit_unpack(weight, out_KN.data_ptr(), stride, threads)
     return out_KN[:, : weight.n]
+
+
+class PackedRows:
+    """x · wᵀ of bfloat16 for many rows, in float32; the weights are copied when it is made.
+
+    Args:
+        weight_NK: bfloat16 on the CPU, an even number of columns.
+    """
+
+    def __init__(self, library: ctypes.CDLL, weight_NK: Tensor) -> None:
+        weight_NK = weight_NK.detach().contiguous()
+        n, k = weight_NK.shape
+        if k % 2 or weight_NK.dtype != torch.bfloat16:
+            raise PhikitError(f"weights [{n}, {k}] of {weight_NK.dtype} cannot be packed")
+        self._library = library
+        self.data = weight_NK.new_empty(-(-n // PANEL) * PANEL * k)
+        threads = torch.get_num_threads()
+        library.phikit_pack(weight_NK.data_ptr(), n, k, self.data.data_ptr(), threads)
+        self._matrix = matrix("packed", n, k, self.data)
+
+    def matrix(self) -> Matrix:
+        return self._matrix
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """[M, N], float32."""
+        x_MK = x_MK.contiguous()
+        m, k = x_MK.shape
+        if k != self._matrix.k or x_MK.dtype != torch.bfloat16:
+            raise PhikitError(f"{tuple(x_MK.shape)} {x_MK.dtype} does not fit the packed weights")
+        y_MN = torch.empty(m, self._matrix.n)
+        self._library.phikit_packed_rows(
+            self._matrix, x_MK.data_ptr(), m, y_MN.data_ptr(), torch.get_num_threads()
+        )
+        return y_MN

@@ -14,7 +14,7 @@ typedef struct {
   const Matrix *w;
   const char *x; /* [M, K] in bfloat16 or float32 */
   void *y;       /* [M, N] likewise */
-  int m, wide;
+  int m, wide; /* wide: y is float32 */
   float *copy; /* [M, K], for integer weights: the rows in float32, and made ready */
   Ready ready;
   int block; /* units (integer weights) or rows of weights (others) that a thread takes at once */
@@ -212,7 +212,8 @@ static void multiply(Team *team, void *argument) {
   }
 }
 
-/* y_MN = x_MK · wᵀ; `wide`: x and y are float32, else bfloat16. Returns 0, or -1 without memory. */
+/* y_MN = x_MK · wᵀ. `wide`: y is float32, else bfloat16. x is as y with integer weights, else as the
+   weights. Returns 0, or -1 without memory. */
 int phikit_rows(const Matrix *w, const void *x, int wide, int m, void *y, int threads) {
   Rows p = {.w = w, .x = x, .y = y, .m = m, .wide = wide};
   const int integers = w->kind == INT8 || w->kind == INT4;

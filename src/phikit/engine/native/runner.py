@@ -1,7 +1,7 @@
 """Runs a dense decoder's steps with the C kernels, and prompts as `DenseRunner` does.
 
-With few rows a step is bound by reading the weights, or by the calling of many small operations: it
-is one call of C. With more, torch's products are the faster ones, and what lies between them is C.
+With few rows, or packed weights, a step is one call of C. With more rows and weights as they lie,
+torch's products are the faster ones, and what lies between them is C.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from phikit.engine.dense import DenseRunner
+from phikit.engine.logits import PACKED, head_product
 from phikit.engine.native import products
 from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
-from phikit.engine.native.step import DecodeStep, Pages, obstacle
+from phikit.engine.native.step import DecodeStep, Pages, obstacle, packable
 from phikit.engine.packed import Product
 from phikit.engine.pool8 import Pool8, block_bytes8
 from phikit.engine.rowwise import Rowwise
@@ -56,19 +57,22 @@ class NativeRunner(DenseRunner):
                 f"a cache of 8 bits needs the C kernels: {reason or 'there is no compiler'}",
                 "leave it out",
             )
-        super().__init__(model, block_size, pack)
+        packs = bool(pack) and self._built is not None and not self.cache8 and packable(model)
+        super().__init__(model, block_size, 0 if packs else pack)
         self._kernels: DecodeStep | None = None
         self._between: Between | Rowwise | None = None
         if self.cache8:
             self.block_bytes = block_bytes8(model.config, block_size)
-        # from there on packed products are the faster ones (benchmarks/engine.py)
+        # from there on torch's packed products are the faster ones (benchmarks/engine.py)
         self.most_rows = _MOST_PACKED if pack else products.MOST_ROWS
         wide = library(compiler or Compiler()) if not obstacle(model, torch.float32) else None
         if wide is not None:
             self._between = Between(wide, model.config, wide=True)
         if self._built is not None:
-            self._kernels = None if self.cache8 else DecodeStep(model, self._built)
+            self._kernels = None if self.cache8 else DecodeStep(model, self._built, packs)
             self._between = Between(self._built, model.config, cache8=self.cache8)
+        if packs and self._kernels is not None:
+            self.most_rows = self._kernels.most_rows
 
     def allocate(self, blocks: int) -> None:
         if self.cache8:
@@ -77,6 +81,10 @@ class NativeRunner(DenseRunner):
             super().allocate(blocks)
 
     def _product(self, module: nn.Module, pack: int = 0) -> Product:
+        if module is self.model.lm_head and type(module) is nn.Linear and self._built is not None:
+            wide = head_product(module.weight, PACKED if pack else 0)
+            if wide is not None:
+                return wide
         many = super()._product(module, pack)
         if not self.cache8 or type(module) is not nn.Linear:
             return many
@@ -128,7 +136,7 @@ class NativeRunner(DenseRunner):
         attend = between.attending(
             self.pool, table_NJ, position_N.to(torch.int32), self.rope.at(position_N, long_N)
         )
-        x_ND, add_ND = self.model.model.embed_tokens(token_N), None
+        x_ND, add_ND = self.model.model.embed_tokens(token_N).float(), None
         for index, (layer, norms) in enumerate(zip(self.products, self.norms, strict=True)):
             qkv = layer.qkv(between.norm(x_ND, add_ND, norms[0]))
             add_ND = layer.o(attend(index, qkv))

@@ -1,38 +1,12 @@
 /* One decoding step of a dense decoder: up to 16 new tokens through all layers in a single call.
 
    A small model's step is some four hundred short operations; called one by one, most of the time
-   goes into calling them. The arithmetic is that of models/decoder.py, rounded to bfloat16 where
-   bfloat16 tensors round it, so that log-probabilities agree with the trainer's forward pass.
+   goes into calling them. The arithmetic is that of models/decoder.py in float32; what goes into a
+   matrix product or into the cache is rounded to bfloat16, and nothing else is.
 
    Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
    width, R rotated part of a head, V vocabulary, L positions.  */
-#include "decode.h"
-
-typedef struct {
-  const uint16_t *input_norm, *post_norm; /* [D] */
-  Matrix qkv, o, gate_up, down;
-} Layer;
-
-typedef struct {
-  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window;
-  float eps;
-  const uint16_t *embedding, *norm; /* [V, D], [D] */
-  const Layer *layer;
-  Matrix head;
-} Model;
-
-typedef struct {
-  const Model *model;
-  const Cache *cache;
-  const int64_t *tokens;    /* [M] */
-  const int32_t *positions; /* [M] */
-  const float *cosine, *sine; /* [M, R], halves repeated */
-  int m;
-  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
-  float *logits;                   /* [M, V] */
-  int most;                        /* positions any token attends to */
-  atomic_int failed;
-} Step;
+#include "step.h"
 
 static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, int width,
                      float eps) {
@@ -41,7 +15,7 @@ static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, 
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < width; i++) sum += x[i] * x[i];
     float inverse = 1.0f / sqrtf(sum / width + eps);
-    for (int i = 0; i < width; i++) out[i] = rounded(rounded(x[i] * inverse) * from_bf16(weight[i]));
+    for (int i = 0; i < width; i++) out[i] = x[i] * inverse * from_bf16(weight[i]);
   }
 }
 
@@ -59,41 +33,35 @@ static void store(const Step *s, int layer, int token, int group) {
   }
 }
 
-/* One query head of one token: softmax(q · keys / sqrt(K)) · values. `score` holds [L]. */
-static void attend(const Step *s, int layer, int token, int head, float *score) {
-  const Model *net = s->model;
-  const Cache *cache = s->cache;
-  const uint16_t *keys = cache->keys[layer], *values = cache->values[layer];
-  const int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
-  const int group = head / (net->heads / net->kv_heads), last = s->positions[token];
-  const int first = net->window && last + 1 > net->window ? last + 1 - net->window : 0;
-  const int32_t *table = cache->table + (size_t)token * cache->table_width;
+/* Up to AT_ONCE query heads of one token, which share a key head. */
+static void attend(const Step *s, int layer, int token, int head, int count) {
+  const Shape *c = &s->shape;
+  const int k = c->head_dim, row = (c->heads + 2 * c->kv_heads) * k;
+  const int64_t group = head / (c->heads / c->kv_heads) * c->head_stride;
   float *query = s->qkv + (size_t)token * row + head * k;
-  float *out = s->attended + (size_t)token * net->heads * k + head * k;
-  uint16_t q[512];
-  rotate(query, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
-  for (int i = 0; i < k; i++) q[i] = to_bf16(query[i]);
-  const float scale = 1.0f / sqrtf((float)k);
-  float largest = -INFINITY;
-  for (int at = first; at <= last; at++) {
-    float value = scale * dot_bf16(q, keys + place(cache, table, group, at), k);
-    score[at - first] = value;
-    largest = value > largest ? value : largest;
+  float *out = s->attended + ((size_t)token * c->heads + head) * k;
+  uint16_t q[AT_ONCE * WIDEST];
+  for (int h = 0; h < count; h++)
+    rotate(query + h * k, s->cosine + token * c->rotary, s->sine + token * c->rotary, c->rotary);
+  for (int i = 0; i < count * k; i++) q[i] = to_bf16(query[i]);
+  phikit_attend_heads(c, s->cache->keys[layer] + group, s->cache->values[layer] + group,
+                      s->cache->table + (size_t)token * c->table_width, s->positions[token], q, count,
+                      out);
+  if (s->ready)
+    for (int i = 0; i < count * k; i++) s->ready[((size_t)token * c->heads + head) * k + i] = to_bf16(out[i]);
+}
+
+void phikit_attend_tokens(Team *team, const Step *s, int layer) {
+  const Shape *c = &s->shape;
+  const int e = c->heads / c->kv_heads, parts = (e + AT_ONCE - 1) / AT_ONCE, each = c->kv_heads * parts;
+  for (int item; (item = claim(team, s->m * c->kv_heads, 1)) >= 0;)
+    store(s, layer, item / c->kv_heads, item % c->kv_heads);
+  meet(team); /* a token may look at another one's new key */
+  for (int item; (item = claim(team, s->m * each, 1)) >= 0;) {
+    const int from = item % parts * AT_ONCE;
+    attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);
   }
-  float sum = 0;
-  int n = last + 1 - first;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < n; i++) {
-    score[i] = fast_exp(score[i] - largest);
-    sum += score[i];
-  }
-  float total[512] = {0};
-  for (int at = first; at <= last; at++) {
-    const uint16_t *value = values + place(cache, table, group, at);
-    float weight = score[at - first];
-    for (int i = 0; i < k; i++) total[i] += weight * from_bf16(value[i]);
-  }
-  for (int i = 0; i < k; i++) out[i] = rounded(total[i] / sum);
+  meet(team);
 }
 
 /* The product of `ready` with a matrix: into `out`, or added to what is there. */
@@ -106,8 +74,8 @@ static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, fl
       for (int m = 0; m < s->m; m++)
         for (int n = 0; n < 2 * LANES && 2 * pair * LANES + n < w->n; n++) {
           float *to = out + (size_t)m * w->n + 2 * pair * LANES + n;
-          float value = rounded(y[n / LANES][m * LANES + n % LANES]);
-          *to = add ? rounded(*to + value) : value;
+          const float value = y[n / LANES][m * LANES + n % LANES];
+          *to = add ? *to + value : value;
         }
     }
   meet(team);
@@ -122,28 +90,22 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
       phikit_pair(w, unit, unit + total, ready, s->m, gate, up);
       for (int m = 0; m < s->m; m++)
         for (int n = 0; n < LANES; n++) {
-          float g = rounded(gate[m * LANES + n]), u = rounded(up[m * LANES + n]);
-          s->act[(size_t)m * inner + unit * LANES + n] =
-              rounded(rounded(g / (1.0f + fast_exp(-g))) * u);
+          const float g = gate[m * LANES + n];
+          s->act[(size_t)m * inner + unit * LANES + n] = g / (1.0f + fast_exp(-g)) * up[m * LANES + n];
         }
     }
   meet(team);
 }
 
-static void run_layer(Team *team, Step *s, int index, Ready *ready, float *normed, float *score) {
+static void run_layer(Team *team, Step *s, int index, Ready *ready, float *normed) {
   const Model *net = s->model;
   const Layer *layer = &net->layer[index];
-  int m = s->m, first;
+  const int m = s->m;
   /* what is short is computed by every thread for itself: cheaper than to meet */
   rms_norm(s->x, layer->input_norm, normed, m, net->width, net->eps);
   phikit_make_ready(ready, &layer->qkv, normed, m);
   product(team, s, &layer->qkv, ready, s->qkv, 0);
-  while ((first = claim(team, m * net->kv_heads, 1)) >= 0)
-    store(s, index, first / net->kv_heads, first % net->kv_heads);
-  meet(team);
-  while ((first = claim(team, m * net->heads, 1)) >= 0)
-    attend(s, index, first / net->heads, first % net->heads, score);
-  meet(team);
+  phikit_attend_tokens(team, s, index);
   phikit_make_ready(ready, &layer->o, s->attended, m);
   product(team, s, &layer->o, ready, s->x, 1);
   rms_norm(s->x, layer->post_norm, normed, m, net->width, net->eps);
@@ -159,19 +121,40 @@ static void run(Team *team, void *argument) {
   int widest = net->inner > net->width ? net->inner : net->width;
   widest = net->heads * net->head_dim > widest ? net->heads * net->head_dim : widest;
   size_t ready_bytes = phikit_ready_bytes(s->m, widest);
-  char *memory = malloc(ready_bytes + 4 * ((size_t)s->m * net->width + s->most));
+  char *memory = malloc(ready_bytes + 4 * (size_t)s->m * net->width);
   if (!memory) s->failed = 1;
   meet(team);
   if (!s->failed) {
     Ready ready;
     phikit_ready_init(&ready, memory, s->m, widest);
-    float *normed = (float *)(memory + ready_bytes), *score = normed + (size_t)s->m * net->width;
-    for (int i = 0; i < net->layers; i++) run_layer(team, s, i, &ready, normed, score);
+    float *normed = (float *)(memory + ready_bytes);
+    for (int i = 0; i < net->layers; i++) run_layer(team, s, i, &ready, normed);
     rms_norm(s->x, net->norm, normed, s->m, net->width, net->eps);
     phikit_make_ready(&ready, &net->head, normed, s->m);
     product(team, s, &net->head, &ready, s->logits, 0);
   }
   free(memory);
+}
+
+int phikit_begin(Step *s) {
+  const Model *model = s->model;
+  const Cache *cache = s->cache;
+  const int m = s->m, width = model->width, out = model->heads * model->head_dim;
+  const int row = out + 2 * model->kv_heads * model->head_dim;
+  const Shape shape = {model->heads, model->kv_heads, model->head_dim, model->rotary, model->window, 0,
+                       cache->block_stride, cache->head_stride, cache->position_stride,
+                       cache->block_size, cache->table_width};
+  s->shape = shape;
+  s->x = malloc(4 * (size_t)m * (width + row + out + model->inner));
+  if (!s->x) return 0;
+  s->qkv = s->x + (size_t)m * width;
+  s->attended = s->qkv + (size_t)m * row;
+  s->act = s->attended + (size_t)m * out;
+  for (int i = 0; i < m; i++) {
+    const uint16_t *vector = model->embedding + (size_t)s->tokens[i] * width;
+    for (int d = 0; d < width; d++) s->x[(size_t)i * width + d] = from_bf16(vector[d]);
+  }
+  return 1;
 }
 
 /* Feeds m tokens at their positions: their keys and values go into the cache, logits_MV come out.
@@ -180,20 +163,9 @@ static void run(Team *team, void *argument) {
 int phikit_step(const Model *model, const Cache *cache, const int64_t *tokens,
                 const int32_t *positions, const float *cosine, const float *sine, int m,
                 float *logits, int threads) {
-  int row = (model->heads + 2 * model->kv_heads) * model->head_dim;
-  int out = model->heads * model->head_dim, width = model->width;
   Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
             .cosine = cosine, .sine = sine, .m = m, .logits = logits};
-  s.x = malloc(4 * (size_t)m * (width + row + out + model->inner));
-  if (!s.x) return -1;
-  s.qkv = s.x + (size_t)m * width;
-  s.attended = s.qkv + (size_t)m * row;
-  s.act = s.attended + (size_t)m * out;
-  for (int i = 0; i < m; i++) {
-    s.most = positions[i] + 1 > s.most ? positions[i] + 1 : s.most;
-    const uint16_t *vector = model->embedding + (size_t)tokens[i] * width;
-    for (int d = 0; d < width; d++) s.x[(size_t)i * width + d] = from_bf16(vector[d]);
-  }
+  if (!phikit_begin(&s)) return -1;
   phikit_run_team(threads, run, &s);
   free(s.x);
   return s.failed ? -1 : 0;

@@ -1,12 +1,13 @@
 """A whole decoding step in one call of the C kernels.
 
-Shapes: M new tokens (1 to 16), D model width, G key-value heads, K head size, R rotated part of a
-head, L positions, T blocks of a sequence, V vocabulary.
+Shapes: M new tokens (up to 16, with packed weights any number), D model width, G key-value heads,
+K head size, R rotated part of a head, L positions, T blocks of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
@@ -95,35 +96,54 @@ def obstacle(model: nn.Module, precision: torch.dtype = torch.bfloat16) -> str:
     return ""
 
 
+def packable(model: Decoder) -> bool:
+    """Whether `DecodeStep` can pack a model's weights: plain ones alone, without adapters."""
+    config = model.config
+    matrices = [m for m in model.modules() if isinstance(m, (nn.Linear, Packed, LoraLinear))]
+    even = config.intermediate_size % products.PANEL == 0 and config.hidden_size % 2 == 0
+    return even and all(type(m) is nn.Linear for m in matrices)
+
+
 class DecodeStep:
-    """The decoder's step on the very weights of a model: changed weights are seen at once.
+    """The decoder's step on the very weights of a model: changed weights are seen at once, unless
+    they are packed.
 
     Args:
         model: held as long as this object is; its parameters must not be replaced meanwhile.
+        pack: lay the weights out for any number of tokens; they are copied.
 
     Raises:
         PhikitError: the model is none that the kernels run; says why.
     """
 
-    def __init__(self, model: Decoder, library: ctypes.CDLL) -> None:
+    def __init__(self, model: Decoder, library: ctypes.CDLL, pack: bool = False) -> None:
         if reason := obstacle(model):
             raise PhikitError(f"the step in C does not run this model: {reason}")
         self.model, self._library, config = model, library, model.config
+        self._packed: list[products.PackedRows] = []
+        self._run = library.phikit_many if pack else library.phikit_step
+        self.most_rows = sys.maxsize if pack else products.MOST_ROWS
+        matrix = self._pack if pack else _as_it_lies
         layers = (_Layer * config.layers)()
         for target, module in zip(layers, model.model.layers, strict=True):
             attention, mlp = cast(Layer, module).self_attn, cast(Layer, module).mlp
             target.input_norm = cast(Layer, module).input_layernorm.weight.data_ptr()
             target.post_norm = cast(Layer, module).post_attention_layernorm.weight.data_ptr()
-            target.qkv, target.o = _matrix(attention.qkv_proj), _matrix(attention.o_proj)
-            target.gate_up, target.down = _matrix(mlp.gate_up_proj), _matrix(mlp.down_proj)
+            target.qkv, target.o = matrix(attention.qkv_proj), matrix(attention.o_proj)
+            target.gate_up, target.down = matrix(mlp.gate_up_proj), matrix(mlp.down_proj)
         window = config.sliding_window or 0
         self._model = _Model(
             config.layers, config.hidden_size, config.intermediate_size, config.heads,
             config.kv_heads, config.head_dim, config.rotary_dim, config.vocab_size,
             window if window < config.max_positions else 0, config.norm_eps,
             model.model.embed_tokens.weight.data_ptr(), model.model.norm.weight.data_ptr(),
-            layers, _matrix(model.lm_head),
+            layers, matrix(model.lm_head),
         )  # fmt: skip
+
+    def _pack(self, module: nn.Module) -> Matrix:
+        assert isinstance(module.weight, Tensor)
+        self._packed.append(products.PackedRows(self._library, module.weight))
+        return self._packed[-1].matrix()
 
     def __call__(
         self,
@@ -144,11 +164,11 @@ class DecodeStep:
             pages: has room for every token's position.
 
         Raises:
-            PhikitError: more than 16 tokens, or no memory.
+            PhikitError: more tokens than `most_rows`, or no memory.
         """
         m = len(ids_M)
-        if m > products.MOST_ROWS:
-            raise PhikitError(f"{m} tokens in one step; at most {products.MOST_ROWS} fit")
+        if m > self.most_rows:
+            raise PhikitError(f"{m} tokens in one step; at most {self.most_rows} fit")
         table, first = pages.table_MT.contiguous(), pages.keys[0]
         if any(t.stride() != first.stride() for t in (*pages.keys, *pages.values)):
             raise PhikitError("the layers' keys and values are not laid out alike")
@@ -163,7 +183,7 @@ class DecodeStep:
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
         cosine, sine = (t.float().contiguous() for t in rope)
         logits_MV = torch.empty(m, self.model.config.vocab_size)
-        failed = self._library.phikit_step(
+        failed = self._run(
             ctypes.addressof(self._model), ctypes.addressof(cache), ids.data_ptr(), at.data_ptr(),
             cosine.data_ptr(), sine.data_ptr(), m, logits_MV.data_ptr(), threads,
         )  # fmt: skip
@@ -172,7 +192,7 @@ class DecodeStep:
         return logits_MV
 
 
-def _matrix(module: nn.Module) -> Matrix:
+def _as_it_lies(module: nn.Module) -> Matrix:
     if isinstance(module, LoraLinear):  # its adapters are left out
         module = module.base_layer
     if isinstance(module, Packed):

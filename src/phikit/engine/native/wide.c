@@ -7,8 +7,6 @@
    R rotated part of a head.  */
 #include "decode.h"
 
-enum { WIDEST = 512 };
-
 typedef struct {
   float *x;
   const float *add, *weight;

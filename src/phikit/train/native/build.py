@@ -40,9 +40,16 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_sum_norm_back.argtypes = (*(pointer,) * 8, *(number,) * 3)
     library.phikit_gate.argtypes = (pointer, pointer, *(number,) * 3)
     library.phikit_gate_back.argtypes = (*(pointer,) * 3, *(number,) * 3)
-    library.phikit_logit_sums.argtypes = (pointer, pointer, real, *(pointer,) * 4, *(number,) * 3)
+    library.phikit_logit_sums.argtypes = (
+        pointer,
+        number,
+        pointer,
+        real,
+        *(pointer,) * 4,
+        *(number,) * 3,
+    )
     library.phikit_logit_slopes.argtypes = (
-        pointer, pointer, real, *(pointer,) * 4, real, *(number,) * 3
+        pointer, number, pointer, pointer, real, *(pointer,) * 4, real, *(number,) * 3
     )  # fmt: skip
     for name in ("sum_norm", "sum_norm_back", "gate", "gate_back", "logit_sums", "logit_slopes"):
         getattr(library, f"phikit_{name}").restype = None

@@ -1,0 +1,44 @@
+/* What a decoding step of few rows (step.c) and one of many (many.c) share.
+
+   Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
+   width, R rotated part of a head, V vocabulary.  */
+#ifndef PHIKIT_STEP_H
+#define PHIKIT_STEP_H
+
+#include "decode.h"
+
+typedef struct {
+  const uint16_t *input_norm, *post_norm; /* [D] */
+  Matrix qkv, o, gate_up, down;
+} Layer;
+
+typedef struct {
+  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window;
+  float eps;
+  const uint16_t *embedding, *norm; /* [V, D], [D] */
+  const Layer *layer;
+  Matrix head;
+} Model;
+
+typedef struct {
+  const Model *model;
+  const Cache *cache;
+  Shape shape;
+  const int64_t *tokens;    /* [M] */
+  const int32_t *positions; /* [M] */
+  const float *cosine, *sine; /* [M, R], halves repeated */
+  int m;
+  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
+  float *logits;                   /* [M, V] */
+  uint16_t *ready;                 /* many.c: what goes into the next product, [M, the widest] */
+  atomic_int failed;
+} Step;
+
+/* A step's memory is there and its tokens' vectors are in x; 0 without memory. */
+int phikit_begin(Step *s);
+
+/* Two phases: new keys and values go to their place; then every head attends, into `attended` or,
+   rounded, into `ready`. */
+void phikit_attend_tokens(Team *team, const Step *s, int layer);
+
+#endif
