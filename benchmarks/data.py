@@ -1,4 +1,4 @@
-"""Cleaning and packing text, beside datatrove and lm-eval.
+"""Cleaning and packing text, beside datatrove, text-dedup and lm-eval.
 
 Real text: the sources and documents of this Python's library and of the packages installed beside
 it, cut into pieces of about a thousand characters. One in twenty is followed, somewhere, by a copy
@@ -7,7 +7,7 @@ one core (the processor's, not the clock's), reading the JSON lines included on 
 work on a part of the pieces, being slower, and rates are compared. Runs are interleaved, and the
 medians of `--repeats` count.
 
-    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 3000]
+    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 3000] [--only NAME]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import multiprocessing
 import random
 import resource
 import statistics
@@ -25,6 +26,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,15 @@ import numpy as np
 
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.data.corpus.build import Job, build, documents
+from phikit.data.corpus.config import CorpusConfig
+from phikit.data.corpus.units import Here
 from phikit.data.decontaminate import Decontaminator
-from phikit.data.dedup import DedupConfig, Deduplicator
+from phikit.data.filter_steps import FilteringConfig
 from phikit.data.pack import pack
 
 PIECE = 1000
+NAMES = ("deduplicate", "decontaminate", "tokenise", "all")
 QUESTIONS = ("prompt", "question", "problem_text", "text")
 Row = dict[str, str]
 
@@ -112,11 +119,15 @@ def read(path: Path) -> list[Row]:
 
 
 def our_dedup(path: Path, work: Path) -> set[str]:
-    rows = read(path)
-    dedup = Deduplicator(DedupConfig())
-    for row in rows:
-        dedup.add(row["text"])
-    return {rows[n]["id"] for cluster in dedup.clusters() for n in cluster.members[1:]}
+    """What `phikit data build` does of it: read, compare, write what stays; no other filter."""
+    config = CorpusConfig(
+        filters=FilteringConfig(prose=(), code=()), by_url=False, outliers=False, shard_bytes=10**8
+    )
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        out = Path(folder)
+        build(Job((path,), config), out, Here(), lambda *_: None)
+        kept = {int(d.meta["name"].rpartition(":")[2]) for d in documents(out)}  # FILE:LINE
+    return {row["id"] for line, row in enumerate(read(path), 1) if line not in kept}
 
 
 def our_decontamination(path: Path, work: Path) -> Callable[[], set[str]]:
@@ -124,12 +135,14 @@ def our_decontamination(path: Path, work: Path) -> Callable[[], set[str]]:
     decontaminator = Decontaminator(items)
 
     def judge() -> set[str]:
-        rows = read(path)
-        texts = [row["text"] for row in rows]
-        suspects = decontaminator.count(texts)
+        suspects: list[Row] = []
+        with path.open() as lines:
+            while rows := [json.loads(line) for line in islice(lines, 2000)]:
+                numbers = decontaminator.count([row["text"] for row in rows])
+                suspects += [rows[n] for n in numbers]
         decontaminator.settle()
-        found = decontaminator.check_all([texts[n] for n in suspects])
-        return {rows[suspects[n]]["id"] for n, f in found.items() if f.verdict == "contaminated"}
+        found = decontaminator.check_all([row["text"] for row in suspects])
+        return {suspects[n]["id"] for n, f in found.items() if f.verdict == "contaminated"}
 
     return judge
 
@@ -154,6 +167,13 @@ def timed(run: Callable[[], set[str]]) -> tuple[float, set[str]]:
     return time.process_time() - begun, removed
 
 
+def alone(what: str, path: Path, work: Path) -> tuple[float, set[str], float]:
+    """As `timed`, of all pieces, in a process of its own; and its peak memory in GiB."""
+    dedup = partial(our_dedup, path, work)
+    seconds, removed = timed(our_decontamination(path, work) if what == "decontaminate" else dedup)
+    return seconds, removed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def peer(python: Path, what: str, path: Path, work: Path) -> tuple[float, set[str]]:
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         for name in ("items.jsonl", "tokenizer.json"):
@@ -170,11 +190,18 @@ def peer(python: Path, what: str, path: Path, work: Path) -> tuple[float, set[st
         return result["seconds"], set(result["removed"])
 
 
+def found_of(removed: set[str], rows: list[Row], kind: str) -> set[str]:
+    """Which of those planted were found: a copy, or the piece it was made from."""
+    numbers = [row["id"].partition("-")[2] for row in rows if row["id"].startswith(f"{kind}-")]
+    return {
+        n for n in numbers if f"{kind}-{n}" in removed or (kind == "copy" and f"d{n}" in removed)
+    }
+
+
 def recall(removed: set[str], rows: list[Row], kind: str) -> float:
-    """The part of what was planted that was found: a copy, or the piece it was made from."""
-    number = [row["id"].partition("-")[2] for row in rows if row["id"].startswith(f"{kind}-")]
-    hit = [f"{kind}-{n}" in removed or (kind == "copy" and f"d{n}" in removed) for n in number]
-    return float(np.mean(hit))
+    """The part of what was planted that was found."""
+    planted = sum(row["id"].startswith(f"{kind}-") for row in rows)
+    return len(found_of(removed, rows, kind)) / planted
 
 
 def main() -> None:
@@ -184,6 +211,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--sample", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="rows to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench(options, Path(folder))
@@ -226,33 +254,46 @@ def bench(options: argparse.Namespace, work: Path) -> None:
         if kind:
             planted_found = recall(found, part, kind), recall(peer_found, part, kind)
             same = planted_found[0] >= planted_found[1]
+            both = [found_of(f, part, kind) for f in (found, peer_found)]
+            agree = len(both[0] & both[1]) / max(len(both[0] | both[1]), 1)
             print(f"  {name}: planted found {planted_found[0]:.1%}, by the peer "
-                  f"{planted_found[1]:.1%}; removed {len(found):,} and {len(peer_found):,}")  # fmt: skip  # noqa: E501
+                  f"{planted_found[1]:.1%}, the same ones {agree:.1%}; removed {len(found):,} "
+                  f"and {len(peer_found):,}")  # fmt: skip
         table.append({"name": f"{name}, MB/s of one core", "ours": round(a, 2),
                       "peer": round(b, 2), "ratio": round(a / b, 2), "goal": f"≥ {goal} ×",
                       "met": a / b >= goal and same})  # fmt: skip
 
-    compare("deduplicate / datatrove", "minhash", lambda p: lambda: our_dedup(p, work), 8, "copy")
-    compare("decontaminate / datatrove", "decontaminate",
-            lambda p: our_decontamination(p, work), 10, "leak")  # fmt: skip
-    compare(
-        "decontaminate / lm-eval", "janitor", lambda p: our_decontamination(p, work), 10, "leak"
-    )
-    compare("tokenise and pack / datatrove", "tokenize", lambda p: our_tokens(p, work), 2, "")
-
-    def alone(name: str, run: Callable[[], set[str]], kind: str, goal: float) -> None:
-        seconds, found = timed(run)
-        print(f"  {name}: {megabytes[0] / seconds:.1f} MB/s, planted found "
+    def whole(what: str, kind: str, goal: float, most: float | None) -> None:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, found, peak = pool.apply(alone, (what, whole_path, work))
+        print(f"  {what} all: {megabytes[0] / seconds:.1f} MB/s, planted found "
               f"{recall(found, rows, kind):.1%}")  # fmt: skip
         rate = round(len(rows) / seconds)
-        table.append({"name": f"{name}, documents/s of one core", "ours": rate, "peer": None,
+        table.append({"name": f"{what} all, documents/s of one core", "ours": rate, "peer": None,
                       "ratio": None, "goal": f"≥ {goal:,}" if goal else "",
                       "met": rate >= goal})  # fmt: skip
+        table.append({"name": f"{what} all, peak memory in GiB", "ours": round(peak, 2),
+                      "peer": None, "ratio": None, "goal": f"≤ {most}" if most else "",
+                      "met": most is None or peak <= most})  # fmt: skip
 
-    alone("decontaminate all", our_decontamination(whole_path, work), "leak", 15_000)
-    alone("deduplicate all", lambda: our_dedup(whole_path, work), "copy", 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of this process, which holds all pieces twice: {peak:.2f} GiB\n")
+    decontaminated = partial(our_decontamination, work=work)
+    tokenised = partial(our_tokens, work=work)
+
+    def deduplicated(path: Path) -> Callable[[], set[str]]:
+        return lambda: our_dedup(path, work)
+
+    if "deduplicate" in options.only:
+        compare("deduplicate / datatrove", "minhash", deduplicated, 8, "copy")
+        compare("deduplicate / text-dedup", "text_dedup", deduplicated, 1, "copy")
+    if "decontaminate" in options.only:
+        compare("decontaminate / datatrove", "decontaminate", decontaminated, 10, "leak")
+        compare("decontaminate / lm-eval", "janitor", decontaminated, 10, "leak")
+    if "tokenise" in options.only:
+        compare("tokenise and pack / datatrove", "tokenize", tokenised, 2, "")
+    if "all" in options.only:
+        whole("decontaminate", "leak", 15_000, 1.0)
+        whole("deduplicate", "copy", 0, None)
+    print()
     for row in table:
         print(f"{row['name']:<48} {row['ours']!s:>9} {row['peer'] or '':>8} "
               f"{row['ratio'] or '':>7}  {row['goal']:<10} {'met' if row['met'] else 'missed'}")  # fmt: skip  # noqa: E501

@@ -3,7 +3,8 @@
 Real text (the sources and documents of this Python and of the packages installed beside it), again
 and again with one word in ten changed, so that copies are not near-duplicates, to the wanted size
 as JSON lines. `phikit data build` reads, filters, deduplicates, counts letters, decontaminates and
-judges it with two workers; the memory of all its processes is added up five times a second.
+judges it; the memory of all its processes is added up five times a second. Whether time is linear
+is told by the processors' time, which other programs on the machine change less.
 
     python benchmarks/data_scale.py [--bytes 5e9]     at a quarter, half and all of it
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -102,12 +104,13 @@ def memory(root: int) -> int:
     return total
 
 
-def build(folder: Path, out: Path, items: Path) -> tuple[float, int]:
-    """Seconds, and the greatest memory in bytes."""
+def build(folder: Path, out: Path, items: Path, workers: int) -> tuple[float, float, int]:
+    """Seconds, seconds of processors, and the greatest memory in bytes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     running = subprocess.Popen(
         [sys.executable, "-m", "phikit", "data", "build", folder, "--out", out, "--items", items,
-         "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+         "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     peak = 0
     while running.poll() is None:
@@ -115,12 +118,15 @@ def build(folder: Path, out: Path, items: Path) -> tuple[float, int]:
         time.sleep(0.2)
     if running.returncode:
         sys.exit(f"the build failed:\n{running.communicate()[0][-2000:]}")
-    return time.perf_counter() - begun, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - begun, used, peak
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bytes", type=float, default=5e9)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the text goes [a temporary folder]")
     options = parser.parse_args()
     table = []
@@ -134,19 +140,22 @@ def main() -> None:
         )
         for part in (0.25, 0.5, 1.0):
             size = write(work / "in", int(options.bytes * part))
-            seconds, peak = build(work / "in", work / "out", work / "items.parquet")
+            seconds, used, peak = build(
+                work / "in", work / "out", work / "items.parquet", options.workers
+            )
             report = json.loads((work / "out" / "corpus.json").read_text())
             for name in ("in", "out"):
                 shutil.rmtree(work / name)
-            table.append((size, seconds, peak, report["documents"]))
+            table.append((size, used, peak))
             kept = f"{report['documents']:,} documents kept"
-            print(f"{size / 1e9:6.2f} GB  {seconds:7.1f} s  {size / 1e6 / seconds:6.2f} MB/s  "
-                  f"{peak / 2**30:5.2f} GiB  {kept}", flush=True)  # fmt: skip
-    rates = [size / 1e6 / seconds for size, seconds, _, _ in table]
+            print(f"{size / 1e9:6.2f} GB  {seconds:7.1f} s, of processors {used:7.1f} s, "
+                  f"{size / 1e6 / used:6.2f} MB/s of one  {peak / 2**30:5.2f} GiB  {kept}",
+                  flush=True)  # fmt: skip
+    rates = [size / 1e6 / used for size, used, _ in table]
     peak = max(row[2] for row in table)
     lines = [
-        {"name": f"pipeline, MB/s at {table[-1][0] / 1e9:.2f} GB", "ours": round(rates[-1], 2),
-         "peer": None, "ratio": round(rates[-1] / rates[0], 2),
+        {"name": f"pipeline, MB/s of one core at {table[-1][0] / 1e9:.2f} GB",
+         "ours": round(rates[-1], 2), "peer": None, "ratio": round(rates[-1] / rates[0], 2),
          "goal": "linear: ≥ 0.85 of a quarter's rate", "met": rates[-1] >= 0.85 * rates[0]},
         {"name": "peak memory, GiB", "ours": round(peak / 2**30, 2), "peer": None, "ratio": None,
          "goal": "≤ 3", "met": peak <= GOAL_BYTES},

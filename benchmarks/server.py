@@ -24,7 +24,7 @@ from typing import Any
 
 from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, Sampling
-from phikit.engine.native.runner import NativeRunner
+from phikit.engine.runners import rows_to_pack, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.fetch import resolve
 from phikit.models.load import load
@@ -129,9 +129,9 @@ def main() -> None:
     options = parser.parse_args()
     model, clients = resolve(options.model), options.clients
     requests = requests_of(model, clients * options.each, options.tokens)
-    scheduler = Scheduler(
-        NativeRunner(load(model)), max_rows=clients, cache_bytes=int(CACHE_GIB * 2**30)
-    )
+    weights = load(model)
+    runner = runner_of(weights, rows_to_pack(weights, clients))  # as the server has it
+    scheduler = Scheduler(runner, max_rows=clients, cache_bytes=int(CACHE_GIB * 2**30))
     command = [
         sys.executable, "-m", "phikit", "serve", f"model={model}", "--port", "0",
         "--rows", str(clients), "--cache", str(CACHE_GIB),

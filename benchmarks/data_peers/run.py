@@ -1,6 +1,6 @@
 """The data tools that phikit is held against, run in an environment of their own.
 
-    python run.py minhash|decontaminate|janitor|tokenize DOCUMENTS.jsonl WORKDIR
+    python run.py minhash|text_dedup|decontaminate|janitor|tokenize DOCUMENTS.jsonl WORKDIR
 
 WORKDIR holds items.jsonl or tokenizer.json where they are needed. Prints one line of JSON:
 `seconds` of one core's time, and the ids of the documents `removed`.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,21 @@ def minhash(path: Path, work: Path) -> set[str]:
     return {row["id"] for row in rows(path)} - kept
 
 
+def text_dedup(path: Path, work: Path) -> set[str]:
+    import datasets
+    from text_dedup.minhash import main
+
+    datasets.disable_progress_bars()
+    # the same bands and n-grams as here; its other settings are its defaults
+    asked = {"path": "json", "data_files": path, "split": "train", "cache_dir": work / "cache",
+             "output": work / "kept", "column": "text", "num_proc": 1, "ngram": 5, "min_length": 1,
+             "num_perm": 112, "b": 14, "r": 8, "hash_func": "xxh3", "hash_bits": 32}  # fmt: skip
+    words = [w for name, value in asked.items() for w in (f"--{name}", str(value))]
+    main(words, standalone_mode=False)
+    kept = set(datasets.load_from_disk(str(work / "kept"))["id"])
+    return {row["id"] for row in rows(path)} - kept
+
+
 def decontaminate(path: Path, work: Path) -> set[str]:
     from datatrove.data import Document
     from datatrove.pipeline.decont import n_grams as d
@@ -70,7 +86,7 @@ def decontaminate(path: Path, work: Path) -> set[str]:
     np.array(sorted(hashes), config.hash_config.np_descr).tofile(index / "items.index.hashes")
     filter_.load_index_hashes()
     global started
-    started = time.process_time()
+    started = used()
     removed = set()
     for document in JsonlReader(str(path.parent), glob_pattern=path.name).run():
         assert isinstance(document, Document)
@@ -86,7 +102,7 @@ def janitor(path: Path, work: Path) -> set[str]:
     for row in rows(work / "items.jsonl"):
         tool.register_contaminant_python(row["text"])
     global started
-    started = time.process_time()
+    started = used()
     # a clean text comes back in one piece
     return {row["id"] for row in rows(path) if tool.clean_python(row["text"]) != [row["text"]]}
 
@@ -110,9 +126,15 @@ def tokenize(path: Path, work: Path) -> set[str]:
     return set()
 
 
+def used() -> float:
+    """Seconds of a processor, of this process and of those it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 if __name__ == "__main__":
     logging.disable(logging.INFO)
     what, path, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    started = time.process_time()
+    started = used()
     removed = globals()[what](path, work)
-    print(json.dumps({"seconds": time.process_time() - started, "removed": sorted(removed)}))
+    print(json.dumps({"seconds": used() - started, "removed": sorted(removed)}))

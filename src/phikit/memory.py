@@ -1,12 +1,15 @@
-"""How much memory a piece of work took at its peak, and how freed memory is kept for reuse."""
+"""How much memory a piece of work took at its peak, and how freed memory is kept for reuse, and
+given back after all."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _SELF = Path("/proc/self")
 
@@ -60,13 +63,24 @@ def keep_freed_memory() -> None:
     one anew, and the kernel clears its pages; with two threads doing so at once a step of a small
     model takes half as long again. Elsewhere than on glibc nothing is changed.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Hands kept blocks back to the kernel: after a stage, the next one's are of other sizes."""
+    gc.collect()
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of its allocator; None elsewhere than on glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def _status(key: str) -> int:

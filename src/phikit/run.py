@@ -30,7 +30,7 @@ from phikit.files import (
 )
 from phikit.imports import Sources
 from phikit.ledger import Identity, Shelf
-from phikit.memory import PeakMemory, keep_freed_memory
+from phikit.memory import PeakMemory, give_back_freed_memory, keep_freed_memory
 from phikit.progress import Display, duration, figures
 from phikit.recipes.schema import Recipe, StageSpec, as_yaml
 from phikit.stage import Context, Cost, Estimate
@@ -294,6 +294,7 @@ class _Runner:
             "peak_bytes": peak.bytes,
         }
         self._finish(step, folder, summary, cost)
+        give_back_freed_memory()
 
     def _finish(
         self, step: Step, folder: Path, summary: dict[str, Any], cost: dict[str, Any]

@@ -1,10 +1,17 @@
 import random
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phikit.data.dedup import DedupConfig, Deduplicator, UnionFind
+from phikit.data.corpus import duplicates
+from phikit.data.corpus.clean import Gathered
+from phikit.data.corpus.config import CorpusConfig
+from phikit.data.dedup import DedupConfig
+from phikit.records import Document
 
 WORDS = [f"{a}{b}" for a in "bcdfglmnprst" for b in ("a", "en", "ist", "ol", "u", "ard")]
 
@@ -31,10 +38,29 @@ def planted(seed: int = 3) -> tuple[list[str], dict[int, int]]:
 
 
 def clusters_of(texts: list[str], **settings) -> list[tuple[int, ...]]:
-    dedup = Deduplicator(DedupConfig(**settings), seed=1)
-    for text in texts:
-        dedup.add(text)
-    return [c.members for c in dedup.clusters()]
+    """Places of the texts that are alike, cluster by cluster."""
+    config = CorpusConfig(dedup=DedupConfig(**settings))
+    given = {"settings": config.model_dump(mode="json")}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name in ("shard", "ranked", "joined", *map(str, range(config.dedup.bands))):
+            (work / name).mkdir()
+        gathered = Gathered(config, None)
+        for text in texts:
+            gathered.add(Document(text=text, source="web"))
+        gathered.save(work / "shard")
+        shards, ranked = [str(work / "shard")], str(work / "ranked")
+        duplicates.rank(work / "ranked", shards, **given)
+        bands = []
+        for number in range(config.dedup.bands):
+            bands.append(str(work / str(number)))
+            duplicates.band(Path(bands[-1]), shards, ranked, number, 0, 1, **given)
+        duplicates.join(work / "joined", shards, ranked, bands)
+        stands_for = np.load(work / "joined" / "kept.npy").tolist()
+    members: dict[int, list[int]] = {}
+    for place, kept in enumerate(stands_for):
+        members.setdefault(kept, []).append(place)
+    return sorted(tuple(m) for m in members.values() if len(m) > 1)
 
 
 def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
@@ -45,14 +71,13 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     assert clusters_of(texts) == [tuple(expected[o]) for o in sorted(expected)]
 
 
-def test_exact_duplicates_are_told_whatever_their_spacing() -> None:
-    dedup = Deduplicator(DedupConfig())
-    dedup.add("Hello, world! It's 1,000 times the same.")
-    dedup.add("Another text.")
-    dedup.add("hello  WORLD\nits 1000 times the same")
-    assert dedup.exact().tolist() == [0, 1, 0]
-    assert [c.members for c in dedup.clusters()] == [(0, 2)]
-    assert dedup.clusters()[0].similarity == (1.0, 1.0)
+def test_spacing_case_and_punctuation_make_no_difference() -> None:
+    texts = [
+        "Hello, world! It's 1,000 times the same.",
+        "Another text.",
+        "hello  WORLD\nits 1000 times the same",
+    ]
+    assert clusters_of(texts) == [(0, 2)]
 
 
 def test_result_is_deterministic_and_independent_of_batching() -> None:
@@ -77,13 +102,12 @@ def test_threshold_decides() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40))
-def test_union_find_gives_the_smallest_member_in_any_order(pairs) -> None:
+def test_joining_gives_the_smallest_member_in_any_order(pairs) -> None:
     results = []
     for order in (pairs, pairs[::-1], sorted(pairs)):
-        sets = UnionFind(20)
-        for a, b in order:
-            sets.join(a, b)
-        results.append([sets.find(i) for i in range(20)])
+        sets = np.arange(20)
+        duplicates._join(sets, np.array(order, np.int64).reshape(-1, 2))
+        results.append(sets.tolist())
     assert all(a == b for a, b in pairwise(results))
     assert all(root <= i and results[0][root] == root for i, root in enumerate(results[0]))
     assert all(results[0][a] == results[0][b] for a, b in pairs)

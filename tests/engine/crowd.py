@@ -20,14 +20,20 @@ COMPILERS = {
     "native": Compiler(), "portable": Compiler(portable=True), "torch": Compiler("no-compiler"),
 }  # fmt: skip
 WIDE = {  # attention and products by their vector code
-    "even": {"heads": 6, "kv_heads": 2, "head_dim": 32, "hidden_size": 96},
-    "odd": {"heads": 4, "kv_heads": 1, "head_dim": 24, "hidden_size": 72},
+    "even": {
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 32,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+    },
+    "odd": {"heads": 4, "kv_heads": 1, "head_dim": 24, "hidden_size": 72, "intermediate_size": 160},
 }
 WORDS = [tuple(range(1, 40)), (*range(1, 18), 50, 51), (1, 2, 3, 4), (30,)]
 
 
 def model_of(kind: str, shape: str, name: str = "phi") -> Decoder:
-    config = replace(CONFIGS[name], **WIDE[shape], intermediate_size=160, vocab_size=301)
+    config = replace(CONFIGS[name], **WIDE[shape], vocab_size=301)
     if config.long_rope is not None:
         half = config.rotary_dim // 2
         factors = {"short_factor": (1.1,) * half, "long_factor": (2.0,) * half}

@@ -10,7 +10,9 @@ import typer
 
 
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="A member of the family, owner/name, or ifeval.")],
+    name: Annotated[
+        str, typer.Argument(help="A member of the family, owner/name, ifeval or minilm.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where smollm2 goes [~/.cache/phikit].")
     ] = None,
@@ -24,6 +26,7 @@ def fetch_model(
     phikit fetch smollm2
     phikit fetch phi-4-mini
     phikit fetch ifeval                  # the prompts of IFEval, for recipes that ask them
+    phikit fetch minilm                  # a sentence encoder, for data.semantic and paraphrases
     """
     from phikit import fetch
 

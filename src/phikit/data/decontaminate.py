@@ -175,10 +175,10 @@ class Decontaminator:
         """In how many texts the items' long and short n-grams were found, to be kept on a disk."""
         return self._long.found, self._short.found
 
-    def settle_with(self, long: NDArray[np.int64], short: NDArray[np.int64]) -> None:
+    def settle_with(self, long: NDArray[np.int64], short: NDArray[np.int64]) -> dict[str, int]:
         """Settles the allow-list by counts that were kept."""
         self._long.found, self._short.found = long, short
-        self.settle()
+        return self.settle()
 
     def _same(self, keys: Hashes) -> NDArray[np.bool_]:
         """Which texts have the very same words as an item."""

@@ -1,7 +1,7 @@
 """Heuristics that keep broken, repetitive, generated or meaningless documents out.
 
-A filter is a function (document, settings) → the reason to reject it, or None. `rejection` runs
-those of the document's kind in order. The prose rules are those of the Gopher paper (Rae et al.
+A filter is a function (document, settings) → the reason to reject it, or None; `filter_steps` runs
+those that a recipe names. The prose rules are those of the Gopher paper (Rae et al.
 2021, appendix A1.1) with limits fitted to documentation, which holds more code and lists than web
 pages do; outliers by compression and by character n-grams are the technical report's (§2.2).
 """
@@ -184,18 +184,6 @@ def handwritten(document: Document, settings: FilterConfig) -> str | None:
     return "few letters" if np.mean(letters) < settings.min_code_letters else None
 
 
-PROSE_FILTERS: tuple[Filter, ...] = (length, word_statistics, line_shapes, repetition, compression)
-CODE_FILTERS: tuple[Filter, ...] = (length, handwritten, parses, compression)
-
-
-def rejection(document: Document, settings: FilterConfig) -> str | None:
-    """The first reason to reject a document, or None to keep it."""
-    for check in CODE_FILTERS if document.source == "code" else PROSE_FILTERS:
-        if reason := check(document, settings):
-            return reason
-    return None
-
-
 class TrigramModel:
     """How usual a text's byte trigrams are among all texts of its class.
 
@@ -248,14 +236,14 @@ class TrigramModel:
         return mixed.astype(np.int64)
 
 
-def outliers(surprises: Sequence[float], deviations: float) -> NDArray[np.bool_]:
-    """Which values lie `deviations` robust standard deviations (1.4826 MAD) above the median.
+def outlier_limit(surprises: Sequence[float] | NDArray[np.floating], deviations: float) -> float:
+    """The value that lies `deviations` robust standard deviations (1.4826 MAD) above the median.
 
-    None does among fewer than 50: what is usual cannot be told from so few.
+    Infinite among fewer than 50: what is usual cannot be told from so few.
     """
     values = np.asarray(surprises, np.float64)
     if len(values) < 50:
-        return np.zeros(len(values), np.bool_)
+        return float("inf")
     middle = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - middle))
-    return values > middle + deviations * max(float(spread), 1e-9)
+    return float(middle + deviations * max(float(spread), 1e-9))

@@ -13,8 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phikit.data.decontaminate import Decontaminator, item_text, sample_text
+from pydantic import Field
+
+from phikit.data.decontaminate import Contamination, Decontaminator, item_text, sample_text
 from phikit.data.item_index import DecontaminationConfig
+from phikit.data.paraphrase import Paraphrases
+from phikit.data.vectors import MODEL, load_encoder
 from phikit.errors import PhikitError
 from phikit.files import LineFile
 from phikit.records import Pair, Record, Sample, iter_records, read_records, write_records
@@ -26,6 +30,17 @@ R = TypeVar("R", bound=Record)
 
 class DecontaminateConfig(DecontaminationConfig):
     """Samples and pairs that hold evaluation items, by the rule that documents are held to."""
+
+    paraphrase: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="cosine from which a passage says the same as an item in other words; by "
+        "default that is not looked for. See docs/lab-notebook.md for what 0.65 to 0.75 find",
+    )
+    encoder: str = Field(
+        default=MODEL, description="the sentence encoder for that: a folder, or a fetched one"
+    )
 
 
 def run_decontaminate(
@@ -49,6 +64,11 @@ def run_decontaminate(
     for each in work:
         each.count(decontaminator)
     allowed = decontaminator.settle()
+    if settings.paraphrase is not None:
+        encoder = load_encoder(settings.encoder)
+        paraphrases = Paraphrases(decontaminator.items, encoder, settings.paraphrase)
+        for each in work:
+            each.compare(paraphrases)
     with LineFile(ctx.dir / "contamination.jsonl") as ledger:
         for each in work:
             each.write(ctx.dir, decontaminator, ledger)
@@ -73,6 +93,7 @@ class _Kept:
     def __init__(self, path: Path, cls: type[R], text: Callable[[R], str]) -> None:
         self.path, self.cls, self.text = path, cls, text
         self.suspects: set[int] = set()
+        self.paraphrases: dict[int, Contamination] = {}
         self.read: Counter[str] = Counter()
         self.removed: Counter[str] = Counter()
         self.findings: Counter[str] = Counter()
@@ -80,9 +101,20 @@ class _Kept:
 
     def count(self, decontaminator: Decontaminator) -> None:
         """Notes which may share something with an item, and what is common among them."""
+        for first, batch in self._batches():
+            self.suspects.update(first + n for n in decontaminator.count(batch))
+
+    def compare(self, paraphrases: Paraphrases) -> None:
+        """Notes which say what an item says."""
+        for first, batch in self._batches():
+            found = paraphrases.check_all(batch)
+            self.paraphrases.update({first + n: hit for n, hit in found.items()})
+
+    def _batches(self) -> Iterator[tuple[int, list[str]]]:
+        """The texts of a thousand records and the number of the first, again and again."""
         records, first = iter_records(self.path, self.cls), 0
         while batch := [self.text(record) for record in islice(records, _AT_ONCE)]:
-            self.suspects.update(first + n for n in decontaminator.count(batch))
+            yield first, batch
             first += len(batch)
 
     def write(self, folder: Path, decontaminator: Decontaminator, ledger: LineFile) -> None:
@@ -93,6 +125,8 @@ class _Kept:
                 kind = str(getattr(record, "kind", ""))
                 self.read[kind] += 1
                 hit = decontaminator.check(self.text(record)) if number in self.suspects else None
+                if hit is None or hit.verdict == "partial":
+                    hit = self.paraphrases.get(number, hit)
                 if hit is not None:
                     ledger.add(hit.row(record.id))
                     self.findings[hit.verdict] += 1

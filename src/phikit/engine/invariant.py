@@ -21,7 +21,7 @@ from phikit.engine.native import products
 from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.runner import NativeRunner
-from phikit.engine.native.step import Packed
+from phikit.engine.native.step import DecodeStep, Packed, obstacle, packable
 from phikit.engine.packed import Product
 from phikit.engine.rowwise import Rowwise, blockwise
 from phikit.engine.runner import Piece, Rows
@@ -30,12 +30,14 @@ from phikit.models.decoder import Decoder
 from phikit.models.lora import LoraLinear
 
 _TOGETHER = 256  # prompt tokens in one go; any number gives the same
+_MOST = 1 << 32  # bytes of weights that are packed, so copied; it does not depend on what is free
 
 
 class InvariantRunner(NativeRunner):
     """A `runner.Runner` whose results for a row do not depend on the other rows, in any bit.
 
-    With the C kernels they do not depend on the number of threads either. Without a compiler torch
+    With the C kernels they do not depend on the number of threads either. Plain bfloat16 weights
+    are packed, and a step is then one call, as in the ordinary engine. Without a compiler torch
     computes row by row, which is several times slower.
 
     Attributes:
@@ -64,6 +66,9 @@ class InvariantRunner(NativeRunner):
         super().__init__(model, block_size, compiler=compiler, cache=cache)
         self._kernels, wide = None, weight.dtype == torch.float32
         config = model.config
+        packs = not self.cache8 and not obstacle(model) and packable(model)
+        if self._library is not None and packs and 2 * config.parameters <= _MOST:
+            self._kernels = DecodeStep(model, self._library, pack=True)
         self.native = self._library is not None
         self._between = Rowwise(config)
         if self._library is not None:
@@ -96,6 +101,8 @@ class InvariantRunner(NativeRunner):
         return product
 
     def step(self, rows: Rows) -> Tensor:
+        if self._kernels is not None:
+            return self._in_one(self._kernels, rows)
         self.lora.choose(rows.adapters, len(rows.token_N), self.device)
         return self.head(self.rows_hidden(rows))
 
@@ -116,6 +123,9 @@ class InvariantRunner(NativeRunner):
                 token, position, tables[which], long, np.full(len(part), -1),
                 adapters=names if any(names) else (),
             )  # fmt: skip
+            if self._kernels is not None:
+                self._in_one(self._kernels, rows, logits=False)
+                continue
             self.lora.choose(rows.adapters, len(part), self.device)
             self.rows_hidden(rows)
         self.prefilled += len(told)

@@ -27,7 +27,7 @@ import numpy as np
 
 from phikit.data.corpus import duplicates
 from phikit.data.corpus.config import CorpusConfig
-from phikit.data.corpus.plan import Shard, shards_of
+from phikit.data.corpus.plan import ROOT, Shard, shards_of
 from phikit.data.corpus.units import Unit, Workers
 from phikit.data.readers import files
 from phikit.errors import PhikitError
@@ -42,11 +42,12 @@ class Job:
     """What to build.
 
     Attributes:
-        paths: files and folders.
+        paths: files and folders; none for the reader's own root, as one shard.
         items: evaluation items (Parquet) that nothing may share text with; None leaves this out.
         tokenizer: a folder with tokenizer.json; None leaves tokens and the mixture out.
         tokens: of the mixture, repetitions included; 0 for every document once.
         weights: of the mixture, by source class.
+        chars_per_source: how much of each source class is kept of each shard; 0 for all.
     """
 
     paths: tuple[Path, ...]
@@ -56,6 +57,7 @@ class Job:
     tokens: int = 0
     weights: tuple[tuple[str, float], ...] = ()
     seed: int = 0
+    chars_per_source: int = 0
 
 
 def build(job: Job, out: Path, workers: Workers, say: Say) -> dict[str, Any]:
@@ -101,7 +103,9 @@ def _plan(job: Job, out: Path) -> list[Shard]:
                     f"{out}: holds a corpus of other {key}", "choose another folder, or delete it"
                 )
         return list(plan["shards"])
-    shards = shards_of(files(job.paths), job.config.shard_bytes)
+    shards: list[Shard] = [[ROOT]]
+    if job.paths:
+        shards = shards_of(files(job.paths), job.config.shard_bytes)
     if not shards:
         raise PhikitError(f"{', '.join(map(str, job.paths))}: no file that can be read")
     write_json(path, {**identity, "shards": shards})
@@ -124,7 +128,8 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         cleaned = self._do("read and filter", "clean:clean", "1-clean", [
-            {"shard": shard, "settings": self.settings, "items": self.items}
+            {"shard": shard, "settings": self.settings, "items": self.items,
+             "chars_per_source": self.job.chars_per_source}
             for shard in self.shards
         ])  # fmt: skip
         joined = self._duplicates(cleaned)

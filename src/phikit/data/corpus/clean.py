@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phikit.data.corpus.config import CorpusConfig
-from phikit.data.corpus.plan import Shard, file_of
+from phikit.data.corpus.plan import Shard, read_shard
 from phikit.data.decontaminate import Decontaminator, Sharing, item_text
 from phikit.data.dedup import signatures_of
 from phikit.data.filter_steps import apply
-from phikit.data.readers import read_file
 from phikit.data.reading.base import Broken
 from phikit.files import LineFile, write_json
 from phikit.records import Document, Sample, read_records, write_records
@@ -35,35 +34,41 @@ _TRACKING = ("utm_", "fbclid", "gclid", "ref")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def clean(folder: Path, shard: Shard, settings: dict[str, Any], items: str) -> None:
+def clean(
+    folder: Path, shard: Shard, settings: dict[str, Any], items: str, chars_per_source: int
+) -> None:
     """The unit of a shard: fills `folder`.
 
     Args:
         items: a Parquet file of evaluation items; "" for none.
+        chars_per_source: no more of a source class is read when what passed holds so many; 0: all.
     """
     config = CorpusConfig.model_validate(settings)
-    gathered = _Gathered(config, decontaminator_of(items, config) if items else None)
+    gathered = Gathered(config, decontaminator_of(items, config) if items else None)
     read: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
+    chars: Counter[str] = Counter()
     with LineFile(folder / "rejected.jsonl") as lines:
 
         def passed() -> Iterator[Document]:
-            for entry in shard:
-                for document in read_file(file_of(entry), config.reader):
-                    if isinstance(document, Broken):
-                        rejected[f"(unreadable) {document.reason}"] += 1
-                        lines.add({"reason": document.reason, "source": "(unreadable)",
-                                   "name": document.name,
-                                   "excerpt": document.excerpt[:_EXCERPT]})  # fmt: skip
-                        continue
-                    read[document.source] += 1
-                    outcome = apply(document, config.filters)
-                    if isinstance(outcome, str):
-                        rejected[f"{document.source} {outcome}"] += 1
-                        lines.add(rejection_line(document, outcome))
-                        continue
-                    gathered.add(outcome)
-                    yield outcome
+            for document in read_shard(shard, config.reader):
+                if isinstance(document, Broken):
+                    rejected[f"(unreadable) {document.reason}"] += 1
+                    lines.add({"reason": document.reason, "source": "(unreadable)",
+                               "name": document.name,
+                               "excerpt": document.excerpt[:_EXCERPT]})  # fmt: skip
+                    continue
+                if 0 < chars_per_source <= chars[document.source]:
+                    continue
+                read[document.source] += 1
+                outcome = apply(document, config.filters)
+                if isinstance(outcome, str):
+                    rejected[f"{document.source} {outcome}"] += 1
+                    lines.add(rejection_line(document, outcome))
+                    continue
+                chars[document.source] += len(outcome.text)
+                gathered.add(outcome)
+                yield outcome
 
         kept = write_records(folder / "documents.parquet", passed(), Document)
     gathered.save(folder)
@@ -84,7 +89,7 @@ def decontaminator_of(items: str, config: CorpusConfig) -> Decontaminator:
     return Decontaminator(((i.id, item_text(i)) for i in samples), config.decontamination)
 
 
-class _Gathered:
+class Gathered:
     """The arrays of a shard, a stretch of texts at a time."""
 
     def __init__(self, config: CorpusConfig, decontaminator: Decontaminator | None) -> None:

@@ -18,7 +18,7 @@ from phikit.data.corpus.clean import decontaminator_of, rejection_line
 from phikit.data.corpus.config import CorpusConfig
 from phikit.data.corpus.duplicates import REASONS
 from phikit.data.decontaminate import Sharing
-from phikit.data.filters import TrigramModel
+from phikit.data.filters import TrigramModel, outlier_limit
 from phikit.files import LineFile, read_json, write_json
 from phikit.records import Document, iter_records, write_records
 
@@ -75,14 +75,11 @@ def limits(folder: Path, surprises: list[str], settings: dict[str, Any]) -> None
         with np.load(Path(path) / "surprise.npz", allow_pickle=False) as held:
             for number, name in enumerate(held["names"].tolist()):
                 values[name].append(held["bits"][held["sources"] == number])
-    found: dict[str, float] = {}
-    for name, parts in sorted(values.items()):
-        all_of_it = np.concatenate(parts).astype(np.float64)
-        if len(all_of_it) >= 50:  # what is usual cannot be told from fewer
-            middle = np.median(all_of_it)
-            spread = 1.4826 * np.median(np.abs(all_of_it - middle))
-            found[name] = float(middle + deviations * max(float(spread), 1e-9))
-    write_json(folder / "limits.json", found)
+    found = {
+        name: outlier_limit(np.concatenate(parts), deviations)
+        for name, parts in sorted(values.items())
+    }
+    write_json(folder / "limits.json", {n: v for n, v in found.items() if np.isfinite(v)})
 
 
 def judge(
@@ -104,10 +101,12 @@ def judge(
     )
     bits, unusual = _unusual(surprised, limited, size)
     suspects: set[int] = set()
+    compared: dict[str, Any] = {}
     if items:
         decontaminator = decontaminator_of(items, config)
         with np.load(Path(found) / "counts.npz", allow_pickle=False) as held:
-            decontaminator.settle_with(held["long"], held["short"])
+            allowed = decontaminator.settle_with(held["long"], held["short"])
+        compared = {"items": len(decontaminator.items), "allowed": allowed}
         suspects = set(_sharing(Path(shard)).numbers.tolist())
     counts: Counter[str] = Counter()
     kept: Counter[str] = Counter()
@@ -145,8 +144,9 @@ def judge(
         total = write_records(folder / "documents.parquet", stay(), Document)
     write_json(
         folder / "counts.json",
-        {"documents": total, "kept": dict(kept), "chars": dict(chars), "rejected": dict(counts)},
-    )
+        {"documents": total, "kept": dict(kept), "chars": dict(chars), "rejected": dict(counts),
+         **compared},
+    )  # fmt: skip
 
 
 def _unusual(surprised: str, limited: str, count: int) -> tuple[Any, Any]:

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phikit.data.readers import BY_SUFFIX
-from phikit.data.reading.base import File
+from phikit.data.readers import BY_SUFFIX, Read, read, read_file
+from phikit.data.reading.base import File, ReaderConfig
 from phikit.files import explain_os_errors
 
 _CHUNK = 1 << 24  # bytes looked through at once for the ends of lines
 Shard = list[dict[str, Any]]
+ROOT: dict[str, Any] = {"root": True}  # the entry of a shard that stands for the reader's own root
 
 
 def shards_of(files: Sequence[File], shard_bytes: int) -> list[Shard]:
@@ -35,10 +36,14 @@ def shards_of(files: Sequence[File], shard_bytes: int) -> list[Shard]:
     return shards
 
 
-def file_of(row: dict[str, Any]) -> File:
-    """The file that an entry of a shard names."""
-    part = row["part"]
-    return File(Path(row["path"]), row["name"], tuple(part) if part else None)
+def read_shard(shard: Shard, reader: ReaderConfig) -> Iterator[Read]:
+    """All documents of a shard."""
+    for entry in shard:
+        if entry == ROOT:
+            yield from read(reader)
+        else:
+            part = tuple(entry["part"]) if entry["part"] else None
+            yield from read_file(File(Path(entry["path"]), entry["name"], part), reader)
 
 
 def _pieces(files: Sequence[File], shard_bytes: int) -> Iterator[tuple[File, int]]:

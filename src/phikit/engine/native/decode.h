@@ -59,6 +59,18 @@ static inline float weigh_scores(float *score, int first, int last, float scale)
    tile holds a higher score, so that scores and weights never leave the nearest cache.  */
 enum { TILE_LENGTH = 64, WIDEST = 512 }; /* positions of a tile; the widest head, or pair of heads */
 
+enum { WORD = 32 }; /* bfloat16 numbers of a vector */
+
+/* Has k numbers brought nearer: the tile after this one. A block of the cache is too short for the
+   processor to foresee the next; into the nearest cache they would push out the tile in use. */
+static inline void fetch(const uint16_t *line, int k) {
+#if PHIKIT_AVX512
+  for (int i = 0; i < k; i += WORD) _mm_prefetch((const char *)(line + i), _MM_HINT_T1);
+#else
+  (void)line, (void)k;
+#endif
+}
+
 /* What one query has gathered so far, relative to the highest score so far. */
 typedef struct {
   float highest, sum, total[WIDEST];
@@ -119,7 +131,8 @@ static inline float dot_bf16(const uint16_t *a, const uint16_t *b, int n) {
 }
 
 #if PHIKIT_AVX512
-static inline __m512 dot_wide(const uint16_t *a, const uint16_t *b, int k) {
+/* Always inlined: with a constant k nothing is left of the loop. */
+static inline __attribute__((always_inline)) __m512 dot_wide(const uint16_t *a, const uint16_t *b, int k) {
   __m512 sum = _mm512_setzero_ps();
   for (int i = 0; i < k; i += 32)
     sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + i), (__m512bh)_mm512_loadu_si512(b + i));
@@ -127,7 +140,8 @@ static inline __m512 dot_wide(const uint16_t *a, const uint16_t *b, int k) {
 }
 
 /* The sums of four vectors' quarters, side by side: [a, b, c, d] four times, still to be added. */
-static inline __m512 quarters(const uint16_t *q, const uint16_t *key, int64_t stride, int k) {
+static inline __attribute__((always_inline)) __m512 quarters(const uint16_t *q, const uint16_t *key,
+                                                            int64_t stride, int k) {
   __m512 a = dot_wide(q, key, k), b = dot_wide(q, key + stride, k);
   __m512 c = dot_wide(q, key + 2 * stride, k), d = dot_wide(q, key + 3 * stride, k);
   __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -138,7 +152,8 @@ static inline __m512 quarters(const uint16_t *q, const uint16_t *key, int64_t st
 }
 
 /* A query's products with 16 keys. */
-static inline __m512 dots(const uint16_t *q, const uint16_t *key, int64_t stride, int k) {
+static inline __attribute__((always_inline)) __m512 dots(const uint16_t *q, const uint16_t *key,
+                                                        int64_t stride, int k) {
   __m512 a = quarters(q, key, stride, k), b = quarters(q, key + 4 * stride, stride, k);
   __m512 c = quarters(q, key + 8 * stride, stride, k), d = quarters(q, key + 12 * stride, stride, k);
   __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));

@@ -26,20 +26,24 @@ static void put_pair(const Differ *s, int row, int pair) {
   memcpy((uint16_t *)s->values + value_line(c, block, pair, at % size), key + values_after(c), 4 * k);
 }
 
-/* score[i] = q · key[i] for n keys that lie one after another. */
-static void scores(const uint16_t *q, const uint16_t *key, int n, int k, float *score) {
+/* score[i] = q · key[i] for n keys that lie one after another; `next`, unless it is NULL, are those
+   to fetch meanwhile. */
+static void scores(const uint16_t *q, const uint16_t *key, const uint16_t *next, int n, int k, float *score) {
 #if PHIKIT_AVX512
-  if (k % 32 == 0) {
-    for (; n >= 16; n -= 16, key += 16 * k, score += 16) _mm512_storeu_ps(score, dots(q, key, k, k));
+  for (; k % WORD == 0 && n >= 16; n -= 16, key += 16 * k, score += 16) {
+    if (next) fetch(next, 16 * k), next += 16 * k;
+    _mm512_storeu_ps(score, k == 64 ? dots(q, key, 64, 64) : dots(q, key, k, k));
   }
+#else
+  (void)next;
 #endif
   for (int i = 0; i < n; i++) score[i] = dot_bf16(q, key + (size_t)i * k, k);
 }
 
 /* gathered[map] += weight[map] × value, over n positions that lie one after another. On AVX-512
    positions go in twos, the columns of 32 in the order of its interleaving (see `settle`). */
-static void weigh(const uint16_t *value, int n, int v, const uint16_t (*weight)[TILE_LENGTH], int maps,
-                  Gathered *gathered) {
+static void weigh(const uint16_t *value, const uint16_t *next, int n, int v,
+                  const uint16_t (*weight)[TILE_LENGTH], int maps, Gathered *gathered) {
 #if PHIKIT_AVX512
   if (v % 64 == 0 && maps == MAPS) {
     for (int from = 0; from < v; from += 64) {
@@ -48,6 +52,7 @@ static void weigh(const uint16_t *value, int n, int v, const uint16_t (*weight)[
         for (int j = 0; j < 4; j++) sum[h][j] = _mm512_loadu_ps(gathered[h].total + from + 16 * j);
       for (int i = 0; i < n; i += 2) {
         const uint16_t *a = value + (size_t)i * v + from, *b = i + 1 < n ? a + v : a;
+        fetch(next + (size_t)i * v + 2 * from, 128);
         const __m512i a0 = _mm512_loadu_si512(a), a1 = _mm512_loadu_si512(a + 32);
         const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 32);
         const __m512i both[4] = {_mm512_unpacklo_epi16(a0, b0), _mm512_unpackhi_epi16(a0, b0),
@@ -104,15 +109,18 @@ static void attend_pair(const Differ *s, int row, int pair, int first, int heads
   memset(weight, 0, sizeof weight);
   for (int at = 0, n; at < s->length[row]; at += n) {
     n = stretch(c, at, s->length[row]);
-    const size_t block = table[at / size];
+    const int then = at + n < s->length[row] ? at + n : at;
+    const size_t block = table[at / size], next = table[then / size];
+    const uint16_t *keys = s->keys, *values = s->values;
     for (int h = 0; h < maps; h++) {
-      scores(q + h * k, (const uint16_t *)s->keys + key_line(c, block, 2 * pair + h % 2, at % size), n, k,
-             score[h]);
+      const int head = 2 * pair + h % 2;
+      scores(q + h * k, keys + key_line(c, block, head, at % size),
+             h < 2 ? keys + key_line(c, next, head, then % size) : NULL, n, k, score[h]);
       soften(score[h], n, scale, 1, v, gathered + h);
       for (int i = 0; i < n; i++) weight[h][i] = to_bf16(score[h][i]);
       if (n & 1) weight[h][n] = 0;
     }
-    weigh((const uint16_t *)s->values + value_line(c, block, pair, at % size), n, v,
+    weigh(values + value_line(c, block, pair, at % size), values + value_line(c, next, pair, then % size), n, v,
           (const uint16_t(*)[TILE_LENGTH])weight, maps, gathered);
   }
   for (int r = 0; r < heads; r++) {

@@ -188,7 +188,9 @@ class FlashStep:
             inner_ND = self._norm(x_ND, mixed_ND, layer.post_attention_layernorm)
             add_ND = self._mlp(layer.mlp, inner_ND)
         last_ND = self._norm(x_ND, add_ND, model.model.final_layernorm)
-        return product(self._library, model.lm_head, last_ND)
+        few = type(model.lm_head) is nn.Linear and len(last_ND) <= products.MOST_ROWS
+        # from float32 to float32: logits are not rounded
+        return product(self._library, model.lm_head, last_ND.float() if few else last_ND)
 
     def _norm(self, x_ND: Tensor, add_ND: Tensor | None, norm: nn.LayerNorm) -> Tensor:
         """Adds to x in place, and returns the norm of it in bfloat16."""

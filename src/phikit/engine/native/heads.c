@@ -8,29 +8,25 @@
    Letters: E query heads of a key head, K head size.  */
 #include "decode.h"
 
-enum { WORD = 32 }; /* bfloat16 numbers of a vector */
-
 typedef struct {
   const uint16_t *at, *next; /* this tile's vectors, and the next tile's */
   int64_t stride;
   int n, room; /* positions of the tile, and how many may be read */
 } Tile;
 
-static inline void fetch(const uint16_t *line, int k) {
-#if PHIKIT_AVX512
-  for (int i = 0; i < k; i += WORD) _mm_prefetch((const char *)(line + i), _MM_HINT_T0);
-#else
-  (void)line, (void)k;
-#endif
-}
-
-/* score[i] = q · key[i]; up to a whole 16 of them are computed. */
-static void score_keys(const Tile *t, const uint16_t *q, int k, float *score) {
+/* score[i] = q · key[i]; up to a whole 16 of them are computed. The next tile's keys are fetched for
+   the first query. */
+static void score_keys(const Tile *t, const uint16_t *q, int k, float *score, int first) {
   int i = 0;
 #if PHIKIT_AVX512
-  if (k % WORD == 0)
-    for (; i < t->n && i + 16 <= t->room; i += 16)
-      _mm512_storeu_ps(score + i, dots(q, t->at + i * t->stride, t->stride, k));
+  for (; k % WORD == 0 && i < t->n && i + 16 <= t->room; i += 16) {
+    const uint16_t *key = t->at + i * t->stride;
+    if (first)
+      for (int j = i; j < i + 16; j++) fetch(t->next + j * t->stride, k);
+    _mm512_storeu_ps(score + i, k == 128  ? dots(q, key, t->stride, 128)
+                                : k == 64 ? dots(q, key, t->stride, 64)
+                                          : dots(q, key, t->stride, k));
+  }
 #endif
   for (; i < t->n; i++) score[i] = dot_bf16(q, t->at + i * t->stride, k);
 }
@@ -117,9 +113,8 @@ void phikit_attend_heads(const Shape *c, const uint16_t *keys, const uint16_t *v
     const size_t next = table[then / size] * c->block_stride + then % size * stride;
     const Tile k_tile = {keys + here, keys + next, stride, n, room};
     const Tile v_tile = {values + here, values + next, stride, n, room};
-    for (int i = 0; i < n; i++) fetch(k_tile.next + i * stride, k);
     for (int h = 0; h < count; h++) {
-      score_keys(&k_tile, q + h * k, k, score[h]);
+      score_keys(&k_tile, q + h * k, k, score[h], h == 0);
       soften(score[h], n, scale, 0, k, gathered + h);
     }
     weigh_values(&v_tile, score, k, count, gathered);

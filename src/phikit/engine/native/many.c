@@ -56,11 +56,12 @@ static void run(Team *team, void *argument) {
     gated(team, s, &layer->gate_up);
     phikit_panels(team, &layer->down, (const uint16_t *)s->act, s->m, s->x, 1);
   }
+  if (!s->logits) return; /* tokens of a prompt */
   norm(team, s, net->norm);
   phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
 }
 
-/* As phikit_step, of matrices that are all packed; F is a multiple of 64. */
+/* As phikit_step, of matrices that are all packed; F is a multiple of 64. `logits` may be NULL. */
 int phikit_many(const Model *model, const Cache *cache, const int64_t *tokens,
                 const int32_t *positions, const float *cosine, const float *sine, int m,
                 float *logits, int threads) {

@@ -105,6 +105,10 @@ class NativeRunner(DenseRunner):
         adapted = self.lora.choose(rows.adapters, n, self.device)
         if self._kernels is None or adapted or n > self.most_rows:
             return super().step(rows)
+        return self._in_one(self._kernels, rows)
+
+    def _in_one(self, kernels: DecodeStep, rows: Rows, logits: bool = True) -> Tensor:
+        """The step in one call: logits [N, V], or none."""
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
         self.rope.fit(int(rows.position_N.max()) + 1)
         token_N, position_N, long_N = map(
@@ -115,7 +119,8 @@ class NativeRunner(DenseRunner):
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32)
         pages = Pages(self.pool.k, self.pool.v, table_NJ)
         rope = (cos_N1R[:, 0], sin_N1R[:, 0])
-        return self._kernels(token_N, position_N, rope, pages, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return kernels(token_N, position_N, rope, pages, threads, logits)
 
     def head(self, x_ND: Tensor) -> Tensor:
         if self._between is None:

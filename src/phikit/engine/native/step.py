@@ -152,6 +152,7 @@ class DecodeStep:
         rope: tuple[Tensor, Tensor],
         pages: Pages,
         threads: int,
+        logits: bool = True,
     ) -> Tensor:
         """Logits [M, V], float32, after feeding the tokens; their keys and values are stored.
 
@@ -162,6 +163,7 @@ class DecodeStep:
             rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
                 negative.
             pages: has room for every token's position.
+            logits: whether they are wanted; with packed weights they need not be computed.
 
         Raises:
             PhikitError: more tokens than `most_rows`, or no memory.
@@ -182,10 +184,12 @@ class DecodeStep:
         )  # fmt: skip
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
         cosine, sine = (t.float().contiguous() for t in rope)
-        logits_MV = torch.empty(m, self.model.config.vocab_size)
+        wanted = logits or not self._packed
+        logits_MV = torch.empty(m if wanted else 0, self.model.config.vocab_size)
         failed = self._run(
             ctypes.addressof(self._model), ctypes.addressof(cache), ids.data_ptr(), at.data_ptr(),
-            cosine.data_ptr(), sine.data_ptr(), m, logits_MV.data_ptr(), threads,
+            cosine.data_ptr(), sine.data_ptr(), m,
+            logits_MV.data_ptr() if wanted else None, threads,
         )  # fmt: skip
         if failed:
             raise PhikitError(f"no memory for a step of {m} tokens at position {int(at.max())}")
