@@ -5,7 +5,8 @@ steps alternate, and medians are compared, so a neighbour's noise falls on both.
 compared step by step. The measured rate of bfloat16 products in between says what the machine
 could do at that time.
 
-    python benchmarks/train.py [--peers .venv-peers] [--steps 3] [--only sft dpo ...] [--quick]
+    python benchmarks/train.py [--peers .venv-peers] [--steps 3] [--only sft dpo ...]
+                               [--against plain trl ...]
 
 Rows: sft (8 × 512 tokens), lengths (real lengths), dpo, grpo, pretrain10m, pretrain125m, and
 losses (20 steps in bf16 and f32 against TRL).
@@ -97,8 +98,11 @@ def product_rate(seconds: float = 0.5) -> float:
 
 
 class Bench:
-    def __init__(self, peers: Path, steps: int, threads: int, log: Path) -> None:
+    def __init__(
+        self, peers: Path, steps: int, threads: int, log: Path, against: list[str]
+    ) -> None:
         self.peers, self.steps, self.threads, self.log = peers, steps, threads, log
+        self.against = against  # these peers only; all when empty
         self.model = str(smollm2())
         self.rows: list[dict[str, Any]] = []
 
@@ -125,6 +129,8 @@ class Bench:
         memory_goal: float | None = None, flops: float | None = None,
     ) -> None:  # fmt: skip
         """Alternate steps, one of each to warm up; rows for speed, memory and the peak's share."""
+        if self.against and peer["peer"] not in self.against:
+            return
         label = f"{name} vs {peer['peer']}"
         with self.pair(ours, peer) as (a, b):
             a.step(), b.step()
@@ -134,10 +140,11 @@ class Bench:
                 rates.append(product_rate())
                 theirs.append(b.step())
             peaks = a.end(), b.end()
-        speed = [statistics.median(x["tokens"] / x["seconds"] for x in side)
-                 for side in (mine, theirs)]  # fmt: skip
-        unit = "pairs/s" if name == "dpo" else "tokens/s"
-        self.row(f"{label}: {unit}", *speed, goal)
+        unit = "pairs" if name == "dpo" else "tokens"
+        for measure, per, wanted in (("seconds", "s", goal), ("work", "s of a processor", None)):
+            speed = [statistics.median(x["tokens"] / x[measure] for x in side)
+                     for side in (mine, theirs)]  # fmt: skip
+            self.row(f"{label}: {unit}/{per}", *speed, wanted)
         gib = [p / 2**30 for p in peaks]
         self.row(f"{label}: peak GiB", *gib, memory_goal, less=True)
         if flops is not None:
@@ -248,9 +255,10 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("bench-train.log"))
     names = ["losses", "sft", "lengths", "dpo", "grpo", "pretrain10m", "pretrain125m"]
     parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--against", nargs="*", default=[], help="only these peers")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    bench = Bench(chosen.peers, chosen.steps, chosen.threads, chosen.log)
+    bench = Bench(chosen.peers, chosen.steps, chosen.threads, chosen.log, chosen.against)
     print(f"bfloat16 products: {product_rate() / 1e9:.0f} GFLOP/s with {chosen.threads} threads")
     print(f"{'':52} {'ours':>12} {'peer':>12} {'ratio':>10} {'goal':>9}")
     for name in chosen.only:
