@@ -21,7 +21,7 @@ def answers(operation, mode):
     """The statuses of some requests, every answer checked."""
     statuses = set()
 
-    @settings(max_examples=15)
+    @settings(max_examples=25, derandomize=True)  # by chance all of a few could be refused
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
         if isinstance(case.body, dict):
@@ -49,5 +49,5 @@ def test_every_operation_keeps_to_the_document(server):
                 seen[operation.path, mode.value] = answers(operation, mode)
     paths = {path for path, _ in seen}
     assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models"} <= paths
-    assert all(200 in seen[path, "positive"] for path in paths if "{" not in path), seen
+    assert [p for p in paths if "{" not in p and 200 not in seen[p, "positive"]] == []
     assert 400 in seen["/v1/chat/completions", "negative"]
