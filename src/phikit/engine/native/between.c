@@ -63,14 +63,8 @@ static void gate(Team *team, void *argument) {
   const Gate *s = argument;
   const int size = piece(team, s->m);
   for (int first; (first = claim(team, s->m, size)) >= 0;)
-    for (int row = first; row < first + size && row < s->m; row++) {
-      const uint16_t *g = s->both + (size_t)row * 2 * s->inner, *up = g + s->inner;
-      uint16_t *out = s->out + (size_t)row * s->inner;
-      for (int i = 0; i < s->inner; i++) {
-        const float x = from_bf16(g[i]);
-        out[i] = to_bf16(x / (1.0f + fast_exp(-x)) * from_bf16(up[i]));
-      }
-    }
+    for (int row = first; row < first + size && row < s->m; row++)
+      gate_row(s->both + (size_t)row * 2 * s->inner, s->inner, s->out + (size_t)row * s->inner);
 }
 
 /* out_MF = silu(the first F columns) × the last F columns. */

@@ -40,6 +40,13 @@ static inline float fast_exp(float x) {
   return p * power;
 }
 
+static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
+
+/* One row of SwiGLU: the gate and its partner lie one after the other. */
+static inline void gate_row(const uint16_t *restrict both, int inner, uint16_t *restrict out) {
+  for (int i = 0; i < inner; i++) out[i] = to_bf16(silu(from_bf16(both[i])) * from_bf16(both[inner + i]));
+}
+
 /* Scores first..last to e^(scale (score - the largest)), in place; their sum. */
 static inline float weigh_scores(float *score, int first, int last, float scale) {
   float largest = -INFINITY, sum = 0;

@@ -54,8 +54,6 @@ static inline float softplus(float x) {
   return x > 20.0f ? x : exact;
 }
 
-static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
-
 static void convolve_part(const Mamba *s, int row, int first, int last) {
   const int inner = s->shape->inner, taps = s->shape->taps;
   uint16_t *tail = s->tail + s->slot[row] * s->shape->tail_slot;

@@ -37,7 +37,7 @@ static void gated(Team *team, const Step *s, const Matrix *w) {
         for (int r = 0; r < rows; r++) {
           uint16_t *to = act + (size_t)(row + r) * inner + panel * PANEL;
           const float *g = gate + r * PANEL, *u = up + r * PANEL;
-          for (int i = 0; i < PANEL; i++) to[i] = to_bf16(g[i] / (1.0f + fast_exp(-g[i])) * u[i]);
+          for (int i = 0; i < PANEL; i++) to[i] = to_bf16(silu(g[i]) * u[i]);
         }
       }
   meet(team);

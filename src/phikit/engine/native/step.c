@@ -89,10 +89,8 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
       float gate[MAX_ROWS * LANES], up[MAX_ROWS * LANES];
       phikit_pair(w, unit, unit + total, ready, s->m, gate, up);
       for (int m = 0; m < s->m; m++)
-        for (int n = 0; n < LANES; n++) {
-          const float g = gate[m * LANES + n];
-          s->act[(size_t)m * inner + unit * LANES + n] = g / (1.0f + fast_exp(-g)) * up[m * LANES + n];
-        }
+        for (int n = 0; n < LANES; n++)
+          s->act[(size_t)m * inner + unit * LANES + n] = silu(gate[m * LANES + n]) * up[m * LANES + n];
     }
   meet(team);
 }

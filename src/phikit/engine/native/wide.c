@@ -49,7 +49,7 @@ static void gate(Team *team, void *argument) {
   for (int row; (row = claim(team, s->m, 1)) >= 0;) {
     const float *g = s->both + (size_t)row * 2 * s->inner, *up = g + s->inner;
     float *out = s->out + (size_t)row * s->inner;
-    for (int i = 0; i < s->inner; i++) out[i] = g[i] / (1.0f + fast_exp(-g[i])) * up[i];
+    for (int i = 0; i < s->inner; i++) out[i] = silu(g[i]) * up[i];
   }
 }
 

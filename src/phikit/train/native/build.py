@@ -41,13 +41,8 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_gate.argtypes = (pointer, pointer, *(number,) * 3)
     library.phikit_gate_back.argtypes = (*(pointer,) * 3, *(number,) * 3)
     library.phikit_logit_sums.argtypes = (
-        pointer,
-        number,
-        pointer,
-        real,
-        *(pointer,) * 4,
-        *(number,) * 3,
-    )
+        pointer, number, pointer, real, *(pointer,) * 4, *(number,) * 3
+    )  # fmt: skip
     library.phikit_logit_slopes.argtypes = (
         pointer, number, pointer, pointer, real, *(pointer,) * 4, real, *(number,) * 3
     )  # fmt: skip
@@ -57,10 +52,10 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
 
 
 @functools.cache
-def library(compiler: Compiler | None = None) -> ctypes.CDLL | None:
+def library(compiler: Compiler = Compiler()) -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be had; the reason is logged once."""
     try:
-        return open_library(compiler or Compiler())
+        return open_library(compiler)
     except PhikitError as e:
         _log.warning("training uses torch's kernels, which are slower: %s", e)
         return None

@@ -8,7 +8,7 @@ typedef struct {
   const void *logits; /* [C, V], float32 if wide, else bfloat16 */
   int wide;
   uint16_t *slopes; /* [C, V]; may be the logits */
-  const int64_t *target;               /* [C] */
+  const int64_t *target; /* [C] */
   float temperature;
   float *log_z, *at_target, *mean, *total; /* [C] */
   const float *p_factor, *x_factor, *target_slope;

@@ -117,14 +117,8 @@ static void gate(Team *team, void *argument) {
   const Gate *s = argument;
   const int size = piece(team, s->n), inner = s->inner;
   for (int first; (first = claim(team, s->n, size)) >= 0;)
-    for (int row = first; row < first + size && row < s->n; row++) {
-      const uint16_t *restrict g = s->both + (size_t)row * 2 * inner, *restrict up = g + inner;
-      uint16_t *restrict out = s->out + (size_t)row * inner;
-      for (int i = 0; i < inner; i++) {
-        const float x = from_bf16(g[i]);
-        out[i] = to_bf16(x / (1.0f + fast_exp(-x)) * from_bf16(up[i]));
-      }
-    }
+    for (int row = first; row < first + size && row < s->n; row++)
+      gate_row(s->both + (size_t)row * 2 * inner, inner, s->out + (size_t)row * inner);
 }
 
 static void gate_back(Team *team, void *argument) {
