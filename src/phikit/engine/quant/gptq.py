@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phikit.engine.logits import head_product
 from phikit.engine.quant.packing import Scheme, choose_scales, round_to
 
 _BLOCK = 128
@@ -27,9 +28,14 @@ class Inputs:
         self.count = 0
 
     def add(self, x: Tensor) -> None:
-        x_TK = x.reshape(-1, x.shape[-1]).float()
-        self.sum_KK.addmm_(x_TK.T, x_TK)
-        self.count += x_TK.shape[0]
+        x_KT = x.reshape(-1, x.shape[-1]).T.contiguous()
+        # bfloat16 inputs are multiplied as they are: their products are exact in float32
+        product = head_product(x_KT, len(x_KT))
+        if product is not None:
+            self.sum_KK += product(x_KT)
+        else:
+            self.sum_KK.addmm_(x_KT.float(), x_KT.T.float())
+        self.count += x_KT.shape[1]
 
     @property
     def moment_KK(self) -> Tensor:
