@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +28,6 @@ from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 from phikit.models.lora import LoraLinear
 
-_TOGETHER = 256  # prompt tokens in one go; any number gives the same
 _MOST = 1 << 32  # bytes of weights that are packed, so copied; it does not depend on what is free
 
 
@@ -107,25 +105,11 @@ class InvariantRunner(NativeRunner):
         return self.head(self.rows_hidden(rows))
 
     def prefill(self, pieces: Sequence[Piece]) -> None:
-        width = max(len(p.table) for p in pieces)
-        told: list[tuple[int, int, int, bool]] = []  # (piece, token, position, regime)
-        tables = np.zeros((len(pieces), width), np.int64)
-        for number, piece in enumerate(pieces):
-            tables[number, : len(piece.table)] = piece.table
-            at = range(piece.start, piece.start + len(piece.tokens))
-            told += [(number, t, p, piece.long) for t, p in zip(piece.tokens, at, strict=True)]
-        told.sort(key=lambda entry: entry[2])  # tables of like length go together
-        for start in range(0, len(told), _TOGETHER):
-            part = told[start : start + _TOGETHER]
-            which, token, position, long = np.array(part, dtype=np.int64).T
-            names = [pieces[i].adapter for i in which.tolist()]
-            rows = Rows(
-                token, position, tables[which], long, np.full(len(part), -1),
-                adapters=names if any(names) else (),
-            )  # fmt: skip
-            if self._kernels is not None:
-                self._in_one(self._kernels, rows, logits=False)
-                continue
-            self.lora.choose(rows.adapters, len(part), self.device)
-            self.rows_hidden(rows)
-        self.prefilled += len(told)
+        self.prefill_rows(pieces)
+
+    def feed(self, rows: Rows) -> None:
+        if self._kernels is not None:
+            super().feed(rows)
+            return
+        self.lora.choose(rows.adapters, len(rows.token_N), self.device)
+        self.rows_hidden(rows)

@@ -6,6 +6,9 @@ torch's products are the faster ones, and what lies between them is C.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +21,17 @@ from phikit.engine.native.step import DecodeStep, Pages, obstacle, packable
 from phikit.engine.packed import Product
 from phikit.engine.pool8 import Pool8, block_bytes8
 from phikit.engine.rowwise import Rowwise
-from phikit.engine.runner import Rows
+from phikit.engine.runner import Piece, Rows
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
 
 _MOST_PACKED = 6
+_TOGETHER = 256  # prompt tokens in one go; any number gives the same
+_NEAR = 512  # positions from the beginning up to which prompts go through the kernels
+
+
+def _end(piece: Piece) -> int:
+    return piece.start + len(piece.tokens)
 
 
 class NativeRunner(DenseRunner):
@@ -121,6 +130,42 @@ class NativeRunner(DenseRunner):
         rope = (cos_N1R[:, 0], sin_N1R[:, 0])
         threads = torch.get_num_threads()
         return kernels(token_N, position_N, rope, pages, threads, logits)
+
+    def prefill(self, pieces: Sequence[Piece]) -> None:
+        """Near the beginning of a sequence the kernels, which read each token's past by itself, are
+        faster than torch's products, whose weights are not packed."""
+        few = self.most_rows <= products.MOST_ROWS or self._kernels is None
+        by_rows = [p for p in pieces if not few and not p.adapter and _end(p) <= _NEAR]
+        if by_rows:
+            self.prefill_rows(by_rows)
+        if rest := [p for p in pieces if few or p.adapter or _end(p) > _NEAR]:
+            super().prefill(rest)
+
+    def prefill_rows(self, pieces: Sequence[Piece]) -> None:
+        """Computes pieces through the functions of steps, one row for every token."""
+        width = max(len(p.table) for p in pieces)
+        told: list[tuple[int, int, int, bool]] = []  # (piece, token, position, regime)
+        tables = np.zeros((len(pieces), width), np.int64)
+        for number, piece in enumerate(pieces):
+            tables[number, : len(piece.table)] = piece.table
+            at = range(piece.start, _end(piece))
+            told += [(number, t, p, piece.long) for t, p in zip(piece.tokens, at, strict=True)]
+        told.sort(key=lambda entry: entry[2])  # tables of like length go together
+        for start in range(0, len(told), _TOGETHER):
+            part = told[start : start + _TOGETHER]
+            which, token, position, long = np.array(part, dtype=np.int64).T
+            names = [pieces[i].adapter for i in which.tolist()]
+            rows = Rows(
+                token, position, tables[which], long, np.full(len(part), -1),
+                adapters=names if any(names) else (),
+            )  # fmt: skip
+            self.feed(rows)
+        self.prefilled += len(told)
+
+    def feed(self, rows: Rows) -> None:
+        """A step whose logits nobody wants."""
+        assert self._kernels is not None
+        self._in_one(self._kernels, rows, logits=False)
 
     def head(self, x_ND: Tensor) -> Tensor:
         if self._between is None:
