@@ -9,7 +9,7 @@ that quantised or adapted ones can stand in their place; plain ones may be packe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -25,7 +25,7 @@ from phikit.engine.packed import Product, packed
 from phikit.engine.pool import Pool, block_bytes
 from phikit.engine.runner import Piece, Rows, RowStates
 from phikit.models import lora
-from phikit.models.decoder import Decoder, Layer, rope_tables
+from phikit.models.decoder import Attend, Decoder, Layer, rope_tables
 from phikit.models.decoder_config import DecoderConfig
 
 _TOGETHER = 8192  # padded positions computed at once
@@ -222,22 +222,33 @@ class DenseRunner:
             tables = [p.table[: (p.start + len(p.tokens) - 1) // size + 1] for p in group]
             causal = self._following(tables, torch.from_numpy(position_BL).to(self.device))
 
-        def attend(layer: int, q: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
+        def store(layer: int, k_BGLK: Tensor, v_BGLK: Tensor) -> None:
             k, v = (t.transpose(1, 2).flatten(0, 1)[real] for t in (k_BGLK, v_BGLK))
             self.pool.write(layer, places, k, v)
-            return causal(layer, q, k_BGLK, v_BGLK)
 
         long = group[0].long
         regime = None
         if self.original is not None:
             regime = self.original + 1 if long else self.original
-        self.model.hidden(
-            torch.from_numpy(ids_BL).to(self.device),
-            torch.from_numpy(position_BL).to(self.device),
-            attend=attend,
-            rope_length=regime,
-        )
+        tokens = torch.from_numpy(ids_BL).to(self.device)
+        self._through(tokens, torch.from_numpy(position_BL).to(self.device), store, causal, regime)
         self.prefilled += int(length_B.sum())
+
+    def _through(
+        self,
+        ids_BL: Tensor,
+        position_BL: Tensor,
+        store: Callable[[int, Tensor, Tensor], None],
+        causal: Attend,
+        regime: int | None,
+    ) -> None:
+        """Takes a prompt's tokens through the layers; keys and values of each go to `store`."""
+
+        def attend(layer: int, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
+            store(layer, k_BGLK, v_BGLK)
+            return causal(layer, q_BHLK, k_BGLK, v_BGLK)
+
+        self.model.hidden(ids_BL, position_BL, attend=attend, rope_length=regime)
 
     def _following(self, tables: Sequence[Sequence[int]], position_BL: Tensor):  # type: ignore[no-untyped-def]
         """Attention of new positions to their tables, which hold them already."""

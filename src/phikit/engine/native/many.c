@@ -50,13 +50,16 @@ static void run(Team *team, void *argument) {
     const Layer *layer = &net->layer[i];
     norm(team, s, layer->input_norm);
     phikit_panels(team, &layer->qkv, s->ready, s->m, s->qkv, 0);
+    if (!s->logits && i == net->layers - 1) { /* of a prompt's tokens only the cache is wanted */
+      phikit_store_tokens(team, s, i);
+      return;
+    }
     phikit_attend_tokens(team, s, i);
     phikit_panels(team, &layer->o, s->ready, s->m, s->x, 1);
     norm(team, s, layer->post_norm);
     gated(team, s, &layer->gate_up);
     phikit_panels(team, &layer->down, (const uint16_t *)s->act, s->m, s->x, 1);
   }
-  if (!s->logits) return; /* tokens of a prompt */
   norm(team, s, net->norm);
   phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
 }

@@ -6,7 +6,8 @@ torch's products are the faster ones, and what lies between them is C.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from phikit.engine.pool8 import Pool8, block_bytes8
 from phikit.engine.rowwise import Rowwise
 from phikit.engine.runner import Piece, Rows
 from phikit.errors import PhikitError
-from phikit.models.decoder import Decoder
+from phikit.models.decoder import Attend, Decoder, Layer, rope_tables, rotate
 
 _MOST_PACKED = 6
 _TOGETHER = 256  # prompt tokens in one go; any number gives the same
@@ -161,6 +162,44 @@ class NativeRunner(DenseRunner):
             )  # fmt: skip
             self.feed(rows)
         self.prefilled += len(told)
+
+    def _through(
+        self,
+        ids_BL: Tensor,
+        position_BL: Tensor,
+        store: Callable[[int, Tensor, Tensor], None],
+        causal: Attend,
+        regime: int | None,
+    ) -> None:
+        """As the decoder's `hidden`, with C between the products; and of the last layer only what
+        the cache keeps is computed: its attention and all after it is for logits."""
+        between = self._between
+        if between is None:
+            super()._through(ids_BL, position_BL, store, causal, regime)
+            return
+        h, g = self.config.heads, self.config.kv_heads
+        rope = rope_tables(self.config, position_BL, regime)
+        x_MD, add_MD = self.model.model.embed_tokens(ids_BL).float().flatten(0, 1), None
+
+        def prompts(t_MX: Tensor) -> Tensor:
+            """[B, L, X], as the layers want it whose adapters go by prompts."""
+            return t_MX.unflatten(0, ids_BL.shape)
+
+        for index, (module, norms) in enumerate(
+            zip(self.model.model.layers, self.norms, strict=True)
+        ):
+            layer = cast(Layer, module)
+            qkv = layer.self_attn.qkv_proj(prompts(between.norm(x_MD, add_MD, norms[0])))
+            qkv_BXLK = qkv.unflatten(-1, (h + 2 * g, -1)).transpose(1, 2)
+            q_BHLK, k_BGLK, v_BGLK = qkv_BXLK.split((h, g, g), dim=1)
+            k_BGLK = rotate(k_BGLK, *rope)
+            store(index, k_BGLK, v_BGLK)
+            if index == self.config.layers - 1:
+                return
+            out_BHLK = causal(index, rotate(q_BHLK, *rope), k_BGLK, v_BGLK)
+            out = layer.self_attn.o_proj(out_BHLK.transpose(1, 2).flatten(2))
+            both = layer.mlp.gate_up_proj(prompts(between.norm(x_MD, out.flatten(0, 1), norms[1])))
+            add_MD = layer.mlp.down_proj(prompts(between.gate(both.flatten(0, 1)))).flatten(0, 1)
 
     def feed(self, rows: Rows) -> None:
         """A step whose logits nobody wants."""

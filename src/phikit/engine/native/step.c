@@ -51,12 +51,16 @@ static void attend(const Step *s, int layer, int token, int head, int count) {
     for (int i = 0; i < count * k; i++) s->ready[((size_t)token * c->heads + head) * k + i] = to_bf16(out[i]);
 }
 
+void phikit_store_tokens(Team *team, const Step *s, int layer) {
+  const int heads = s->shape.kv_heads;
+  for (int item; (item = claim(team, s->m * heads, 1)) >= 0;) store(s, layer, item / heads, item % heads);
+  meet(team); /* a token may look at another one's new key */
+}
+
 void phikit_attend_tokens(Team *team, const Step *s, int layer) {
   const Shape *c = &s->shape;
   const int e = c->heads / c->kv_heads, parts = (e + AT_ONCE - 1) / AT_ONCE, each = c->kv_heads * parts;
-  for (int item; (item = claim(team, s->m * c->kv_heads, 1)) >= 0;)
-    store(s, layer, item / c->kv_heads, item % c->kv_heads);
-  meet(team); /* a token may look at another one's new key */
+  phikit_store_tokens(team, s, layer);
   for (int item; (item = claim(team, s->m * each, 1)) >= 0;) {
     const int from = item % parts * AT_ONCE;
     attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);

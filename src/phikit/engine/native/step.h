@@ -37,8 +37,10 @@ typedef struct {
 /* A step's memory is there and its tokens' vectors are in x; 0 without memory. */
 int phikit_begin(Step *s);
 
-/* Two phases: new keys and values go to their place; then every head attends, into `attended` or,
-   rounded, into `ready`. */
+/* A phase: new keys and values go to their place. */
+void phikit_store_tokens(Team *team, const Step *s, int layer);
+
+/* That phase, and another: every head attends, into `attended` or, rounded, into `ready`. */
 void phikit_attend_tokens(Team *team, const Step *s, int layer);
 
 #endif
