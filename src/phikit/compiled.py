@@ -36,17 +36,25 @@ class Sources:
 
 @dataclass(frozen=True)
 class Compiler:
-    """How to compile. `portable` leaves the processor's special instructions out."""
+    """How to compile.
+
+    Attributes:
+        portable: leave the processor's special instructions out.
+        tiles: use its matrix unit (AMX) where it has one.
+        folder: where the library goes; the user's cache when left out.
+    """
 
     program: str = "cc"
     portable: bool = False
-    folder: Path | None = None  # where the library goes; the user's cache when left out
+    tiles: bool = True
+    folder: Path | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
         arm = platform.machine() in ("arm64", "aarch64")
         native = ("-mcpu=native",) if arm else ("-march=native",)
-        return (*_FLAGS, *native, *(("-DPHIKIT_PORTABLE",) if self.portable else ()))
+        left_out = {"-DPHIKIT_PORTABLE": self.portable, "-DPHIKIT_NO_TILES": not self.tiles}
+        return (*_FLAGS, *native, *(flag for flag, told in left_out.items() if told))
 
 
 def _processor() -> str:

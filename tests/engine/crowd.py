@@ -17,7 +17,8 @@ from phikit.models.decoder import Decoder
 from phikit.records import Rollout
 
 COMPILERS = {
-    "native": Compiler(), "portable": Compiler(portable=True), "torch": Compiler("no-compiler"),
+    "native": Compiler(), "no tiles": Compiler(tiles=False), "portable": Compiler(portable=True),
+    "torch": Compiler("no-compiler"),
 }  # fmt: skip
 WIDE = {  # attention and products by their vector code
     "even": {

@@ -82,7 +82,7 @@ def held_alike(
     shape=st.sampled_from(sorted(WIDE)),
     name=st.sampled_from(sorted(CONFIGS)),
     size=st.sampled_from([3, 16]),
-    how=st.sampled_from(["native", "portable"]),
+    how=st.sampled_from(["native", "no tiles", "portable"]),
 )
 def test_every_bit_is_that_of_an_engine_of_its_own(seed, kind, shape, name, size, how):
     held_alike(seed, kind, shape, name, size, COMPILERS[how])
@@ -144,6 +144,29 @@ def test_adapters_and_threads_change_nothing_either() -> None:
         assert collect(LocalEngine(model, invariant=True), asked) == single
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("how", ["native", "no tiles", "portable"])
+@pytest.mark.parametrize("shape", [(37, 96), (64, 576), (130, 1024), (33, 100)])
+def test_a_product_of_packed_weights(how: str, shape: tuple[int, int]) -> None:
+    built = library(COMPILERS[how])
+    assert built is not None
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator).bfloat16()
+    x = torch.randn(70, shape[1], generator=generator).bfloat16()
+    product = products.PackedRows(built, weight)
+    y = product(x)
+    right = x.double() @ weight.double().T
+    assert (y.double() - right).abs().max() < 1e-4 * shape[1] ** 0.5
+    for rows in (
+        slice(0, 1),
+        slice(3, 20),
+        slice(66, 70),
+        slice(1, 70),
+        slice(0, 32),
+        slice(1, 34),
+    ):
+        assert torch.equal(product(x[rows]), y[rows])
 
 
 @pytest.mark.parametrize("how", ["native", "portable"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from crowd import COMPILERS
 from engine_fixtures import CONFIGS, make
 from torch import nn
 
@@ -13,7 +14,7 @@ from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.dense import DenseRunner
 from phikit.engine.local import LocalEngine
 from phikit.engine.native.between import Attending, Between
-from phikit.engine.native.build import Compiler, library
+from phikit.engine.native.build import library
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.pool import Pool
 from phikit.engine.runner import Piece, Rows
@@ -59,11 +60,11 @@ def logits_of(runner: DenseRunner, steps: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [8, 16])
-@pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])
+@pytest.mark.parametrize("how", ["native", "no tiles", "portable"])
 @torch.inference_mode()
-def test_the_rows_are_those_of_torch(name: str, shape: str, size: int, portable: bool) -> None:
+def test_the_rows_are_those_of_torch(name: str, shape: str, size: int, how: str) -> None:
     model = model_of(name, shape)
-    runner = NativeRunner(model, size, compiler=Compiler(portable=portable))
+    runner = NativeRunner(model, size, compiler=COMPILERS[how])
     assert runner._between is not None
     mine = logits_of(runner).log_softmax(-1)
     theirs = logits_of(DenseRunner(model, size)).log_softmax(-1)

@@ -20,8 +20,23 @@
 #define PHIKIT_AVX512 0
 #endif
 
+/* The processor's matrix unit, which multiplies tiles of 16 × 32 with 32 × 16 numbers. */
+#if PHIKIT_AVX512 && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__) && \
+    !defined(PHIKIT_NO_TILES)
+#define PHIKIT_TILES 1
+#else
+#define PHIKIT_TILES 0
+#endif
+
 enum { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3, PACKED = 4 };
 enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128, PANEL = 64, SIX = 6 };
+/* Rows of activations that meet a panel at once, and to a multiple of what number of rows they must
+   be readable (whatever the rest holds). */
+#if PHIKIT_TILES
+enum { TALL = 32, ROW_TILE = 16 };
+#else
+enum { TALL = SIX, ROW_TILE = 1 };
+#endif
 
 /* A weight matrix [N, K].
 
@@ -141,10 +156,19 @@ void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, 
 void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m, float *y_a,
                  float *y_b);
 
-/* y[row][64] of up to six rows of activations [m, K] with 64 rows of packed weights. */
-void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[SIX * PANEL]);
+/* Rows, rounded up to what must be readable. */
+static inline size_t readable(int m) { return (size_t)(m + ROW_TILE - 1) / ROW_TILE * ROW_TILE; }
 
-/* A phase of a team: out_MN = x_MK · wᵀ, or that added to what is there, of packed weights. */
+/* The matrix unit, where there is one, belongs to these products between the two calls; a thread
+   calls them for itself. */
+void phikit_tiles_on(void);
+void phikit_tiles_off(void);
+
+/* y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */
+void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[TALL * PANEL]);
+
+/* A phase of a team: out_MN = x_MK · wᵀ, or that added to what is there, of packed weights; x as
+   above. */
 void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int add);
 
 static inline int panels(const Matrix *w) { return (w->n + PANEL - 1) / PANEL; }

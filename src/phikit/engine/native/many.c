@@ -25,17 +25,16 @@ static void norm(Team *team, const Step *s, const uint16_t *weight) {
 /* A phase: act = silu(gate) × up, in bfloat16. Panel p and panel p + F / 64 belong together. */
 static void gated(Team *team, const Step *s, const Matrix *w) {
   const int inner = s->model->inner, total = inner / PANEL, size = piece(team, total);
-  uint16_t *act = (uint16_t *)s->act;
   for (int first; (first = claim(team, total, size)) >= 0;)
     for (int panel = first; panel < first + size && panel < total; panel++)
-      for (int row = 0; row < s->m; row += SIX) {
-        const int rows = s->m - row < SIX ? s->m - row : SIX;
+      for (int row = 0; row < s->m; row += TALL) {
+        const int rows = s->m - row < TALL ? s->m - row : TALL;
         const uint16_t *x = s->ready + (size_t)row * w->k;
-        float gate[SIX * PANEL], up[SIX * PANEL];
+        float gate[TALL * PANEL], up[TALL * PANEL];
         phikit_panel(w, panel, x, rows, gate);
         phikit_panel(w, panel + total, x, rows, up);
         for (int r = 0; r < rows; r++) {
-          uint16_t *to = act + (size_t)(row + r) * inner + panel * PANEL;
+          uint16_t *to = s->gated + (size_t)(row + r) * inner + panel * PANEL;
           const float *g = gate + r * PANEL, *u = up + r * PANEL;
           for (int i = 0; i < PANEL; i++) to[i] = to_bf16(silu(g[i]) * u[i]);
         }
@@ -43,8 +42,7 @@ static void gated(Team *team, const Step *s, const Matrix *w) {
   meet(team);
 }
 
-static void run(Team *team, void *argument) {
-  const Step *s = argument;
+static void run_layers(Team *team, const Step *s) {
   const Model *net = s->model;
   for (int i = 0; i < net->layers; i++) {
     const Layer *layer = &net->layer[i];
@@ -58,10 +56,16 @@ static void run(Team *team, void *argument) {
     phikit_panels(team, &layer->o, s->ready, s->m, s->x, 1);
     norm(team, s, layer->post_norm);
     gated(team, s, &layer->gate_up);
-    phikit_panels(team, &layer->down, (const uint16_t *)s->act, s->m, s->x, 1);
+    phikit_panels(team, &layer->down, s->gated, s->m, s->x, 1);
   }
   norm(team, s, net->norm);
   phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
+}
+
+static void run(Team *team, void *argument) {
+  phikit_tiles_on();
+  run_layers(team, argument);
+  phikit_tiles_off();
 }
 
 /* As phikit_step, of matrices that are all packed; F is a multiple of 64. `logits` may be NULL. */
@@ -71,9 +75,10 @@ int phikit_many(const Model *model, const Cache *cache, const int64_t *tokens,
   const int out = model->heads * model->head_dim;
   Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
             .cosine = cosine, .sine = sine, .m = m, .logits = logits};
-  s.ready = malloc(2 * (size_t)m * (out > model->width ? out : model->width));
-  const int begun = s.ready && phikit_begin(&s);
+  s.ready = malloc(2 * readable(m) * (out > model->width ? out : model->width));
+  s.gated = malloc(2 * readable(m) * model->inner);
+  const int begun = s.ready && s.gated && phikit_begin(&s);
   if (begun) phikit_run_team(threads, run, &s);
-  free(s.x), free(s.ready);
+  free(s.x), free(s.ready), free(s.gated);
   return begun ? 0 : -1;
 }

@@ -1,11 +1,17 @@
 /* Products of many rows with weights that are laid out for them: [N/64][K/2][64][2].
 
-   Six rows of activations meet 64 columns at a time: their sums stay in registers, and nothing is
-   added across. An element's terms are added in one order, whatever rows go with it, and the result
-   is not rounded: logits near 16 would lie 0.125 apart in bfloat16.
+   Six rows of activations meet 64 columns at a time, or up to 32 in the processor's matrix unit:
+   their sums stay in registers, and nothing is added across. An element's terms are added in one
+   order, whatever rows go with it, and the result is not rounded: logits near 16 would lie 0.125
+   apart in bfloat16.
 
    Letters: M rows of activations, N rows of the weight matrix, K its columns (even).  */
 #include "common.h"
+
+#if PHIKIT_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 typedef struct {
   const uint16_t *w; /* [N, K] */
@@ -66,16 +72,117 @@ static inline __attribute__((always_inline)) void tile(const uint16_t *w, const 
 #endif
 }
 
-void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[SIX * PANEL]) {
-  const uint16_t *data = (const uint16_t *)w->data + (size_t)panel * PANEL * w->k;
-  switch (m) {
-    case 1: tile(data, x, w->k, 1, y); break;
-    case 2: tile(data, x, w->k, 2, y); break;
-    case 3: tile(data, x, w->k, 3, y); break;
-    case 4: tile(data, x, w->k, 4, y); break;
-    case 5: tile(data, x, w->k, 5, y); break;
-    default: tile(data, x, w->k, SIX, y);
+/* --- the matrix unit ---------------------------------------------------------------------------
+
+   A tile has 16 rows of 64 bytes: of activations 16 rows of 32 columns; of weights, as they lie, 16
+   pairs of columns of 16 rows; of sums 16 × 16.  */
+#if PHIKIT_TILES
+
+enum { DEEP = 32 }; /* columns of one tile */
+
+/* Linux lends the unit's state to a process that asks for it; a container may forbid the call. */
+static int tiles_lent(void) {
+  static atomic_int answer; /* 0: not asked yet */
+  if (!answer) {
+    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 };
+    answer = syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) ? -1 : 1;
   }
+  return answer > 0;
+}
+
+void phikit_tiles_on(void) {
+  static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } shape = {.palette = 1,
+             .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+             .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+  if (tiles_lent()) _tile_loadconfig(&shape);
+}
+
+void phikit_tiles_off(void) {
+  if (tiles_lent()) _tile_release();
+}
+
+/* 16 rows by 64 columns. */
+static void tiles_1x4(const uint16_t *w, const uint16_t *x, int k, float *y) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int c = 0; c < k; c += DEEP, w += DEEP * PANEL) {
+    _tile_loadd(4, x + c, 2 * (size_t)k);
+    _tile_loadd(5, w, 4 * PANEL);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, w + 32, 4 * PANEL);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, w + 64, 4 * PANEL);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_loadd(5, w + 96, 4 * PANEL);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, y, 4 * PANEL);
+  _tile_stored(1, y + 16, 4 * PANEL);
+  _tile_stored(2, y + 32, 4 * PANEL);
+  _tile_stored(3, y + 48, 4 * PANEL);
+}
+
+/* 32 rows by 32 columns: what is loaded is used twice. */
+static void tiles_2x2(const uint16_t *w, const uint16_t *x, int k, float *y) {
+  const uint16_t *low = x + 16 * (size_t)k;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int c = 0; c < k; c += DEEP, w += DEEP * PANEL) {
+    _tile_loadd(4, x + c, 2 * (size_t)k);
+    _tile_loadd(6, w, 4 * PANEL);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + 32, 4 * PANEL);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, low + c, 2 * (size_t)k);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, y, 4 * PANEL);
+  _tile_stored(1, y + 16, 4 * PANEL);
+  y += 16 * PANEL;
+  _tile_stored(2, y, 4 * PANEL);
+  _tile_stored(3, y + 16, 4 * PANEL);
+}
+
+/* Whether it was done: only for whole tiles, so that an element has one way to be computed. */
+static int in_tiles(const uint16_t *w, const uint16_t *x, int k, int m, float *y) {
+  if (k % DEEP || !tiles_lent()) return 0;
+  if (m <= ROW_TILE) tiles_1x4(w, x, k, y);
+  else tiles_2x2(w, x, k, y), tiles_2x2(w + 64, x, k, y + 32);
+  return 1;
+}
+
+#else
+
+void phikit_tiles_on(void) {}
+void phikit_tiles_off(void) {}
+
+static int in_tiles(const uint16_t *w, const uint16_t *x, int k, int m, float *y) {
+  (void)w, (void)x, (void)k, (void)m, (void)y;
+  return 0;
+}
+
+#endif
+
+void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[TALL * PANEL]) {
+  const uint16_t *data = (const uint16_t *)w->data + (size_t)panel * PANEL * w->k;
+  if (in_tiles(data, x, w->k, m, y)) return;
+  for (; m > 0; m -= SIX, x += (size_t)SIX * w->k, y += SIX * PANEL) switch (m) {
+      case 1: tile(data, x, w->k, 1, y); break;
+      case 2: tile(data, x, w->k, 2, y); break;
+      case 3: tile(data, x, w->k, 3, y); break;
+      case 4: tile(data, x, w->k, 4, y); break;
+      case 5: tile(data, x, w->k, 5, y); break;
+      default: tile(data, x, w->k, SIX, y);
+    }
 }
 
 void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int add) {
@@ -83,9 +190,9 @@ void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float 
   for (int first; (first = claim(team, total, size)) >= 0;)
     for (int panel = first; panel < first + size && panel < total; panel++) {
       const int column = panel * PANEL, count = w->n - column < PANEL ? w->n - column : PANEL;
-      for (int row = 0; row < m; row += SIX) {
-        const int rows = m - row < SIX ? m - row : SIX;
-        float y[SIX * PANEL];
+      for (int row = 0; row < m; row += TALL) {
+        const int rows = m - row < TALL ? m - row : TALL;
+        float y[TALL * PANEL];
         phikit_panel(w, panel, x + (size_t)row * w->k, rows, y);
         for (int r = 0; r < rows; r++) {
           float *to = out + (size_t)(row + r) * w->n + column;
@@ -108,10 +215,12 @@ typedef struct {
 
 static void multiply(Team *team, void *argument) {
   const Whole *s = argument;
+  phikit_tiles_on();
   phikit_panels(team, s->w, s->x, s->m, s->y, 0);
+  phikit_tiles_off();
 }
 
-/* y_MN = x_MK · wᵀ in float32. */
+/* y_MN = x_MK · wᵀ in float32; x has readable(m) rows. */
 void phikit_packed_rows(const Matrix *w, const uint16_t *x, int m, float *y, int threads) {
   Whole s = {w, x, y, m};
   phikit_run_team(threads, multiply, &s);

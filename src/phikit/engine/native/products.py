@@ -20,6 +20,7 @@ LANES = 16
 KINDS = {"bf16": 0, "int8": 1, "int4": 2, "f32": 3, "packed": 4}
 #: Weight rows of a panel of packed weights.
 PANEL = 64
+_ROW_TILE = 16  # the most that ROW_TILE of common.h may be
 
 
 def matrix(
@@ -114,6 +115,8 @@ class PackedRows:
         if k != self._matrix.k or x_MK.dtype != torch.bfloat16:
             raise PhikitError(f"{tuple(x_MK.shape)} {x_MK.dtype} does not fit the packed weights")
         y_MN = torch.empty(m, self._matrix.n)
+        if m % _ROW_TILE:
+            x_MK = torch.cat([x_MK, x_MK.new_zeros(-m % _ROW_TILE, k)])
         self._library.phikit_packed_rows(
             self._matrix, x_MK.data_ptr(), m, y_MN.data_ptr(), torch.get_num_threads()
         )

@@ -147,7 +147,7 @@ int phikit_begin(Step *s) {
                        cache->block_stride, cache->head_stride, cache->position_stride,
                        cache->block_size, cache->table_width};
   s->shape = shape;
-  s->x = malloc(4 * (size_t)m * (width + row + out + model->inner));
+  s->x = malloc(4 * (size_t)m * (width + row + out + (s->gated ? 0 : model->inner)));
   if (!s->x) return 0;
   s->qkv = s->x + (size_t)m * width;
   s->attended = s->qkv + (size_t)m * row;

@@ -28,9 +28,9 @@ typedef struct {
   const int32_t *positions; /* [M] */
   const float *cosine, *sine; /* [M, R], halves repeated */
   int m;
-  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK], [M, F] */
+  float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK]; step.c: [M, F] */
   float *logits;                   /* [M, V] */
-  uint16_t *ready;                 /* many.c: what goes into the next product, [M, the widest] */
+  uint16_t *ready, *gated; /* many.c: what goes into the next product, [M, the widest], [M, F] */
   atomic_int failed;
 } Step;
 
