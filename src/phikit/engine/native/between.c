@@ -127,6 +127,7 @@ static void attend(Team *team, void *argument) {
   for (int item; (item = claim(team, s->m * g, 1)) >= 0;)
     for (int from = 0; from < e; from += AT_ONCE)
       attend_row(s, item / g, item % g, from, e - from < AT_ONCE ? e - from : AT_ONCE);
+  phikit_tiles(NO_TILES);
 }
 
 /* Rotates queries and keys, stores keys and values, attends: out[M, H K]. Returns 0. */

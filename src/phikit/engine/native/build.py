@@ -17,8 +17,9 @@ SOURCES = Sources(
     Path(__file__).parent,
     "kernels",
     (
-        "team.c", "products.c", "rows.c", "step.c", "heads.c", "between.c", "wide.c", "cache8.c",
-        "differ.c", "differ8.c", "mamba.c", "norms.c", "panels.c", "many.c",
+        "team.c", "tiles.c", "products.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
+        "between.c", "wide.c", "cache8.c", "differ.c", "differ8.c", "mamba.c", "norms.c",
+        "panels.c", "many.c",
     ),
     ("common.h", "decode.h", "differ.h", "step.h"),
 )  # fmt: skip

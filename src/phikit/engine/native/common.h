@@ -159,12 +159,12 @@ void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m,
 /* Rows, rounded up to what must be readable. */
 static inline size_t readable(int m) { return (size_t)(m + ROW_TILE - 1) / ROW_TILE * ROW_TILE; }
 
-/* The matrix unit, where there is one, belongs to these products between the two calls; a thread
-   calls them for itself. */
-void phikit_tiles_on(void);
-void phikit_tiles_off(void);
+/* Gives the calling thread's matrix unit tiles of one kind of work; 0 when there is no such unit.
+   Between the products other libraries use it: a phase that turned it on ends with NO_TILES. */
+enum { NO_TILES, OF_PRODUCTS, OF_HEADS };
+int phikit_tiles(int kind);
 
-/* y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */
+/* May turn tiles on. y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */
 void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[TALL * PANEL]);
 
 /* A phase of a team: out_MN = x_MK · wᵀ, or that added to what is there, of packed weights; x as

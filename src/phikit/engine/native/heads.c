@@ -95,6 +95,7 @@ static void settle(const Gathered *from, int k, float *out) {
 
 void phikit_attend_heads(const Shape *c, const uint16_t *keys, const uint16_t *values,
                          const int32_t *table, int last, const uint16_t *q, int count, float *out) {
+  if (phikit_attend_in_tiles(c, keys, values, table, last, q, count, out)) return;
   const int k = c->head_dim, size = c->block_size;
   const int64_t stride = c->position_stride;
   const float scale = 1.0f / sqrtf((float)k);

@@ -39,10 +39,12 @@ static void gated(Team *team, const Step *s, const Matrix *w) {
           for (int i = 0; i < PANEL; i++) to[i] = to_bf16(silu(g[i]) * u[i]);
         }
       }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 
-static void run_layers(Team *team, const Step *s) {
+static void run(Team *team, void *argument) {
+  const Step *s = argument;
   const Model *net = s->model;
   for (int i = 0; i < net->layers; i++) {
     const Layer *layer = &net->layer[i];
@@ -60,12 +62,6 @@ static void run_layers(Team *team, const Step *s) {
   }
   norm(team, s, net->norm);
   phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
-}
-
-static void run(Team *team, void *argument) {
-  phikit_tiles_on();
-  run_layers(team, argument);
-  phikit_tiles_off();
 }
 
 /* As phikit_step, of matrices that are all packed; F is a multiple of 64. `logits` may be NULL. */

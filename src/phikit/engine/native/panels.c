@@ -8,11 +8,6 @@
    Letters: M rows of activations, N rows of the weight matrix, K its columns (even).  */
 #include "common.h"
 
-#if PHIKIT_TILES
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 typedef struct {
   const uint16_t *w; /* [N, K] */
   uint16_t *out;
@@ -80,31 +75,6 @@ static inline __attribute__((always_inline)) void tile(const uint16_t *w, const 
 
 enum { DEEP = 32 }; /* columns of one tile */
 
-/* Linux lends the unit's state to a process that asks for it; a container may forbid the call. */
-static int tiles_lent(void) {
-  static atomic_int answer; /* 0: not asked yet */
-  if (!answer) {
-    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 };
-    answer = syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) ? -1 : 1;
-  }
-  return answer > 0;
-}
-
-void phikit_tiles_on(void) {
-  static const struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-  } shape = {.palette = 1,
-             .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-             .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-  if (tiles_lent()) _tile_loadconfig(&shape);
-}
-
-void phikit_tiles_off(void) {
-  if (tiles_lent()) _tile_release();
-}
-
 /* 16 rows by 64 columns. */
 static void tiles_1x4(const uint16_t *w, const uint16_t *x, int k, float *y) {
   _tile_zero(0);
@@ -154,16 +124,13 @@ static void tiles_2x2(const uint16_t *w, const uint16_t *x, int k, float *y) {
 
 /* Whether it was done: only for whole tiles, so that an element has one way to be computed. */
 static int in_tiles(const uint16_t *w, const uint16_t *x, int k, int m, float *y) {
-  if (k % DEEP || !tiles_lent()) return 0;
+  if (k % DEEP || !phikit_tiles(OF_PRODUCTS)) return 0;
   if (m <= ROW_TILE) tiles_1x4(w, x, k, y);
   else tiles_2x2(w, x, k, y), tiles_2x2(w + 64, x, k, y + 32);
   return 1;
 }
 
 #else
-
-void phikit_tiles_on(void) {}
-void phikit_tiles_off(void) {}
 
 static int in_tiles(const uint16_t *w, const uint16_t *x, int k, int m, float *y) {
   (void)w, (void)x, (void)k, (void)m, (void)y;
@@ -203,6 +170,7 @@ void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float 
         }
       }
     }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 
@@ -215,9 +183,7 @@ typedef struct {
 
 static void multiply(Team *team, void *argument) {
   const Whole *s = argument;
-  phikit_tiles_on();
   phikit_panels(team, s->w, s->x, s->m, s->y, 0);
-  phikit_tiles_off();
 }
 
 /* y_MN = x_MK · wᵀ in float32; x has readable(m) rows. */

@@ -65,6 +65,7 @@ void phikit_attend_tokens(Team *team, const Step *s, int layer) {
     const int from = item % parts * AT_ONCE;
     attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);
   }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 

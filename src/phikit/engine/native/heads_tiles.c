@@ -1,0 +1,160 @@
+/* Attention of one row to keys and values in blocks, as in heads.c, in the processor's matrix unit.
+
+   Of a product the unit wants the right side with its inner dimension in pairs. Queries are few and
+   are laid out so once, which leaves the keys, as they lie in the cache, on the left; values are
+   interleaved in twos on the way. Weights are the sum of two bfloat16 numbers, 16 bits in all: both
+   are rows of one tile, and their results are added.
+
+   Letters: E queries of a key head, K head size.  */
+#include "decode.h"
+
+#if PHIKIT_TILES
+
+enum { SIDE = 16, PAIRED = 2 * SIDE, HALF = 32 }; /* a tile's side; its columns of bfloat16; positions at once */
+enum { WIDEST_HERE = 256 };
+
+/* [K/32][16 pairs][16 queries][2], zero where there is no query. */
+static void lay_queries(const uint16_t *q, int k, int count, uint16_t *out) {
+  memset(out, 0, 2 * (size_t)SIDE * k);
+  for (int h = 0; h < count; h++)
+    for (int i = 0; i < k; i += 2) memcpy(out + (size_t)i * SIDE + 2 * h, q + h * k + i, 4);
+}
+
+/* Products of 16 keys with all queries: score[h][0..15]. */
+static void score_16(const uint16_t *key, int64_t stride, const uint16_t *queries, int k,
+                     float (*score)[TILE_LENGTH]) {
+  float by_key[SIDE][SIDE];
+  _tile_zero(7);
+  for (int i = 0; i < k; i += PAIRED) {
+    _tile_loadd(6, key + i, 2 * (size_t)stride);
+    _tile_loadd(5, queries + (size_t)i * SIDE, 64);
+    _tile_dpbf16ps(7, 6, 5);
+  }
+  _tile_stored(7, by_key, 64);
+  __m512 four[4]; /* quarter j of four[i]: key 4 j + i, its products with four queries */
+  for (int i = 0; i < 4; i++) {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(by_key[i]));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(by_key[4 + i]), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(by_key[8 + i]), 2);
+    four[i] = _mm512_insertf32x4(v, _mm_loadu_ps(by_key[12 + i]), 3);
+  }
+  const __m512 a = _mm512_unpacklo_ps(four[0], four[1]), b = _mm512_unpackhi_ps(four[0], four[1]);
+  const __m512 c = _mm512_unpacklo_ps(four[2], four[3]), d = _mm512_unpackhi_ps(four[2], four[3]);
+  _mm512_storeu_ps(score[0], _mm512_shuffle_ps(a, c, 0x44));
+  _mm512_storeu_ps(score[1], _mm512_shuffle_ps(a, c, 0xee));
+  _mm512_storeu_ps(score[2], _mm512_shuffle_ps(b, d, 0x44));
+  _mm512_storeu_ps(score[3], _mm512_shuffle_ps(b, d, 0xee));
+}
+
+/* Weights of 32 positions as rows of one tile: what bfloat16 holds of them, then what is left. */
+static void split_weights(float (*score)[TILE_LENGTH], int from, uint16_t (*out)[PAIRED]) {
+  for (int h = 0; h < AT_ONCE; h++)
+    for (int i = 0; i < PAIRED; i += SIDE) {
+      const __m512 w = _mm512_loadu_ps(score[h] + from + i);
+      const __m256i high = (__m256i)_mm512_cvtneps_pbh(w);
+      const __m512 kept = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(w, kept));
+      _mm256_storeu_si256((__m256i *)(out[h] + i), high);
+      _mm256_storeu_si256((__m256i *)(out[AT_ONCE + h] + i), low);
+    }
+}
+
+/* 32 columns of 32 positions as two tiles, of whose columns see `settle`. */
+static void lay_values(const uint16_t *const row[HALF], int from, uint16_t (*out)[SIDE][PAIRED]) {
+  for (int pair = 0; pair < SIDE; pair++) {
+    const __m512i a = _mm512_loadu_si512(row[2 * pair] + from), b = _mm512_loadu_si512(row[2 * pair + 1] + from);
+    _mm512_storeu_si512(out[0][pair], _mm512_unpacklo_epi16(a, b));
+    _mm512_storeu_si512(out[1][pair], _mm512_unpackhi_epi16(a, b));
+  }
+}
+
+/* gathered += weights × values, over 32 positions and 64 columns from `from` on. */
+static void weigh_64(const uint16_t *const row[HALF], const uint16_t (*weights)[PAIRED], int from, int columns,
+                     int count, Gathered *to) {
+  uint16_t laid[4][SIDE][PAIRED];
+  float sums[2 * AT_ONCE][4 * SIDE];
+  lay_values(row, from, laid);
+  if (columns > PAIRED) lay_values(row, from + PAIRED, laid + 2);
+  _tile_loadd(4, weights, 64);
+#define QUARTER(J)                         \
+  _tile_zero(J);                           \
+  _tile_loadd(5, laid[J], 64);             \
+  _tile_dpbf16ps(J, 4, 5);                 \
+  _tile_stored(J, sums[0] + SIDE * J, sizeof sums[0]);
+  QUARTER(0) QUARTER(1)
+  if (columns > PAIRED) { QUARTER(2) QUARTER(3) }
+#undef QUARTER
+  for (int h = 0; h < count; h++)
+    for (int i = 0; i < columns; i += SIDE) {
+      const __m512 both = _mm512_add_ps(_mm512_loadu_ps(sums[h] + i), _mm512_loadu_ps(sums[AT_ONCE + h] + i));
+      float *total = to[h].total + from + i;
+      _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), both));
+    }
+}
+
+/* The weighted mean, its columns back in their order: of each eight, four are in either tile. */
+static void settle(const Gathered *from, int k, float *out) {
+  for (int i = 0; i < k; i++)
+    out[i] = from->total[(i & ~31) + (i & 4 ? SIDE : 0) + ((i & 31) >> 3) * 4 + (i & 3)] / from->sum;
+}
+
+static size_t line(const Shape *c, const int32_t *table, int at) {
+  return table[at / c->block_size] * c->block_stride + at % c->block_size * c->position_stride;
+}
+
+int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                           const int32_t *table, int last, const uint16_t *q, int count, float *out) {
+  const int k = c->head_dim;
+  const int64_t stride = c->position_stride;
+  if (k % PAIRED || k > WIDEST_HERE || c->block_size % SIDE || !phikit_tiles(OF_HEADS)) return 0;
+  const float scale = 1.0f / sqrtf((float)k);
+  static const uint16_t nothing[WIDEST_HERE];
+  uint16_t queries[SIDE * WIDEST_HERE], weights[2 * AT_ONCE][PAIRED];
+  float score[AT_ONCE][TILE_LENGTH];
+  Gathered gathered[AT_ONCE];
+  lay_queries(q, k, count, queries);
+  memset(score, 0, sizeof score);
+  for (int h = 0; h < count; h++) {
+    gathered[h].highest = -INFINITY, gathered[h].sum = 0;
+    memset(gathered[h].total, 0, 4 * (size_t)k);
+  }
+  const int first = c->window && last + 1 > c->window ? last + 1 - c->window : 0;
+  for (int at = first / SIDE * SIDE; at <= last; at += TILE_LENGTH) {
+    const int n = last + 1 - at < TILE_LENGTH ? last + 1 - at : TILE_LENGTH;
+    size_t where[TILE_LENGTH / SIDE]; /* of each 16 positions, which are of one block */
+    for (int i = 0; i < n; i += SIDE) where[i / SIDE] = line(c, table, at + i);
+    for (int i = 0; i < n; i += SIDE) {
+      if (at + TILE_LENGTH + i <= last) {
+        const size_t then = line(c, table, at + TILE_LENGTH + i);
+        for (int j = 0; j < SIDE; j++) fetch(keys + then + j * stride, k), fetch(values + then + j * stride, k);
+      }
+      score_16(keys + where[i / SIDE], stride, queries, k, (float(*)[TILE_LENGTH])(score[0] + i));
+    }
+    for (int h = 0; h < count; h++) {
+      for (int i = 0; i < first - at; i++) score[h][i] = -INFINITY;
+      soften(score[h], n, scale, 0, k, gathered + h);
+      for (int i = n; i < TILE_LENGTH; i++) score[h][i] = 0;
+    }
+    for (int from = 0; from < n; from += HALF) {
+      const uint16_t *row[HALF];
+      for (int i = from; i < from + HALF; i++)
+        row[i - from] = i < n ? values + where[i / SIDE] + i % SIDE * stride : nothing;
+      split_weights(score, from, weights);
+      for (int column = 0; column < k; column += 2 * PAIRED)
+        weigh_64(row, (const uint16_t(*)[PAIRED])weights, column, k - column < 2 * PAIRED ? PAIRED : 2 * PAIRED,
+                 count, gathered);
+    }
+  }
+  for (int h = 0; h < count; h++) settle(gathered + h, k, out + h * k);
+  return 1;
+}
+
+#else
+
+int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                           const int32_t *table, int last, const uint16_t *q, int count, float *out) {
+  (void)c, (void)keys, (void)values, (void)table, (void)last, (void)q, (void)count, (void)out;
+  return 0;
+}
+
+#endif
