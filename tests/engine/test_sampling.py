@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phikit.engine import sampling as module
 from phikit.engine.base import Sampling
 from phikit.engine.sampling import Settings, draw, inverse_cdf, kept, stream_key, uniforms
+from phikit.errors import PhikitError
 
 CPU = torch.device("cpu")
 LOGITS = [2.0, 1.0, 0.5, 0.4, -0.3, -1.0, -2.5, 1.5]
@@ -44,6 +46,13 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture(params=["kernels", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(module, "library", lambda: None)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_frequencies_and_logprobs(sampling):
     count, probabilities = 40_000, exact(LOGITS, sampling)
@@ -63,6 +72,7 @@ def test_frequencies_and_logprobs(sampling):
         assert float(raw[at]) == pytest.approx(math.log(exact(LOGITS, Sampling())[token]), abs=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 def test_rows_with_different_settings_do_not_mix():
     mixed = [*SETTINGS, Sampling(temperature=0)]
     logits = torch.tensor([LOGITS] * len(mixed))
@@ -74,6 +84,7 @@ def test_rows_with_different_settings_do_not_mix():
             assert float(a[0]) == pytest.approx(float(b[i]), abs=1e-6)
 
 
+@pytest.mark.usefixtures("way")
 def test_greedy_takes_the_lowest_of_equals():
     logits = torch.tensor([[0.0, 3.0, 3.0, 1.0]])
     token, logp, raw = draw(logits, Settings.of([Sampling(temperature=0)], CPU), torch.zeros(1))[:3]
@@ -108,6 +119,51 @@ def test_an_impossible_token_is_never_drawn(weights, u):
     p = torch.tensor([weights])
     token = int(inverse_cdf(p, torch.tensor([u * 2.0**-24]))[0])
     assert token < len(weights) and weights[token] > 0
+
+
+@given(
+    finite=st.lists(st.booleans(), min_size=1, max_size=300),
+    u=st.integers(0, 2**24 - 1),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_a_masked_token_is_never_drawn(finite, u, temperature):
+    if not any(finite):
+        finite[-1] = True
+    logits = torch.linspace(-3, 3, len(finite))[None]
+    masked = logits.masked_fill(~torch.tensor(finite)[None], -math.inf)
+    settings = Settings.of([Sampling(temperature=temperature)], CPU)
+    drawn = draw(logits, settings, torch.tensor([u * 2.0**-24]), masked)
+    token = int(drawn.token_N[0])
+    assert finite[token]
+    expected = (masked / temperature).log_softmax(-1)[0, token]
+    assert float(drawn.logprob_N[0]) == pytest.approx(float(expected), abs=2e-6)
+    assert float(drawn.raw_N[0]) == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=2e-6)
+
+
+def test_both_ways_draw_alike():
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(64, 50_001, generator=generator)
+    rows = [[Sampling(), Sampling(temperature=0), Sampling(temperature=0.7, top_p=0.9),
+             Sampling(temperature=0.6)][i % 4] for i in range(64)]  # fmt: skip
+    settings, u = Settings.of(rows, CPU), torch.rand(64, generator=generator)
+    mine = draw(logits, settings, u)
+    theirs = module._draw_by_torch(logits, settings, u, None)
+    assert torch.equal(mine.token_N, theirs.token_N)  # no boundary is hit by these numbers
+    for a, b in zip(mine[1:3], theirs[1:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine.log_z_N1, theirs.log_z_N1, rtol=0, atol=1e-5)
+    weighed = draw(logits, settings, u, weights=True)
+    assert torch.equal(weighed.token_N, mine.token_N) and torch.equal(weighed.raw_N, mine.raw_N)
+    assert weighed.p_NV is not None
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_logits_are_refused(bad):
+    logits = torch.zeros(2, 130)
+    logits[1, 77] = bad
+    with pytest.raises(PhikitError, match="not finite"):
+        draw(logits, Settings.of([Sampling()] * 2, CPU), torch.full((2,), 0.5))
 
 
 def test_streams_are_uniform_and_apart():

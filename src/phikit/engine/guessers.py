@@ -184,7 +184,8 @@ class DraftModel:
         )
         steps = rows.count[active] + np.array([len(guesses[i].tokens) for i in active])
         uniform_N = torch.from_numpy(uniforms(rows.key[active] ^ _DRAFT, steps))
-        found = draw(logits_NV, settings, uniform_N.to(logits_NV.device))
+        uniform_N = uniform_N.to(logits_NV.device)
+        found = draw(logits_NV, settings, uniform_N, weights=True)
         return found.token_N.cpu().numpy(), found.p_NV
 
 

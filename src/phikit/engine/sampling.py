@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from phikit.engine.base import Sampling
+from phikit.engine.native.build import library
+from phikit.engine.native.draw import draw_rows
 from phikit.errors import PhikitError
 
 #: of one step: (token, log-probability as sampled, and as the model's own), the likeliest first
@@ -63,6 +65,7 @@ class Settings:
     unit: bool  # every row samples at temperature 1
     filtered: bool
     filtered_N1: Tensor
+    drawn_at_N: Tensor  # temperatures, 0 where the highest logit is taken
     tops: bool  # a row asks for the likeliest tokens
 
     @classmethod
@@ -85,7 +88,16 @@ class Settings:
             tops=any(s.top_logprobs for s in rows),
             filtered=any(filters),
             filtered_N1=column(filters, torch.bool)[:, None],
+            drawn_at_N=column([s.temperature for s in rows]),
         )
+
+    def only(self, row_P: Tensor) -> Settings:
+        """Those of some rows, all of which are filtered."""
+        return Settings(
+            self.temperature_N1[row_P], self.top_k_N[row_P], self.top_p_N[row_P],
+            self.min_p_N[row_P], self.greedy_N[row_P], False, False, self.unit, True,
+            self.filtered_N1[row_P], self.drawn_at_N[row_P], self.tops,
+        )  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -106,26 +118,63 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    logits_NV: Tensor, settings: Settings, uniform_N: Tensor, adjusted_NV: Tensor | None = None
+    logits_NV: Tensor,
+    settings: Settings,
+    uniform_N: Tensor,
+    adjusted_NV: Tensor | None = None,
+    weights: bool = False,
 ) -> Drawn:
-    """Draws a token per row.
+    """Draws a token per row. How a row is drawn depends on its own settings alone.
 
     Args:
         logits_NV: the model's, float32.
         uniform_N: a number in [0, 1) per row.
         adjusted_NV: what to sample from, when penalties or biases make that another thing.
+        weights: whether the sampling distribution is wanted.
 
     Raises:
         PhikitError: a logit is NaN or infinite, so the weights are broken.
     """
-    top_N1 = logits_NV.amax(-1, keepdim=True)
-    raw_NV = torch.softmax(logits_NV, -1)
-    log_z_N1 = top_N1 - _log(raw_NV.amax(-1, keepdim=True))
-    if not bool(torch.isfinite(log_z_N1).all()):
+    built = library() if logits_NV.device.type == "cpu" else None
+    if built is None:
+        return _draw_by_torch(logits_NV, settings, uniform_N, adjusted_NV)
+    whole = None
+    if weights and not settings.all_greedy:
+        whole = _draw_by_torch(logits_NV, settings, uniform_N, adjusted_NV)
+    token_N, logprob_N, raw_N, log_z_N = draw_rows(
+        built, logits_NV, settings.drawn_at_N, uniform_N, adjusted_NV
+    )
+    _check_finite(log_z_N)
+    if settings.filtered:
+        row_P = settings.filtered_N1[:, 0].nonzero()[:, 0]
+        if whole is None:
+            some_PV = None if adjusted_NV is None else adjusted_NV[row_P]
+            some = _draw_by_torch(logits_NV[row_P], settings.only(row_P), uniform_N[row_P], some_PV)
+            columns = some[:3]
+        else:
+            columns = (whole.token_N[row_P], whole.logprob_N[row_P], whole.raw_N[row_P])
+        for mine_N, theirs_P in zip((token_N, logprob_N, raw_N), columns, strict=True):
+            mine_N[row_P] = theirs_P
+    p_NV = None if whole is None else whole.p_NV
+    return Drawn(token_N, logprob_N, raw_N, p_NV, log_z_N[:, None])
+
+
+def _check_finite(log_z_N: Tensor) -> None:
+    if not bool(torch.isfinite(log_z_N).all()):
         raise PhikitError(
             "the model's logits are not finite numbers",
             "its weights hold NaN or infinity: training diverged, or the checkpoint is broken",
         )
+
+
+def _draw_by_torch(
+    logits_NV: Tensor, settings: Settings, uniform_N: Tensor, adjusted_NV: Tensor | None
+) -> Drawn:
+    """`draw` for all filters and devices."""
+    top_N1 = logits_NV.amax(-1, keepdim=True)
+    raw_NV = torch.softmax(logits_NV, -1)
+    log_z_N1 = top_N1 - _log(raw_NV.amax(-1, keepdim=True))
+    _check_finite(log_z_N1)
     own_NV, p_NV = logits_NV, None
     if adjusted_NV is not None:
         logits_NV = adjusted_NV

@@ -268,7 +268,7 @@ class Scheduler:
         if texts:
             masked_NV = texts.mask(rows.samples, logits_NV if adjusted_NV is None else adjusted_NV)
             adjusted_NV = None if masked_NV is logits_NV else masked_NV
-        drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV)
+        drawn = draw(logits_NV, self.settings, uniform_N, adjusted_NV, self.settings.tops)
         if self.adjustments:
             self.adjustments.record(drawn.token_N)
         token, logprob, raw = (t.cpu().numpy() for t in drawn[:3])

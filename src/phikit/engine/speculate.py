@@ -126,7 +126,8 @@ class Speculation:
         sampling = [rows.samples[r].ticket.request.sampling for r in row_M.tolist()]
         settings = Settings.of(sampling, logits_MV.device)
         uniform_M = torch.from_numpy(uniforms(rows.key[row_M], rows.count[row_M] + offset_M))
-        drawn = draw(logits_MV, settings, uniform_M.to(logits_MV.device))
+        weights = not self.matching and any(g.q is not None for g in guesses)
+        drawn = draw(logits_MV, settings, uniform_M.to(logits_MV.device), weights=weights)
         tokens, logprobs, raw = (t.cpu().numpy().copy() for t in drawn[:3])
         ends = []
         for r, guess in enumerate(guesses):

@@ -19,7 +19,7 @@ SOURCES = Sources(
     (
         "team.c", "tiles.c", "products.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
         "between.c", "wide.c", "cache8.c", "differ.c", "differ8.c", "mamba.c", "norms.c",
-        "panels.c", "many.c",
+        "panels.c", "many.c", "draw.c",
     ),
     ("common.h", "decode.h", "differ.h", "step.h"),
 )  # fmt: skip
@@ -59,6 +59,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_pack.argtypes = (pointer, number, number, pointer, number)
     library.phikit_packed_rows.argtypes = (matrix, pointer, number, pointer, number)
     library.phikit_many.argtypes = library.phikit_step.argtypes
+    library.phikit_draw.argtypes = (*(pointer,) * 6, *(number,) * 3)
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
     library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
