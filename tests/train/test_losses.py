@@ -90,3 +90,31 @@ def test_only_trained_rows_reach_the_head() -> None:
     assert rows.tolist() == [[0, 1], [4, 5], [10, 11]]
     none, _ = losses.trained_rows(hidden, torch.full((2, 3), -100))
     assert float(losses.cross_entropy(none, torch.ones(4, 2), torch.empty(0).long()).loss) == 0.0
+
+
+def test_a_held_head_is_the_same_and_a_changed_one_is_seen() -> None:
+    hidden, head, targets = data(20, 16, 64, 0)
+    head = torch.nn.Parameter(head.detach())
+
+    def logprobs(weights: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return losses.token_logprobs(hidden, weights, targets).logprobs_N
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(logprobs(head).sum(), head)[0]
+
+    before, slope = logprobs(head).detach(), gradient()
+    with losses.heads_held():
+        for _ in range(2):
+            assert torch.equal(logprobs(head), before) and torch.equal(gradient(), slope)
+        other = torch.nn.Parameter(head.detach() * 1.5)
+        assert not torch.equal(logprobs(other), before)
+        with torch.no_grad():
+            head.mul_(1.5)
+        assert torch.equal(logprobs(head), logprobs(other))
+    after = logprobs(head).detach()
+    head.grad = gradient()
+    torch.optim.AdamW([head], lr=0.1, fused=True).step()
+    assert (logprobs(head) - after).abs().max() > 0.01
+    with losses.heads_held():
+        assert torch.equal(logprobs(head), logprobs(head.detach().clone()))

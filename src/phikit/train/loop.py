@@ -29,6 +29,7 @@ from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel, tensors
 from phikit.train.fast import decoder_layers, layer_forward
+from phikit.train.losses import heads_held
 from phikit.train.optim import Optimiser
 from phikit.train.rows import Rows, peak_mib
 from phikit.train.schedules import factor
@@ -176,7 +177,8 @@ def _step(
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
     batch = objective.draw(step)
     optimiser.zero_grad()
-    sums = _gradients(model, objective, settings, batch, lanes, processes)
+    with heads_held():
+        sums = _gradients(model, objective, settings, batch, lanes, processes)
     grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated

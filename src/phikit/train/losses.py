@@ -13,6 +13,7 @@ can be had (`engine.logits`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
-from phikit.engine.logits import head_product
+from phikit.engine.logits import PACKED, head_product
 from phikit.train.logits import cache_rows, sums, write_slopes
 
 CHUNK_BYTES = 96 << 20  # of logits in all
@@ -109,12 +110,39 @@ class _Head:
     """The head in the precision of products.
 
     Attributes:
-        wide: its product unrounded, for so many rows in all; None for torch's own.
+        wide: its product unrounded; None for torch's own.
     """
 
-    def __init__(self, head_VD: Tensor, dtype: torch.dtype, wide_rows: int = 0) -> None:
+    def __init__(self, head_VD: Tensor, dtype: torch.dtype, wide: bool = False) -> None:
+        self.head_VD = head_VD
         self.weight_VD = head_VD.to(dtype)
-        self.wide = head_product(self.weight_VD, wide_rows) if wide_rows else None
+        self.wide = head_product(self.weight_VD, PACKED) if wide else None
+
+
+_held: dict[tuple[int, int, torch.dtype], _Head] | None = None
+
+
+@contextmanager
+def heads_held() -> Iterator[None]:
+    """Within, the weights do not change: token log-probabilities lay a head out once, not for every
+    microbatch and once more on its way back. A fused optimiser does not count as a change the
+    version of a tensor, so it has to be said where one works."""
+    global _held
+    outer, _held = _held, {}
+    try:
+        yield
+    finally:
+        _held = outer
+
+
+def _wide_head(head_VD: Tensor, dtype: torch.dtype) -> _Head:
+    held = _held
+    if held is None:
+        return _Head(head_VD, dtype, wide=True)
+    key = (head_VD.data_ptr(), head_VD._version, dtype)  # a head that is held keeps its memory
+    if key not in held:
+        held[key] = _Head(head_VD, dtype, wide=True)
+    return held[key]
 
 
 class _Part(NamedTuple):
@@ -248,7 +276,7 @@ class _TokenLogprobs(Function):
         logprobs = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
+            head = _wide_head(head_VD, ctx.dtype)
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
                 made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], False)
                 for rows, logits_RV, t in made.parts():
@@ -268,7 +296,7 @@ class _TokenLogprobs(Function):
         grad_head = _Sum(head_VD) if wants_head else None
         with_entropy = bool(grad_entropy_N.any())
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = _Head(head_VD, ctx.dtype, len(hidden_ND))
+            head = _wide_head(head_VD, ctx.dtype)
             for chunk in _chunks(len(hidden_ND), len(head_VD), ctx.dtype):
                 made = _Chunk(head, hidden_ND[chunk], targets_N[chunk], True)
                 for rows, logits_RV, t in made.parts():
