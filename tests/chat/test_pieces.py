@@ -11,9 +11,14 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from phikit.chat import pieces
-from phikit.chat.pieces import PieceEncoder, piece_encoder
+from phikit.chat.pieces import (
+    CL100K_SPLIT,
+    O200K_SPLIT,
+    PieceEncoder,
+    Rule,
+    piece_encoder,
+)
 from phikit.chat.templates import NANO_SPECIAL
-from phikit.chat.tiktoken import CL100K_SPLIT, O200K_SPLIT
 from phikit.chat.tokenizer import SPLIT, Tokenizer, train_bpe
 from phikit.compiled import Compiler
 
@@ -21,6 +26,12 @@ SOURCES = [p.read_text() for p in sorted(Path(__file__).parent.parent.rglob("tes
 NASTY = "aZ '19.-_(\n\r\t\v\f\x1c\0" + "é’“中٣½\u200b\x85\u2028\u3000ſK\U0001d41a\u0301🎉"
 WORDS = [
     "don't",
+    "HTTPServer'Sx",
+    "aBCd'LL",
+    "'RE",
+    "//\n//\n/x",
+    ";\n/a",
+    "/",
     "WE'LL",
     "it'S",
     "'re",
@@ -58,9 +69,12 @@ def trained(rule: str) -> Tokenizer:
 
 
 ONE_DIGIT, THREE_DIGITS = trained(SPLIT), trained(CL100K_SPLIT)
+CASED = trained(O200K_SPLIT)
 
 
-@pytest.mark.parametrize("tokenizer", [ONE_DIGIT, THREE_DIGITS], ids=["nano", "phi-4"])
+@pytest.mark.parametrize(
+    "tokenizer", [ONE_DIGIT, THREE_DIGITS, CASED], ids=["nano", "phi-4", "phi-4-mini"]
+)
 def test_ids_are_those_of_the_tokenizer(tokenizer: Tokenizer) -> None:
     assert tokenizer._pieces is not None
 
@@ -80,7 +94,7 @@ def test_each_piece_goes_through_the_tokenizer_once(monkeypatch: pytest.MonkeyPa
         asked.extend(texts)
         return [ONE_DIGIT.encode(text) for text in texts]
 
-    encoder = PieceEncoder(1, encode)
+    encoder = PieceEncoder(Rule(1), encode)
     text = "one two two\none  two 1 1"
     for _ in range(3):
         assert [ids.tolist() for ids in encoder.encode([text])] == [ONE_DIGIT.encode(text)]
@@ -98,13 +112,13 @@ def test_long_texts_and_long_pieces() -> None:
 
 
 def test_other_rules_and_machines_without_a_compiler_go_the_plain_way() -> None:
-    other = trained(O200K_SPLIT)
+    other = trained(r"\p{L}+|[^\p{L}]+")
     assert other._pieces is None
     assert other.encode_batch(["some text", ""]) == [other.encode("some text"), []]
     plain = json.loads(ONE_DIGIT.as_json())
     assert piece_encoder({**plain, "normalizer": {"type": "NFC"}}, list) is None
     assert piece_encoder({**plain, "model": {**plain["model"], "dropout": 0.1}}, list) is None
-    alone = PieceEncoder(1, ONE_DIGIT._encode_all, Compiler(program="no-compiler-of-pieces"))
+    alone = PieceEncoder(Rule(1), ONE_DIGIT._encode_all, Compiler(program="no-compiler-of-pieces"))
     assert [ids.tolist() for ids in alone.encode(["it is"])] == [ONE_DIGIT.encode("it is")]
     assert alone.encode(["it is"])[0].dtype == np.uint32
 

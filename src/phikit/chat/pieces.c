@@ -5,13 +5,24 @@
      (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,DIGITS}
      | ?[^\s\p{L}\p{N}]+[\r\n]* | \s*[\r\n]+ | \s+(?!\S) | \s+
 
-   It is followed for ASCII. No piece reaches across the end of a line after which no white space
-   comes, so texts are taken a stretch between two such ends at a time, and a stretch with any other
-   character is one piece here: whoever encodes the pieces cuts it further.  */
+   or, when CASED, o200k's: capitals end a word's piece where they follow small letters, its
+   contraction goes with it, and signs take slashes along after the ends of lines:
+
+     [^\r\n\p{L}\p{N}]?\p{Lu}*\p{Ll}+C? | [^\r\n\p{L}\p{N}]?\p{Lu}+\p{Ll}*C?   (of ASCII; C as above)
+     | ?[^\s\p{L}\p{N}]+[\r\n/]*
+
+   They are followed for ASCII. No piece reaches across the end of a line after which neither white
+   space nor a slash comes, so texts are taken a stretch between two such ends at a time, and a stretch
+   with any other character is one piece here: whoever encodes the pieces cuts it further.  */
 #include <stdint.h>
 #include <string.h>
 
 enum { LONGEST = 64 }; /* bytes of a piece that is kept in the table */
+
+/* Which rule: the most digits of a piece, and whether letters' case counts. */
+typedef struct {
+  int digits, cased;
+} Rule;
 
 /* The pieces met so far. Those in no slot (long ones, and such as are not ASCII) are met only once.  */
 typedef struct {
@@ -24,6 +35,8 @@ typedef struct {
 } Pieces;
 
 static inline int is_letter(uint8_t c) { return (uint8_t)((c | 32) - 'a') < 26; }
+static inline int is_small(uint8_t c) { return (uint8_t)(c - 'a') < 26; }
+static inline int is_capital(uint8_t c) { return (uint8_t)(c - 'A') < 26; }
 static inline int is_digit(uint8_t c) { return (uint8_t)(c - '0') < 10; }
 static inline int is_space(uint8_t c) { return c == ' ' || (uint8_t)(c - 9) < 5; }
 static inline int is_line_end(uint8_t c) { return c == '\n' || c == '\r'; }
@@ -35,25 +48,34 @@ static inline int contraction(const uint8_t *at, const uint8_t *end) {
   return ((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
 }
 
-/* The end of the piece that begins at `at`, in ASCII.  */
-static const uint8_t *piece_end(const uint8_t *at, const uint8_t *end, int digits) {
-  const uint8_t *to = at + 1;
-  uint8_t c = *at, next = to < end ? *to : ' ';
-  if (c == '\'') {
-    int size = contraction(at, end);
-    if (size) return at + size;
-  }
-  if (is_letter(c) || (!is_digit(c) && !is_line_end(c) && is_letter(next))) {
+/* The end of the letters of a piece, and of what goes with them. */
+static const uint8_t *word_end(const uint8_t *to, const uint8_t *end, Rule rule) {
+  if (!rule.cased) {
     while (to < end && is_letter(*to)) to++;
     return to;
   }
+  while (to < end && is_capital(*to)) to++;
+  while (to < end && is_small(*to)) to++;
+  return to < end && *to == '\'' ? to + contraction(to, end) : to;
+}
+
+/* The end of the piece that begins at `at`, in ASCII.  */
+static const uint8_t *piece_end(const uint8_t *at, const uint8_t *end, Rule rule) {
+  const uint8_t *to = at + 1;
+  uint8_t c = *at, next = to < end ? *to : ' ';
+  if (c == '\'' && !rule.cased) {
+    int size = contraction(at, end);
+    if (size) return at + size;
+  }
+  if (is_letter(c)) return word_end(at, end, rule);
+  if (!is_digit(c) && !is_line_end(c) && is_letter(next)) return word_end(to, end, rule);
   if (is_digit(c)) {
-    while (to < end && to < at + digits && is_digit(*to)) to++;
+    while (to < end && to < at + rule.digits && is_digit(*to)) to++;
     return to;
   }
   if (is_sign(c) || (c == ' ' && to < end && is_sign(next))) {
     while (to < end && is_sign(*to)) to++;
-    while (to < end && is_line_end(*to)) to++;
+    while (to < end && (is_line_end(*to) || (rule.cased && *to == '/'))) to++;
     return to;
   }
   const uint8_t *line_end = is_line_end(c) ? to : 0;
@@ -73,7 +95,7 @@ static const uint8_t *stretch_end(const uint8_t *at, const uint8_t *end, int *as
     for (const uint8_t *c = to; c < line; c++) all |= *c;
     to = line;
     /* white space of other scripts may follow: only what is ASCII and no space ends it for certain */
-    if (to < end && *to < 128 && !is_space(*to)) break;
+    if (to < end && *to < 128 && !is_space(*to) && *to != '/') break;
   }
   *ascii = all < 128;
   return to;
@@ -117,8 +139,9 @@ static int32_t number_of(Pieces *p, const uint8_t *at, int64_t size) {
    data: UTF-8; text t is from bounds[t] to bounds[t + 1]. The table must have room, in slots too, for
    as many pieces and bytes more as there are bytes.
    numbers: of all pieces in order, room for one a byte; piece_bounds: where each text's begin.  */
-void phikit_pieces(const uint8_t *data, const int64_t *bounds, int64_t texts, int digits, Pieces *p,
-                   int32_t *numbers, int64_t *piece_bounds) {
+void phikit_pieces(const uint8_t *data, const int64_t *bounds, int64_t texts, int digits, int cased,
+                   Pieces *p, int32_t *numbers, int64_t *piece_bounds) {
+  const Rule rule = {digits, cased};
   int64_t count = 0;
   for (int64_t t = 0; t < texts; t++) {
     const uint8_t *at = data + bounds[t], *end = data + bounds[t + 1];
@@ -128,7 +151,7 @@ void phikit_pieces(const uint8_t *data, const int64_t *bounds, int64_t texts, in
       const uint8_t *to = stretch_end(at, end, &ascii);
       if (!ascii) numbers[count++] = add(p, at, to - at, 0);
       while (ascii && at < to) {
-        const uint8_t *next = piece_end(at, to, digits);
+        const uint8_t *next = piece_end(at, to, rule);
         numbers[count++] =
             next - at > LONGEST ? add(p, at, next - at, 0) : number_of(p, at, next - at);
         at = next;

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,35 @@ from phikit.errors import PhikitError
 
 SOURCES = Sources(Path(__file__).parent, "pieces", ("pieces.c",))
 Encode = Callable[[Sequence[str]], list[list[int]]]
+# In the classic form of the patterns. The newer one writes `{1,3}+`, where this regex engine reads
+# the plus as "once or more" and not as "possessive".
 _RULE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_RULES = {_RULE.format(""): 1, _RULE.format("{1,3}"): 3}  # digits of a piece at most
+CL100K_SPLIT = _RULE.format("{1,3}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Rule(NamedTuple):
+    """How texts are cut.
+
+    Attributes:
+        digits: the most digits of a piece.
+        cased: o200k's rule, which looks at the case of letters; else cl100k's.
+    """
+
+    digits: int
+    cased: bool = False
+
+
+_RULES = {_RULE.format(""): Rule(1), CL100K_SPLIT: Rule(3), O200K_SPLIT: Rule(3, cased=True)}
 _AT_ONCE = 1 << 18  # bytes cut at once
 _KEPT = 1 << 19  # pieces kept in memory, which takes some 50 MB in all
 _KEPT_BYTES = 1 << 23
@@ -54,7 +78,8 @@ def _library(compiler: Compiler) -> ctypes.CDLL | None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.phikit_pieces.argtypes = (
-        pointer, pointer, number, ctypes.c_int, ctypes.POINTER(_Pieces), pointer, pointer
+        pointer, pointer, number, ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Pieces), pointer,
+        pointer,
     )  # fmt: skip
     library.phikit_gather.argtypes = (pointer, pointer, number, *(pointer,) * 4)
     library.phikit_pieces.restype = library.phikit_gather.restype = None
@@ -76,22 +101,22 @@ def piece_encoder(tokenizer: Mapping[str, Any], encode: Encode) -> PieceEncoder 
         return None
     split, level = steps
     isolated = split["behavior"] == "Isolated" and not split["invert"]
-    digits = _RULES.get(split["pattern"].get("Regex", ""), 0)
-    if not isolated or not digits or level["add_prefix_space"] or level["use_regex"]:
+    rule = _RULES.get(split["pattern"].get("Regex", ""))
+    if not isolated or rule is None or level["add_prefix_space"] or level["use_regex"]:
         return None
-    return PieceEncoder(digits, encode)
+    return PieceEncoder(rule, encode)
 
 
 class PieceEncoder:
     """Encodes texts by their pieces.
 
     Args:
-        digits: the most digits of a piece.
+        rule: how texts are cut.
         encode: encodes texts one by one; also what encodes all where there is no compiler.
     """
 
-    def __init__(self, digits: int, encode: Encode, compiler: Compiler = Compiler()) -> None:
-        self.digits, self._encode, self._compiler = digits, encode, compiler
+    def __init__(self, rule: Rule, encode: Encode, compiler: Compiler = Compiler()) -> None:
+        self.rule, self._encode, self._compiler = rule, encode, compiler
         self._lock = threading.Lock()
         self._table: _Table | None = None  # made when it is first needed
 
@@ -102,7 +127,7 @@ class PieceEncoder:
             return [np.array(ids, np.uint32) for ids in self._encode(texts)]
         with self._lock:  # the table is one for all threads
             if self._table is None:
-                self._table = _Table(library, self.digits, self._encode)
+                self._table = _Table(library, self.rule, self._encode)
             return [ids for batch in _batches(texts) for ids in self._table.encode(batch)]
 
 
@@ -124,8 +149,8 @@ def _batches(texts: Sequence[str]) -> Iterator[list[bytes]]:
 class _Table:
     """The pieces met so far with their ids; emptied when it is full."""
 
-    def __init__(self, library: ctypes.CDLL, digits: int, encode: Encode) -> None:
-        self._library, self._digits, self._encode = library, digits, encode
+    def __init__(self, library: ctypes.CDLL, rule: Rule, encode: Encode) -> None:
+        self._library, self._rule, self._encode = library, rule, encode
         room = _KEPT + _AT_ONCE
         self._slots = np.zeros(_SLOTS, np.int32)
         self._hashes = np.empty(room, np.uint64)
@@ -151,7 +176,7 @@ class _Table:
         data = b"".join(texts)
         numbers, piece_bounds = np.empty(len(data), np.int32), np.empty_like(bounds)
         self._library.phikit_pieces(
-            data, bounds.ctypes.data, len(texts), self._digits, self._pieces,
+            data, bounds.ctypes.data, len(texts), *self._rule, self._pieces,
             numbers.ctypes.data, piece_bounds.ctypes.data,
         )  # fmt: skip
         self._learn(before)

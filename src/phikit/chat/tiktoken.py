@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from phikit.chat.format import ChatFormat
+from phikit.chat.pieces import CL100K_SPLIT, O200K_SPLIT
 from phikit.chat.templates import (
     PHI4,
     PHI4_MINI,
@@ -30,20 +31,6 @@ from phikit.chat.templates import (
 from phikit.chat.tokenizer import BYTES, Tokenizer
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
-
-# The classic form of the pattern. The newer one writes `{1,3}+`, where this regex engine reads the
-# plus as "once or more" and not as "possessive".
-CL100K_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K_SPLIT = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
