@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,10 +112,17 @@ def both_ways(
     k=st.sampled_from([32, 64, 96]),
     whole=st.booleans(),
     branched=st.booleans(),
+    tiles=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_the_kernels_against_float64(
-    lengths: list[list[int]], heads: tuple[int, int], k: int, whole: bool, branched: bool, seed: int
+    lengths: list[list[int]],
+    heads: tuple[int, int],
+    k: int,
+    whole: bool,
+    branched: bool,
+    tiles: bool,
+    seed: int,
 ) -> None:
     """Outputs and gradients, as near as rounding their bfloat16 inputs and results allows."""
     h, g = heads
@@ -124,7 +133,8 @@ def test_the_kernels_against_float64(
     up = torch.randn(b, n, h, k, generator=stream).bfloat16()
     branches = torch.randint(0, 3, (b, n), generator=stream) if branched else None
     rotary = k if seed % 2 else k // 2
-    got = both_ways(qkv, up, segments, branches, rotary, h, g)
+    with patch.object(attention, "library", lambda: library(Compiler(tiles=tiles))):
+        got = both_ways(qkv, up, segments, branches, rotary, h, g)
     want = both_ways(qkv.double(), up, segments, branches, rotary, h, g)
     for a, c in zip(got, want, strict=True):
         assert (a - c).norm() <= 5e-3 * c.norm()

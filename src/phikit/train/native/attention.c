@@ -68,24 +68,114 @@ static inline void tile(const uint32_t *a, size_t a_row, size_t a_step, const ui
   }
 }
 
+#if PHIKIT_TILES
+
+/* c[32][32] = a · b over `pairs` pairs, or c + that; a's rows lie `a_row` apart, b's pairs `b_step`. */
+static void square(const uint32_t *a, size_t a_row, const uint32_t *b, size_t b_step, int pairs, float *c,
+                   size_t c_row, int add) {
+  float *low = c + 16 * c_row;
+  if (add) {
+    _tile_loadd(0, c, 4 * c_row);
+    _tile_loadd(1, c + 16, 4 * c_row);
+    _tile_loadd(2, low, 4 * c_row);
+    _tile_loadd(3, low + 16, 4 * c_row);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int i = 0; i < pairs; i += 16, a += 16, b += 16 * b_step) {
+    _tile_loadd(4, a, 4 * a_row);
+    _tile_loadd(6, b, 4 * b_step);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b + 16, 4 * b_step);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, a + 16 * a_row, 4 * a_row);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, 4 * c_row);
+  _tile_stored(1, c + 16, 4 * c_row);
+  _tile_stored(2, low, 4 * c_row);
+  _tile_stored(3, low + 16, 4 * c_row);
+}
+
+/* A square of 16 words, rows to columns. */
+static void transpose(const uint32_t *from, size_t row, uint32_t *to) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * row);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) { /* quarter j of a[i + c]: column 4 j + c of four rows */
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  for (int c = 0; c < 4; c++) {
+    const __m512i x = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), y = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+    const __m512i z = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd), w = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+    _mm512_storeu_si512(to + 16 * c, _mm512_shuffle_i32x4(x, y, 0x88));
+    _mm512_storeu_si512(to + 16 * (4 + c), _mm512_shuffle_i32x4(z, w, 0x88));
+    _mm512_storeu_si512(to + 16 * (8 + c), _mm512_shuffle_i32x4(x, y, 0xdd));
+    _mm512_storeu_si512(to + 16 * (12 + c), _mm512_shuffle_i32x4(z, w, 0xdd));
+  }
+}
+
+static int tiled(void) { return phikit_tiles(OF_PRODUCTS); }
+
+#else
+
+static void square(const uint32_t *a, size_t a_row, const uint32_t *b, size_t b_step, int pairs, float *c,
+                   size_t c_row, int add) {
+  (void)a, (void)a_row, (void)b, (void)b_step, (void)pairs, (void)c, (void)c_row, (void)add;
+}
+
+static void transpose(const uint32_t *from, size_t row, uint32_t *to) { (void)from, (void)row, (void)to; }
+
+static int tiled(void) { return 0; }
+
+#endif
+
 /* out[Q, keys] = rows[Q, K] · columnsᵀ. */
 static void against_keys(const uint16_t *rows, const uint32_t *columns, int k, int keys, float *out, int stride) {
-  for (int at = 0; at < keys; at += BLOCK)
-    for (int r = 0; r < BLOCK; r += ROWS)
-      tile((const uint32_t *)rows + r * k / 2, k / 2, 1, columns + (size_t)at * k / 2, BLOCK, k / 2,
-           out + (size_t)r * stride + at, stride, 0);
+  const int whole = tiled();
+  for (int at = 0; at < keys; at += BLOCK) {
+    const uint32_t *b = columns + (size_t)at * k / 2;
+    if (whole) square((const uint32_t *)rows, k / 2, b, BLOCK, k / 2, out + at, stride, 0);
+    else
+      for (int r = 0; r < BLOCK; r += ROWS)
+        tile((const uint32_t *)rows + r * k / 2, k / 2, 1, b, BLOCK, k / 2,
+             out + (size_t)r * stride + at, stride, 0);
+  }
 }
 
 /* out[Q, K] = weights[Q, keys] · pairs. */
 static void over_keys(const uint16_t *weights, int stride, const uint32_t *pairs, int k, int keys, float *out) {
+  const uint32_t *a = (const uint32_t *)weights;
+  const int whole = tiled();
   for (int c = 0; c < k; c += BLOCK)
-    for (int r = 0; r < BLOCK; r += ROWS)
-      tile((const uint32_t *)weights + (size_t)r * stride / 2, stride / 2, 1, pairs + c, k, keys / 2,
-           out + r * k + c, k, 0);
+    if (whole) square(a, stride / 2, pairs + c, k, keys / 2, out + c, k, 0);
+    else
+      for (int r = 0; r < BLOCK; r += ROWS)
+        tile(a + (size_t)r * stride / 2, stride / 2, 1, pairs + c, k, keys / 2, out + r * k + c, k, 0);
 }
 
 /* out[keys, K] += weightsᵀ · rows, both as pairs of queries. */
 static void over_queries(const uint32_t *weights, int stride, const uint32_t *pairs, int k, int keys, float *out) {
+  if (tiled()) {
+    uint32_t turned[BLOCK][16]; /* the weights of a key, all pairs of queries */
+    for (int at = 0; at < keys; at += BLOCK) {
+      transpose(weights + at, stride, turned[0]);
+      transpose(weights + at + 16, stride, turned[16]);
+      for (int c = 0; c < k; c += BLOCK)
+        square(turned[0], 16, pairs + c, k, BLOCK / 2, out + (size_t)at * k + c, k, 1);
+    }
+    return;
+  }
   for (int at = 0; at < keys; at += ROWS)
     for (int c = 0; c < k; c += BLOCK)
       tile(weights + at, 1, stride, pairs + c, k, BLOCK / 2, out + (size_t)at * k + c, k, 1);
@@ -347,6 +437,7 @@ static void work(Team *team, void *argument) {
     if (job->grad) attend_backward(job, item / c->kv_heads, item % c->kv_heads, &s);
     else attend_forward(job, item / c->kv_heads, item % c->kv_heads, &s);
   }
+  phikit_tiles(NO_TILES);
   free(s.memory);
 }
 

@@ -17,8 +17,8 @@ SOURCES = Sources(
     Path(__file__).parents[2],
     "training",
     (
-        "engine/native/team.c", "train/native/attention.c", "train/native/passes.c",
-        "train/native/logits.c",
+        "engine/native/team.c", "engine/native/tiles.c", "train/native/attention.c",
+        "train/native/passes.c", "train/native/logits.c",
     ),
     ("engine/native/common.h", "engine/native/decode.h"),
 )  # fmt: skip
