@@ -164,6 +164,17 @@ def test_the_kernels_do_not_depend_on_threads_nor_on_neighbours() -> None:
         assert torch.equal(a[segments != 2], c[segments != 2])
 
 
+def test_a_processor_without_bfloat16_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    library.cache_clear()
+    try:
+        for _ in range(2):
+            kernels = library(Compiler(portable=True))
+        assert kernels is not None and not kernels.phikit_confined_runs()
+        assert sum("bfloat16 vectors" in r.message for r in caplog.records) == 1
+    finally:
+        library.cache_clear()
+
+
 def test_without_the_kernels_it_is_torch_s(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     """No compiler: said once, and the same result to rounding."""
     missing = Compiler(program="there-is-no-such-compiler")

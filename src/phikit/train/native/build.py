@@ -53,9 +53,15 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
 
 @functools.cache
 def library(compiler: Compiler = Compiler()) -> ctypes.CDLL | None:
-    """The kernels, or None where they cannot be had; the reason is logged once."""
+    """The kernels, or None where they cannot be had; what is missing is logged once."""
     try:
-        return open_library(compiler)
+        kernels = open_library(compiler)
     except PhikitError as e:
         _log.warning("training uses torch's kernels, which are slower: %s", e)
         return None
+    if not kernels.phikit_confined_runs():
+        _log.warning(
+            "training's attention uses torch's kernels, which are slower: this processor has no "
+            "products of bfloat16 vectors (AVX-512 BF16)"
+        )
+    return kernels
