@@ -136,8 +136,8 @@ def test_a_masked_token_is_never_drawn(finite, u, temperature):
     token = int(drawn.token_N[0])
     assert finite[token]
     expected = (masked / temperature).log_softmax(-1)[0, token]
-    assert float(drawn.logprob_N[0]) == pytest.approx(float(expected), abs=2e-6)
-    assert float(drawn.raw_N[0]) == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=2e-6)
+    assert float(drawn.logprob_N[0]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(drawn.raw_N[0]) == pytest.approx(float(logits.log_softmax(-1)[0, token]), abs=1e-5)
 
 
 def test_both_ways_draw_alike():
