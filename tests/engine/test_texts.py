@@ -4,8 +4,10 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from engine_fixtures import PLAIN, make
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from phikit.chat.token_bytes import token_bytes
 from phikit.chat.tokenizer import Tokenizer, train_bpe
+from phikit.engine import texts as module
 from phikit.engine.base import Constraint, Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.engine.stops import StopTexts, before_stop
+from phikit.engine.texts import Texts, Watch
 from phikit.errors import PhikitError
 
 SMOL = Path.home() / ".cache" / "phikit" / "smollm2"
@@ -261,6 +265,27 @@ def test_log_probabilities_are_of_the_masked_and_of_the_models_own_distribution(
         assert rollout.finish == "stop"
         assert rollout.logprobs[0] == pytest.approx(float(masked[token]), abs=1e-5)
         assert rollout.raw_logprobs[0] == pytest.approx(float(own[token]), abs=1e-5)
+
+
+@pytest.mark.parametrize("v", [1, 31, 64, 300])
+def test_bits_put_tokens_out_of_reach_alike_both_ways(small, v, monkeypatch):
+    texts = Texts(small[0], small[0].vocab_size)
+    stream, logits = np.random.default_rng(v), torch.randn(4, v)
+    rows = []
+    for words in (None, 1, 4, 9):
+        watch = Watch.__new__(Watch)
+        watch.bits = None
+        if words is not None:
+            watch.bits = np.zeros(9, np.int32)
+            watch.bits[:words] = stream.integers(-(2**31), 2**31, words)
+        rows.append(SimpleNamespace(watch=watch))
+    found = texts.mask(rows, logits)
+    monkeypatch.setattr(module, "library", lambda: None)
+    assert torch.equal(found, texts.mask(rows, logits))
+    assert torch.equal(found[0, : 9 * 32], logits[0, : 9 * 32])
+    for row, one in zip(found[1:], rows[1:], strict=True):
+        bits = [int(one.watch.bits[t // 32]) >> t % 32 & 1 if t < 9 * 32 else 0 for t in range(v)]
+        assert row.isfinite().tolist() == [bool(b) for b in bits]
 
 
 def test_neighbours_without_a_constraint_draw_what_they_draw_alone(small):

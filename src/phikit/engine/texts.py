@@ -23,6 +23,8 @@ from torch import Tensor
 from phikit.chat.token_bytes import token_bytes
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Constraint, Sampling
+from phikit.engine.native.build import library
+from phikit.engine.native.draw import mask_rows
 from phikit.engine.stops import StopTexts
 from phikit.errors import PhikitError
 
@@ -112,6 +114,9 @@ class Texts:
             return logits_NV
         every = np.full_like(some, -1)
         bits_NW = np.stack([every if b is None else b for b in bits])
+        built = library() if logits_NV.device.type == "cpu" else None
+        if built is not None:
+            return mask_rows(built, logits_NV, bits_NW)
         allowed_NV = np.unpackbits(
             bits_NW.view(np.uint8), axis=1, count=logits_NV.shape[1], bitorder="little"
         )

@@ -60,6 +60,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_packed_rows.argtypes = (matrix, pointer, number, pointer, number)
     library.phikit_many.argtypes = library.phikit_step.argtypes
     library.phikit_draw.argtypes = (*(pointer,) * 6, *(number,) * 3)
+    library.phikit_mask.argtypes = (*(pointer,) * 3, *(number,) * 4)
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)
     library.phikit_differ_rows_8.argtypes = library.phikit_differ_rows.argtypes
     library.phikit_mamba_convolve.argtypes = (*(pointer,) * 6, number, number)
@@ -69,7 +70,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
     for name in (
         "layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan",
-        "pack", "packed_rows",
+        "pack", "packed_rows", "mask",
     ):  # fmt: skip
         getattr(library, f"phikit_{name}").restype = None
     return library

@@ -106,3 +106,29 @@ int phikit_draw(const float *own, const float *adjusted, const float *temperatur
   phikit_run_team(n * (size_t)v < (1 << 15) ? 1 : threads, draw, &s);
   return s.failed ? -1 : 0;
 }
+
+typedef struct {
+  const float *x;
+  const uint32_t *bits;
+  float *out;
+  int n, v, words;
+} Mask;
+
+static void mask(Team *team, void *argument) {
+  const Mask *s = argument;
+  for (int row; (row = claim(team, s->n, 1)) >= 0;) {
+    const float *x = s->x + (size_t)row * s->v;
+    float *out = s->out + (size_t)row * s->v;
+    for (int at = 0; at < s->v; at += 32) {
+      const uint32_t word = at / 32 < s->words ? s->bits[(size_t)row * s->words + at / 32] : 0;
+      const int count = s->v - at < 32 ? s->v - at : 32;
+      for (int i = 0; i < count; i++) out[at + i] = word >> i & 1 ? x[at + i] : -INFINITY;
+    }
+  }
+}
+
+/* out_NV = x_NV where its bit is set, else -inf; bits [N, words], the lowest first, none past them. */
+void phikit_mask(const float *x, const uint32_t *bits, float *out, int n, int v, int words, int threads) {
+  Mask s = {x, bits, out, n, v, words};
+  phikit_run_team(n * (size_t)v < (1 << 15) ? 1 : threads, mask, &s);
+}

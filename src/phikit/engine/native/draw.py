@@ -1,9 +1,10 @@
-"""Drawing a token per row by the C kernel."""
+"""Drawing a token per row by the C kernels, and putting tokens out of reach."""
 
 from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,3 +43,19 @@ def draw_rows(
         raise PhikitError(f"no memory to draw from a vocabulary of {v}")
     logprob_N, raw_N, log_z_N = numbers_3N
     return token_N, logprob_N, raw_N, log_z_N
+
+
+def mask_rows(library: ctypes.CDLL, logits_NV: Tensor, bits_NW: np.ndarray) -> Tensor:
+    """The logits where their bit is set, else -inf; 32 bits a word, the lowest is the first token.
+
+    Args:
+        logits_NV: float32 on the CPU.
+        bits_NW: int32; tokens past the last word are out of reach.
+    """
+    logits_NV, bits_NW = logits_NV.contiguous(), np.ascontiguousarray(bits_NW)
+    out_NV = torch.empty_like(logits_NV)
+    library.phikit_mask(
+        logits_NV.data_ptr(), bits_NW.ctypes.data, out_NV.data_ptr(), *logits_NV.shape,
+        bits_NW.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+    return out_NV
