@@ -206,7 +206,7 @@ def test_gradients_reach_every_part_as_in_the_reference() -> None:
             assert parameter.grad is None or not parameter.grad.any()
             continue
         # a bias on all keys shifts a row's scores alike: its gradient is zero but for rounding
-        floor = 1e-5 if name.endswith(("linear_k.bias", "k_proj.bias")) else 1e-7
+        floor = 1e-4 if name.endswith(("linear_k.bias", "k_proj.bias")) else 1e-7
         assert (parameter.grad - other).norm() <= 1e-4 * other.norm() + floor, name
         compared += 1
     assert compared > 100
