@@ -8,7 +8,7 @@
    or, when CASED, o200k's: capitals end a word's piece where they follow small letters, its
    contraction goes with it, and signs take slashes along after the ends of lines:
 
-     [^\r\n\p{L}\p{N}]?\p{Lu}*\p{Ll}+C? | [^\r\n\p{L}\p{N}]?\p{Lu}+\p{Ll}*C?   (of ASCII; C as above)
+     [^\r\n\p{L}\p{N}]?\p{Lu}*\p{Ll}+C? | [^\r\n\p{L}\p{N}]?\p{Lu}+\p{Ll}*C?   (C: a contraction)
      | ?[^\s\p{L}\p{N}]+[\r\n/]*
 
    They are followed for ASCII. No piece reaches across the end of a line after which neither white

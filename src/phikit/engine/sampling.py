@@ -65,7 +65,6 @@ class Settings:
     unit: bool  # every row samples at temperature 1
     filtered: bool
     filtered_N1: Tensor
-    drawn_at_N: Tensor  # temperatures, 0 where the highest logit is taken
     tops: bool  # a row asks for the likeliest tokens
 
     @classmethod
@@ -88,7 +87,6 @@ class Settings:
             tops=any(s.top_logprobs for s in rows),
             filtered=any(filters),
             filtered_N1=column(filters, torch.bool)[:, None],
-            drawn_at_N=column([s.temperature for s in rows]),
         )
 
     def only(self, row_P: Tensor) -> Settings:
@@ -96,7 +94,7 @@ class Settings:
         return Settings(
             self.temperature_N1[row_P], self.top_k_N[row_P], self.top_p_N[row_P],
             self.min_p_N[row_P], self.greedy_N[row_P], False, False, self.unit, True,
-            self.filtered_N1[row_P], self.drawn_at_N[row_P], self.tops,
+            self.filtered_N1[row_P], self.tops,
         )  # fmt: skip
 
 
@@ -106,7 +104,8 @@ class Drawn(NamedTuple):
     Attributes:
         token_N: tokens; logprob_N, raw_N: their log-probabilities under the sampling distribution,
             and under the model's own.
-        p_NV: the sampling distribution, up to a factor per row; None when all rows are greedy.
+        p_NV: the sampling distribution, up to a factor per row; None when all rows are greedy, or
+            where it was not wanted.
         log_z_N1: log of the sum of the model's own exponentials.
     """
 
@@ -141,8 +140,9 @@ def draw(
     whole = None
     if weights and not settings.all_greedy:
         whole = _draw_by_torch(logits_NV, settings, uniform_N, adjusted_NV)
+    temperature_N = settings.temperature_N1[:, 0].masked_fill(settings.greedy_N, 0.0)
     token_N, logprob_N, raw_N, log_z_N = draw_rows(
-        built, logits_NV, settings.drawn_at_N, uniform_N, adjusted_NV
+        built, logits_NV, temperature_N, uniform_N, adjusted_NV
     )
     _check_finite(log_z_N)
     if settings.filtered:

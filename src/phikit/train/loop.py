@@ -175,9 +175,9 @@ def _step(
     processes: parallel.Processes,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
-    batch = objective.draw(step)
-    optimiser.zero_grad()
     with heads_held():
+        batch = objective.draw(step)
+        optimiser.zero_grad()
         sums = _gradients(model, objective, settings, batch, lanes, processes)
     grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
