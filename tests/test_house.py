@@ -93,21 +93,3 @@ def test_every_dependency_has_a_lower_bound_and_a_tested_version() -> None:
 
 def _parts(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0])[:3])
-
-
-# --- What the README promises --------------------------------------------------------------------
-
-
-def test_the_readme_only_names_commands_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", readme)) <= targets
-    from typer.main import get_command
-
-    from phikit.cli import app
-
-    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    assert set(re.findall(r"\bphikit ([a-z]+)\b(?! is|\.)", readme)) & commands
-    for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL):
-        for word in re.findall(r"\bphikit ([a-z]+)", block):
-            assert word in commands
