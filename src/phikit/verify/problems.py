@@ -45,7 +45,7 @@ def load_problems(path: Path, verifier: str = "") -> list[Sample]:
     if path.suffix == ".parquet":
         samples = read_records(path, Sample)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        samples = list(_json_lines(path, verifier))
+        samples = [problem(row, where, verifier) for row, where in json_lines(path)]
     else:
         raise PhikitError(
             f"{path}: not a kind of file that problems are read from",
@@ -72,21 +72,37 @@ def check_verifier(name: str, where: str) -> str:
     return name
 
 
-def _json_lines(path: Path, verifier: str) -> Iterator[Sample]:
+def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file, one to a line, each with its place ("FILE:LINE") for errors.
+
+    Raises:
+        PhikitError: the file cannot be read, or a line is no JSON object; names the line.
+    """
     with explain_os_errors(path, "reading"):
         lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _problem(line, f"{path}:{number}", verifier)
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise PhikitError(f"{where}: not valid JSON: {e.msg} (column {e.colno})") from e
+        if not isinstance(row, dict):
+            raise PhikitError(f"{where}: a {type(row).__name__}, not an object", _EXAMPLE)
+        yield row, where
 
 
-def _problem(line: str, where: str, verifier: str) -> Sample:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise PhikitError(f"{where}: not valid JSON: {e.msg} (column {e.colno})") from e
-    if not isinstance(row, dict):
-        raise PhikitError(f"{where}: a {type(row).__name__}, not an object", _EXAMPLE)
+def problem(row: Mapping[str, Any], where: str, verifier: str = "") -> Sample:
+    """A problem as it stands in a line, see the top of this file.
+
+    Args:
+        where: the line's place, for errors.
+        verifier: judges it if it names none itself.
+
+    Raises:
+        PhikitError: nothing is asked, there is no answer, or nothing can judge it.
+    """
     judge = row.get("verifier") or verifier
     if not judge:
         raise PhikitError(
@@ -96,10 +112,16 @@ def _problem(line: str, where: str, verifier: str) -> Sample:
     if "answer" not in row:
         raise PhikitError(f"{where}: has no 'answer'", did_you_mean("answer", row))
     answer = row["answer"]
+    messages = messages_of(row, where)
+    if messages[-1]["role"] == "assistant":
+        raise PhikitError(
+            f"{where}: the last message is the assistant's: nothing is asked",
+            "end the messages with the user's",
+        )
     return Sample(
         kind=str(next((row[k] for k in KINDS if row.get(k)), judge)),
         source=str(row.get("source", "user")),
-        messages=_messages(row, where),
+        messages=messages,
         verifier=check_verifier(str(judge), where),
         answer=answer if isinstance(answer, str) else canonical_json(answer),
         meta={k: v for k, v in row.items() if k not in _KNOWN},
@@ -109,7 +131,12 @@ def _problem(line: str, where: str, verifier: str) -> Sample:
 _EXAMPLE = 'write {"prompt": "What is 12 + 30?", "answer": "42"}, one to a line'
 
 
-def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ...]:
+def messages_of(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ...]:
+    """The chat messages of a line; a prompt alone is a message of the user's.
+
+    Raises:
+        PhikitError: there are none, or one has no role or text.
+    """
     messages = row.get("messages")
     if messages is None:
         prompt = next((row[k] for k in PROMPTS if row.get(k)), None)
@@ -131,9 +158,4 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ..
                 f"{where}: not a message: {json.dumps(message)[:80]}",
                 f'a message is {{"role": ..., "content": text}}, its role one of {ROLES}',
             )
-    if messages[-1]["role"] == "assistant":
-        raise PhikitError(
-            f"{where}: the last message is the assistant's: nothing is asked",
-            "end the messages with the user's",
-        )
     return tuple(messages)
