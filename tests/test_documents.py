@@ -1,7 +1,7 @@
 """Every `phikit` and `make` command that the README, docs/ and the help texts show is accepted.
 
-Nothing is run: each line goes through the program's own parser, so that an option that was renamed
-or removed is found here and not by a reader.
+No command is run: each line goes through the program's own parser, so that an option that was
+renamed or removed is found here and not by a reader. docs/python.md is run, on a tiny model.
 """
 
 import re
@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+from phikit.chat.format import chat_format
+from phikit.chat.templates import NANO_SPECIAL
+from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.cli import app
+from phikit.models.checkpoint import save
+from phikit.models.decoder import Decoder
+from phikit.models.decoder_config import DecoderConfig
 from phikit.recipes import load
 from phikit.recipes.registry import Registry
 from phikit.recipes.settings import from_settings
+from phikit.verify.base import VERIFIERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -102,3 +110,30 @@ def test_targets_and_files_exist(page: Path) -> None:
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch) -> None:
+    """From top to bottom, with a random model in the place of the one it names."""
+    model = Decoder(
+        DecoderConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=1,
+            head_dim=16, max_positions=256,
+        )
+    )  # fmt: skip
+    model.init_weights(torch.Generator().manual_seed(0))
+    save(model, tmp_path / "smollm2")
+    tokenizer = train_bpe(["words and words"] * 4, 300, NANO_SPECIAL)
+    config = chat_format(tokenizer).tokenizer_config()
+    Tokenizer(tokenizer._fast, config).save(tmp_path / "smollm2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("phikit.verify.base.VERIFIERS", {**VERIFIERS})
+    names: dict[str, Any] = {}
+    for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
+    ):
+        exec(block, names)
+    assert names["logits"].shape == (1, len(names["prompt"].ids), 300)
+    polite, _ = names["get"]("polite").verify(
+        [(names["problem"], "Please."), (names["problem"], "")]
+    )
+    assert polite.passed

@@ -46,6 +46,8 @@ def test_importing_a_package_does_nothing() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = getattr(node, "module", None) or node.names[0].name
                 assert names.split(".")[0] in {"__future__", "typing"}, path
+            elif isinstance(node, ast.If):
+                assert ast.unparse(node.test) == "TYPE_CHECKING", path
             else:
                 assert isinstance(node, ast.Expr | ast.Assign | ast.FunctionDef), path
 
