@@ -87,7 +87,8 @@ def check(line: str, whole: bool) -> None:
     package = {"eval": "evals"}.get(given[0], given[0])
     if package in Registry().modules and given[1] not in PROGRAM.commands[given[0]].commands:
         stage = Registry().get(f"{package}.{given[1]}")
-        from_settings(stage.config, settings, stage.verb)
+        if whole:
+            from_settings(stage.config, settings, stage.verb)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
