@@ -2,12 +2,6 @@
    four bytes. */
 #include "attend8.h"
 
-#if PHIKIT_TILES && defined(__AMX_INT8__)
-enum { IN_TILES = 1 };
-#else
-enum { IN_TILES = 0 };
-#endif
-
 /* Lines to fetch with a quarter of a tile's product, and with a map's weights: together about what the
    next tile has. */
 enum { A_QUARTER = 16, WITH_WEIGHTS = 8 };
@@ -89,7 +83,7 @@ static inline void gather(__m512i high, __m512i low, const Split *weight, float 
 }
 #endif
 
-#if PHIKIT_TILES && defined(__AMX_INT8__)
+#if PHIKIT_BYTE_TILES
 enum { SIDE = 16, BYTES = 64 };  /* rows of a tile, and bytes of each */
 
 static void score_in_tiles(const Split *const *q, int count, const uint8_t *key, const float *scale, int n,
@@ -108,11 +102,11 @@ static void score_in_tiles(const Split *const *q, int count, const uint8_t *key,
   _tile_zero(3);
   for (int j = 0; j < k / BYTES; j++) {
     const uint8_t *at = key + (size_t)j * BYTES * size;
-    _tile_loadd(4, queries[j], BYTES);
+    TILE_LOAD(4, queries[j], BYTES);
 #define QUARTER(Q, TILE)                            \
   if (SIDE * Q < n) {                               \
     fetch(next, A_QUARTER);                            \
-    _tile_loadd(TILE, at + 4 * SIDE * Q, 4 * size); \
+    TILE_LOAD(TILE, at + 4 * SIDE * Q, 4 * size); \
     _tile_dpbsud(Q, 4, TILE);                       \
   }
     QUARTER(0, 5) QUARTER(1, 6) QUARTER(2, 7) QUARTER(3, 5)
@@ -135,13 +129,13 @@ static void weigh_in_tiles(const uint8_t *value, int v, const Split *weight, int
     memcpy(weights[h], weight[h].high, BYTES);
     memcpy(weights[TOGETHER + h], weight[h].low, BYTES);
   }
-  _tile_loadd(4, weights, BYTES);
+  TILE_LOAD(4, weights, BYTES);
   for (int from = 0; from < v; from += 4 * SIDE) {
     int32_t sums[2 * TOGETHER][4 * SIDE];
 #define QUARTER(Q, TILE)                                                \
   if (from + SIDE * Q < v) {                                            \
     fetch(next, A_QUARTER);                                                \
-    _tile_loadd(TILE, value + 4 * (size_t)(from + SIDE * Q), 4 * (size_t)v); \
+    TILE_LOAD(TILE, value + 4 * (size_t)(from + SIDE * Q), 4 * (size_t)v); \
     _tile_zero(Q);                                                      \
     _tile_dpbsud(Q, 4, TILE);                                           \
     _tile_stored(Q, sums[0] + SIDE * Q, sizeof sums[0]);                \
@@ -168,7 +162,7 @@ static void weigh_in_tiles(const uint8_t *value, int v, const Split *weight, int
 
 void phikit_score8(const Split *const *q, int count, const uint8_t *key, const float *scale, int n, int k,
                    int size, float *const *score, Ahead *next) {
-  if (IN_TILES && k % 64 == 0 && phikit_tiles(OF_HEADS)) {
+  if (PHIKIT_BYTE_TILES && k % 64 == 0 && phikit_tiles(OF_HEADS)) {
     score_in_tiles(q, count, key, scale, n, k, size, score, next);
     return;
   }
@@ -209,7 +203,7 @@ void phikit_weights8(float *score, int n, float scale, const float *value_scale,
 
 void phikit_weigh8(const uint8_t *value, int n, int v, const Split *weight, int maps, Gathered *gathered,
                    Ahead *next) {
-  if (IN_TILES && n > TILE_LENGTH - 4 && phikit_tiles(OF_HEADS)) {
+  if (PHIKIT_BYTE_TILES && n > TILE_LENGTH - 4 && phikit_tiles(OF_HEADS)) {
     weigh_in_tiles(value, v, weight, maps, gathered, next);
     return;
   }

@@ -30,8 +30,8 @@ static void score_16(const uint16_t *key, int64_t stride, const uint16_t *querie
   _tile_zero(7);
   for (int i = 0; i < k; i += PAIRED) {
     fetch(next, WITH_KEYS);
-    _tile_loadd(6, key + i, 2 * (size_t)stride);
-    _tile_loadd(5, queries + (size_t)i * SIDE, 64);
+    TILE_LOAD(6, key + i, 2 * (size_t)stride);
+    TILE_LOAD(5, queries + (size_t)i * SIDE, 64);
     _tile_dpbf16ps(7, 6, 5);
   }
   _tile_stored(7, by_key, 64);
@@ -79,11 +79,11 @@ static void weigh_64(const uint16_t *const row[HALF], const uint16_t (*weights)[
   float sums[2 * AT_ONCE][4 * SIDE];
   lay_values(row, from, laid);
   if (columns > PAIRED) lay_values(row, from + PAIRED, laid + 2);
-  _tile_loadd(4, weights, 64);
+  TILE_LOAD(4, weights, 64);
 #define QUARTER(J)                         \
   fetch(next, WITH_VALUES);                \
   _tile_zero(J);                           \
-  _tile_loadd(5, laid[J], 64);             \
+  TILE_LOAD(5, laid[J], 64);             \
   _tile_dpbf16ps(J, 4, 5);                 \
   _tile_stored(J, sums[0] + SIDE * J, sizeof sums[0]);
   QUARTER(0) QUARTER(1)

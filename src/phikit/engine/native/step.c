@@ -100,6 +100,7 @@ static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, fl
           *to = add ? *to + value : value;
         }
     }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 
@@ -114,6 +115,7 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
         for (int n = 0; n < LANES; n++)
           s->act[(size_t)m * inner + unit * LANES + n] = silu(gate[m * LANES + n]) * up[m * LANES + n];
     }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 
