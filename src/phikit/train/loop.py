@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel, tensors
+from phikit.train.adapters import draws
 from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.losses import heads_held
 from phikit.train.optim import Optimiser
@@ -127,12 +129,14 @@ def train(
         ctx, steps, counters.tokens, counters.flops, settings.precision,
         model.lm_head.weight.device, track,
     )  # fmt: skip
-    lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
+    # lanes would draw dropout from one stream in an order that the clock decides
+    lanes = Lanes(1 if draws(model) else parallel.lanes(model.config.parameters, ctx.threads))
     with _prepared(model, settings), lanes, rows.trackers, checkpoints:
         for step in range(start, steps):
             row = _step(
-                model, optimiser, objective, settings, step, steps, counters, lanes, processes
-            )
+                model, optimiser, objective, settings, step, steps, counters, lanes, processes,
+                ctx.seed,
+            )  # fmt: skip
             rows.add(row, counters.tokens, counters.flops)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
@@ -173,12 +177,14 @@ def _step(
     counters: _Counters,
     lanes: Lanes,
     processes: parallel.Processes,
+    seed: int,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
     with heads_held():
         batch = objective.draw(step)
         optimiser.zero_grad()
-        sums = _gradients(model, objective, settings, batch, lanes, processes)
+        stream = f"{seed}/dropout/{step}"
+        sums = _gradients(model, objective, settings, batch, lanes, processes, stream)
     grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated
@@ -210,11 +216,13 @@ def _gradients(
     batch: StepBatch[M],
     lanes: Lanes,
     processes: parallel.Processes,
+    stream: str,
 ) -> dict[str, float]:
     """Adds the batch's gradients to the parameters; returns the summed loss and metrics.
 
     Microbatches go through the model side by side when there are lanes for them, and are added up
-    in their own order either way.
+    in their own order either way. Dropout draws from `stream` and the microbatch's number, so that
+    it is the same whichever process has the microbatch, and after a restart.
     """
     sums: dict[str, float] = {}
 
@@ -224,7 +232,10 @@ def _gradients(
 
     if lanes.count == 1:
         with autocast(model, settings.precision):  # its copies of the weights serve the whole step
-            for micro, counts in processes.share(batch.micros):
+            for (number, micro), counts in processes.share(list(enumerate(batch.micros))):
+                if draws(model):
+                    digest = hashlib.blake2b(f"{stream}/{number}".encode(), digest_size=8).digest()
+                    torch.manual_seed(int.from_bytes(digest))
                 loss = objective.loss(model, micro)
                 with torch.autocast(loss.total.device.type, enabled=False):
                     (loss.total * counts / batch.weight).backward()

@@ -111,7 +111,9 @@ class Grpo:
         self.seed, self.reference, self.lanes = seed, reference, lanes
         self.verifier = ByName()
         self.engine = LocalEngine(
-            model, rollouts.max_batch, torch.bfloat16 if rollouts.precision == "bf16" else None
+            merged(model),
+            rollouts.max_batch,
+            torch.bfloat16 if rollouts.precision == "bf16" else None,
         )
         self.waiting: list[StepBatch[RolloutBatch]] = []
         self.accuracy: dict[int, float] = {}  # of each problem, when it was last asked
@@ -241,8 +243,13 @@ class Grpo:
 
     @torch.no_grad()
     def _frozen(self, model: Decoder, forest: Forest, temperature: float) -> Tensor:
-        with autocast(model, self.precision):
-            return forest.logprobs(model, temperature).logprobs_N
+        was = model.training
+        model.eval()  # an adapter's dropout is of the update, not of the policy that drew
+        try:
+            with autocast(model, self.precision):
+                return forest.logprobs(model, temperature).logprobs_N
+        finally:
+            model.train(was)
 
     def _first(self, reference: Decoder, forest: Forest, temperature: float) -> Tensor:
         with without(reference):

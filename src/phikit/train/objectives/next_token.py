@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from phikit.data.pack import IGNORE, Batch, Batches
 from phikit.models.decoder import Decoder
+from phikit.train.adapters import head
 from phikit.train.attention import confined
 from phikit.train.loop import Loss, StepBatch
 from phikit.train.losses import cross_entropy, trained_rows
@@ -86,9 +87,7 @@ class NextToken:
             micro.ids_BL, micro.positions_BL, attend=confined(micro.segments_BL)
         )
         hidden_ND, targets_N = trained_rows(hidden_BLD, micro.targets_BL)
-        loss = cross_entropy(
-            hidden_ND, model.lm_head.weight, targets_N, self.label_smoothing, self.z_loss
-        )
+        loss = cross_entropy(*head(model, hidden_ND), targets_N, self.label_smoothing, self.z_loss)
         smoothed = self.label_smoothing or self.z_loss
         return Loss(loss.loss, {"nll": loss.nll} if smoothed else {})
 
