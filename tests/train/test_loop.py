@@ -17,7 +17,7 @@ import torch
 from train_fixtures import tiny_model, tiny_rows
 from train_runs import STEPS, run
 
-from phikit.data.pack import Batches
+from phikit.data.pack import Batches, Example, pack
 from phikit.errors import PhikitError
 from phikit.stage import Context
 from phikit.train import loop
@@ -163,6 +163,23 @@ def test_a_step_that_is_not_finite_is_skipped(new_context: New) -> None:
     ]
     assert all(torch.isfinite(p).all() for p in model.parameters())
     json.loads((ctx.dir / "metrics.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
+
+
+def test_what_was_in_a_skipped_batch_is_named(new_context: New) -> None:
+    """Every example of it, by what it is called, though packing has mixed and cut them."""
+    examples: list[Example] = [([2 + n] * (2 + n), None) for n in range(40)]
+    batches = Batches(pack(examples, 16, 0), 3, 0)
+    objective = Poisoned(batches, names="sample-{}".format)
+    objective.poisoned = frozenset([1, 4])
+    ctx = new_context()
+    loop.train(ctx, tiny_model(), objective, TrainSettings(), 6)
+    again = Batches(batches.rows, 3, 0)
+    for row in ctx.metrics.rows:
+        batch = next(again)
+        if row["loss"] is None:
+            held = batch.ids_BL[batch.segments_BL > 0].unique().tolist()
+            assert sorted(row["ids"]) == sorted(f"sample-{token - 2}" for token in held)
+        assert ("ids" in row) == (row["loss"] is None)
 
 
 def test_too_many_in_a_row_stop_the_run(new_context: New) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -50,7 +50,8 @@ class StepBatch(Generic[M]):
         weight: what the summed loss is divided by, over all microbatches.
         tokens: model tokens that pass through the model, for rates and costs.
         context: mean number of positions a token attends to, for FLOPs.
-        name: which data this is, for the message when its loss is not finite.
+        name: which data this is, for the message when its loss is not finite;
+        ids: the ids of all of it, for the step's row then.
         generated: tokens sampled to make the batch.
         metrics: goes into the step's row as it is.
 
@@ -62,6 +63,7 @@ class StepBatch(Generic[M]):
     tokens: int
     context: float
     name: str
+    ids: Callable[[], Sequence[str]] = tuple
     generated: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -144,7 +146,8 @@ def train(
                 raise PhikitError(
                     f"the loss was not finite in {counters.skipped_in_a_row} steps in a row, "
                     f"the last one step {step + 1} ({row['batch']})",
-                    "lower the learning rate, lengthen the warm-up, or look at that data",
+                    "lower the learning rate, lengthen the warm-up, or look at that data: the rows "
+                    "without a loss in metrics.jsonl have its ids",
                 )
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
                 rows.flush()
@@ -206,7 +209,7 @@ def _step(
     counters.skipped += 1
     counters.skipped_in_a_row += 1
     row = {k: v if math.isfinite(v) else None for k, v in row.items()}
-    return row | {"loss": None, "batch": batch.name}
+    return row | {"loss": None, "batch": batch.name, "ids": list(batch.ids())}
 
 
 def _gradients(

@@ -6,7 +6,7 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phikit.models.decoder import Decoder
 
 Inputs = Mapping[str, Path]
+_DOCUMENT = "document {}".format  # of the shards, in their order
 
 
 class NextTokenSettings(TrainSettings):
@@ -95,7 +96,7 @@ def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> di
     tokenizer = load_tokenizer(inputs["tokenizer"])
     model = new_model(settings.model.decoder(tokenizer, settings.context), ctx.seed)
     rows = _shard_rows(inputs["shards"], settings.context, model)
-    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer")
+    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer", _DOCUMENT)
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> di
     longer = context, settings.rope_theta
     model = starting_model(inputs["model"], settings, ctx.seed, longer)
     rows = _shard_rows(inputs["shards"], context, model)
-    return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    return _next_token(ctx, settings, model, rows, inputs["model"] / "model", _DOCUMENT)
 
 
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
     )  # fmt: skip
     chat = chat_format(load_tokenizer(inputs["model"]))
     examples: list[Example] = []
+    ids: list[str] = []
     unanswered = 0
     for folder in given(inputs, "samples"):
         path = folder / "samples.parquet"
@@ -142,6 +144,7 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
                 raise PhikitError(f"{path}: sample {sample.id}: {e.message}", e.hint) from None
             check_ids(rendered.ids, model.config, f"{path}: sample {sample.id}")
             examples.append((rendered.ids, rendered.trained))
+            ids.append(sample.id)
     if not examples:
         raise PhikitError(
             "train.sft: none of its samples has messages that end with the assistant's",
@@ -149,7 +152,7 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
         )
     window = 8192 if settings.packing else 1
     rows = pack(examples, context, pad_id(model), overlong="truncate", window=window)
-    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model", ids.__getitem__)
     return done | {"unanswered": unanswered}
 
 
@@ -166,9 +169,18 @@ def _shard_rows(folder: Path, context: int, model: Decoder) -> Rows:
 
 
 def _next_token(
-    ctx: Context, settings: NextTokenSettings, model: Decoder, rows: Rows, tokenizer: Path
+    ctx: Context,
+    settings: NextTokenSettings,
+    model: Decoder,
+    rows: Rows,
+    tokenizer: Path,
+    names: Callable[[int], str],
 ) -> dict[str, Any]:
-    """Trains on packed rows and writes the model."""
+    """Trains on packed rows and writes the model.
+
+    Args:
+        names: what the packed examples are called, by their numbers.
+    """
     from phikit.data.pack import Batches
     from phikit.train import loop, parallel
     from phikit.train.objectives.next_token import NextToken
@@ -181,6 +193,7 @@ def _next_token(
         settings.microbatch or math.ceil(settings.batch_rows / (lanes * parallel.world())),
         settings.label_smoothing,
         settings.z_loss,
+        names,
     )
     result = finish(
         ctx, model, tokenizer, settings,

@@ -191,7 +191,9 @@ def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict
         examples, context, pad_id(model), overlong="truncate",
         window=8192 if settings.packing else 1,
     )  # fmt: skip
-    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    done = _next_token(
+        ctx, settings, model, rows, inputs["model"] / "model", lambda n: kept[n].id
+    )  # fmt: skip
     return done | {"answers": len(kept), "of": len(rollouts)}
 
 

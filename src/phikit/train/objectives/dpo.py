@@ -141,6 +141,7 @@ class Dpo:
             tokens=tokens,
             context=sum(m.forest.context for m in micros) / tokens,
             name="pairs " + ", ".join(self.pairs[i].id for i in chosen[:8]) + ", ...",
+            ids=lambda: [self.pairs[i].id for i in chosen],
         )
 
     def loss(self, model: Decoder, micro: PairBatch) -> Loss:

@@ -180,9 +180,12 @@ class Grpo:
         if self.rollouts.balance:
             kept = [balanced(g, stream) for g in kept]
         rows = [(g, i) for g in kept for i in range(len(g.rollouts))]
+        asked = tuple(s.id for s in samples)
         order = stream.permutation(len(rows)) if self.settings.updates > 1 else range(len(rows))
         shares = np.array_split(np.array(order, dtype=np.int64), self.settings.updates)
-        batches = [self._batch([rows[i] for i in share], temperature, step) for share in shares]
+        batches = [
+            self._batch([rows[i] for i in share], temperature, step, asked) for share in shares
+        ]
         batches[0].generated = sum(len(r.completion_ids) for g in made for r in g.rollouts)
         batches[0].metrics.update(self._metrics(made, kept, temperature))
         return batches
@@ -207,7 +210,7 @@ class Grpo:
         ]
 
     def _batch(
-        self, rows: list[tuple[Group, int]], temperature: float, step: int
+        self, rows: list[tuple[Group, int]], temperature: float, step: int, asked: tuple[str, ...]
     ) -> StepBatch[RolloutBatch]:
         sizes = [len(g.rollouts[i].prompt_ids) + len(g.rollouts[i].completion_ids) for g, i in rows]
         micros = [
@@ -221,6 +224,7 @@ class Grpo:
             tokens=tokens,
             context=sum(m.forest.context for m in micros) / max(1, tokens),
             name=f"rollouts of step {step + 1}",
+            ids=lambda: asked,
         )
 
     def _micro(self, rows: list[tuple[Group, int]], temperature: float) -> RolloutBatch:

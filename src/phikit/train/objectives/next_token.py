@@ -5,6 +5,7 @@ They differ only in which targets are trained on, which packing has already deci
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +63,21 @@ def without_padding(batch: Batch) -> Batch:
 
 @dataclass
 class NextToken:
-    """Cross entropy over the trained targets of packed rows, `microbatch` rows at once."""
+    """Cross entropy over the trained targets of packed rows, `microbatch` rows at once.
+
+    `names`: what the packed examples are called, by their numbers.
+    """
 
     batches: Batches
     microbatch: int = 0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    names: Callable[[int], str] = "example {}".format
 
     def draw(self, step: int) -> StepBatch[Batch]:
         before = self.batches.state()
         batch = next(self.batches)
+        rows = self.batches.taken
         used = batch.segments_BL != 0
         return StepBatch(
             micros=cut(batch, self.microbatch),
@@ -79,6 +85,7 @@ class NextToken:
             tokens=int(used.sum()),
             context=float((batch.positions_BL + 1)[used].double().mean()),
             name=f"{len(batch.ids_BL)} rows from row {before['row']} of epoch {before['epoch']}",
+            ids=lambda: [self.names(n) for n in self.batches.rows.examples(rows)],
         )
 
     def loss(self, model: Decoder, micro: Batch) -> Loss:
