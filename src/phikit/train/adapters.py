@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
 from phikit.models import lora
+from phikit.models.checkpoint import write_tensors
 from phikit.models.decoder import Decoder
 from phikit.models.lora_spec import LoraSpec
 from phikit.train.settings import LoraSettings
@@ -137,8 +138,8 @@ def save(model: Decoder, name: str, folder: Path, base: str = "") -> None:
                 tensors[f"{_PREFIX}{layer}.{kind}.weight"] = weight.detach().cpu().contiguous()
     if spec is None:
         raise PhikitError(f"there is no adapter {name!r} to write")
-    with atomic_directory(folder) as new:
-        save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    with explain_os_errors(folder, "writing"), atomic_directory(folder) as new:
+        write_tensors(tensors, new / "adapter_model.safetensors", {"format": "pt"})
         write_json(
             new / "adapter_config.json",
             {
