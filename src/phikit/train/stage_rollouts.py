@@ -219,10 +219,11 @@ def right_answers(rollouts: Sequence[Rollout], max_accuracy: float) -> list[Roll
 
 def _rollouts_size(settings: RolloutsSettings) -> Estimate:
     count = settings.prompts * settings.group
+    drawn = count * settings.max_tokens / 3  # answers are seldom as long as they may be
     return Estimate(
         f"{settings.prompts or 'all'} × {settings.group} answers",
-        tokens=count * settings.max_tokens / 3,
-        generated=count * settings.max_tokens / 3,
+        tokens=drawn / 2,  # about half of them are right, and learned from
+        generated=drawn,
     )
 
 
