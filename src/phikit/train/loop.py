@@ -129,7 +129,7 @@ def train(
     track = settings.track if parallel.rank() == 0 else ()
     rows = Rows(
         ctx, steps, counters.tokens, counters.flops, settings.precision,
-        model.lm_head.weight.device, track,
+        model.lm_head.weight.device, track, start,
     )  # fmt: skip
     # lanes would draw dropout from one stream in an order that the clock decides
     lanes = Lanes(1 if draws(model) else parallel.lanes(model.config.parameters, ctx.threads))
