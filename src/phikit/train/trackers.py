@@ -43,9 +43,7 @@ class Trackers:
         if "trackio" in names:
             self._trackio = _load("trackio", "trackio")
             name = "/".join(folder.resolve().parts[-2:])
-            self._trackio.init(
-                project="phikit", name=name, resume="allow" if done else "never"
-            )
+            self._trackio.init(project="phikit", name=name, resume="allow" if done else "never")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
