@@ -99,7 +99,7 @@ def _problem(line: str, where: str, verifier: str) -> Sample:
     return Sample(
         kind=str(next((row[k] for k in KINDS if row.get(k)), judge)),
         source=str(row.get("source", "user")),
-        messages=_messages(row, where),
+        messages=messages_of(row, where),
         verifier=check_verifier(str(judge), where),
         answer=answer if isinstance(answer, str) else canonical_json(answer),
         meta={k: v for k, v in row.items() if k not in _KNOWN},
@@ -109,7 +109,17 @@ def _problem(line: str, where: str, verifier: str) -> Sample:
 _EXAMPLE = 'write {"prompt": "What is 12 + 30?", "answer": "42"}, one to a line'
 
 
-def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ...]:
+def messages_of(
+    row: Mapping[str, Any], where: str, answered: bool = False
+) -> tuple[Mapping[str, str], ...]:
+    """The messages of a line, or its prompt as one.
+
+    Args:
+        answered: the last one may be the assistant's.
+
+    Raises:
+        PhikitError: there are none, or they are malformed; says `where`.
+    """
     messages = row.get("messages")
     if messages is None:
         prompt = next((row[k] for k in PROMPTS if row.get(k)), None)
@@ -131,7 +141,7 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ..
                 f"{where}: not a message: {json.dumps(message)[:80]}",
                 f'a message is {{"role": ..., "content": text}}, its role one of {ROLES}',
             )
-    if messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant" and not answered:
         raise PhikitError(
             f"{where}: the last message is the assistant's: nothing is asked",
             "end the messages with the user's",
