@@ -204,6 +204,11 @@ def table(out: Path, most: int = 20) -> str:
         f"{summary['tokens']:,} tokens in {summary['samples']:,} rollouts"
         + (f", {summary['tokens_per_pair']:,} per pair" if summary["pairs"] else ""),
     ]
+    if summary.get("repeated") or summary.get("too_long"):  # older searches do not say
+        lines.append(
+            f"left out: {summary['repeated']} problems that repeat another, "
+            f"{summary['too_long']} that leave no room in the model's context"
+        )
     return "\n".join(lines)
 
 
