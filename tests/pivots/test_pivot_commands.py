@@ -17,6 +17,7 @@ from pivot_fixtures import SETTINGS, job
 from phikit import pivot_page, pivot_runs
 from phikit.chat.load import load_tokenizer
 from phikit.errors import PhikitError
+from phikit.files import write_json
 from phikit.pivots import domains, plan
 from phikit.pivots.export import export
 from phikit.pivots.read import search_folder
@@ -72,6 +73,18 @@ def test_the_forecast_scales_the_pilot(found: Path) -> None:
     assert plan.forecast(search, 10).tokens_per_s == pytest.approx(
         summary["tokens"] / search.record["cost"]["seconds"]
     )
+
+
+def test_the_time_of_killed_attempts_counts(made: dict[str, Path], tmp_path: Path) -> None:
+    """Else the forecast would divide all tokens by the last attempt's seconds."""
+    out, told = tmp_path / "out", job(made, settings=("max_tokens=2", "total_tokens=4"))
+    pivot_runs.run(told, out)
+    (out / "stage.json").unlink()
+    begun = json.loads((out / "started.json").read_text())
+    write_json(out / "started.json", begun | {"at": begun["at"] - 1000.0})
+    record = pivot_runs.run(told, out)
+    assert 1000.0 < record["cost"]["seconds"] < 1100.0
+    assert plan._rate(search_folder(out)) < record["summary"]["tokens"] / 1000.0
 
 
 def test_done_is_done_and_another_search_is_refused(

@@ -120,7 +120,7 @@ def test_a_long_solution_of_odd_tokens_can_be_walked(
     tokens.nth(1509).click()  # what is said of a token stands beside it, however long the solution
     page.keyboard.press("ArrowRight")
     token, readout = tokens.nth(1510).bounding_box(), page.locator("#readout").bounding_box()
-    assert 0 <= token["y"] and token["y"] + token["height"] <= readout["y"]
+    assert token["y"] >= 0.0 and token["y"] + token["height"] <= readout["y"]
     assert readout["y"] + readout["height"] <= 900
     assert "␣␣␣" in page.locator("#readout").inner_text()
     page.close()
