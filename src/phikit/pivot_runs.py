@@ -141,7 +141,8 @@ def _open(out: Path, described: Mapping[str, Any]) -> None:
     path = out / "job.json"
     with explain_os_errors(out, "making the folder"):
         out.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in out.iterdir())
+        # what a kill may leave behind before anything was begun begins with a dot
+        strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
     if not path.exists():
         if strangers:
             raise PhikitError(

@@ -16,6 +16,7 @@ from pivot_fixtures import SETTINGS, job
 
 from phikit import pivot_page, pivot_runs
 from phikit.chat.load import load_tokenizer
+from phikit.commands import pivots as commands
 from phikit.errors import PhikitError
 from phikit.files import write_json
 from phikit.pivots import domains, plan
@@ -75,9 +76,20 @@ def test_the_forecast_scales_the_pilot(found: Path) -> None:
     )
 
 
+def test_who_exports_for_trl_is_told_to_keep_the_ids(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.export([found], "trl", tmp_path / "t.parquet")
+    assert "def _prepare_dataset" in capsys.readouterr().out
+    commands.export([found], "jsonl", tmp_path / "t.jsonl")
+    assert "def _prepare_dataset" not in capsys.readouterr().out
+
+
 def test_the_time_of_killed_attempts_counts(made: dict[str, Path], tmp_path: Path) -> None:
     """Else the forecast would divide all tokens by the last attempt's seconds."""
     out, told = tmp_path / "out", job(made, settings=("max_tokens=2", "total_tokens=4"))
+    out.mkdir()
+    (out / ".job.json.tmp").write_text('{"mod')  # killed in the very first write
     pivot_runs.run(told, out)
     (out / "stage.json").unlink()
     begun = json.loads((out / "started.json").read_text())

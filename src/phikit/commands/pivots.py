@@ -147,6 +147,7 @@ def export(
     from phikit import fetch
     from phikit.chat.load import load_tokenizer
     from phikit.pivots import domains
+    from phikit.pivots.export import TRL_HINT
     from phikit.pivots.export import export as write
     from phikit.pivots.read import pair_folder
 
@@ -159,6 +160,8 @@ def export(
     )
     count = write(pairs, form, to, load_tokenizer(directory).decode)
     print(f"{to}: {count} pairs\n\n{domains.table(domains.count(pairs))}")
+    if form == "trl":
+        print(f"\n{TRL_HINT}")
 
 
 def plan(
