@@ -87,8 +87,7 @@ def speed(model: Decoder, name: str, rows: int, length: int, rounds: int) -> dic
         blocks = -(-(length + 1) // runner.block_size)
         runner.allocate(rows * blocks + 1)
         pool = runner.pool
-        scales = [] if not cache else [*pool.k_scale, *pool.v_scale]
-        for store in (*pool.k, *pool.v, *scales):
+        for store in (t for layer in pool.layers for t in layer):
             store.fill_(1)
         table = np.arange(1, rows * blocks + 1).reshape(rows, blocks)
         steps[cache] = partial(

@@ -1,6 +1,7 @@
 """`phikit pivots run`: a search by itself, in a folder of its own, that goes on when it was killed.
 
 DIR/job.json       what is searched: the model's fingerprint, the problems, every setting
+DIR/started.json   when this attempt began, and how long those before it worked
 DIR/problems.parquet, pairs.parquet, pivots.jsonl, searches.jsonl, metrics.jsonl, rounds/
 DIR/stage.json     the summary and the cost, written last: the search is done
 """
@@ -63,17 +64,25 @@ def run(job: Job, out: Path, say: Callable[[str], None] = print) -> dict[str, An
     config = from_settings(PivotsConfig, job.settings, VERB)
     described = _describe(job, config, samples)
     _open(out, described)
+    earlier = ledger.seconds_so_far(out)
     with ledger.locked(out):
         if (finished := ledger.done(out)) is not None:
             say(f"{out}: this search is done; --out names another folder for a new one")
             return finished
+        write_json(out / "started.json", {"at": time.time(), "earlier_seconds": earlier})
         write_records(out / "problems.parquet", samples, Sample)
-        return _search(job, config, samples, out, described)
+        return _search(job, config, samples, out, described, earlier)
 
 
 def _search(
-    job: Job, config: PivotsConfig, samples: Sequence[Sample], out: Path, described: dict[str, Any]
+    job: Job,
+    config: PivotsConfig,
+    samples: Sequence[Sample],
+    out: Path,
+    described: dict[str, Any],
+    earlier: float,
 ) -> dict[str, Any]:
+    """What is left of the search, after attempts that worked for `earlier` seconds."""
     import torch
 
     from phikit.pivots.job import search_problems
@@ -92,7 +101,7 @@ def _search(
         "summary": summary,
         "cost": {
             **asdict(context.cost),
-            "seconds": round(time.monotonic() - begun, 3),
+            "seconds": round(earlier + time.monotonic() - begun, 3),
             "peak_bytes": peak.bytes,
         },
     }
@@ -132,7 +141,8 @@ def _open(out: Path, described: Mapping[str, Any]) -> None:
     path = out / "job.json"
     with explain_os_errors(out, "making the folder"):
         out.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in out.iterdir())
+        # what a kill may leave behind before anything was begun begins with a dot
+        strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
     if not path.exists():
         if strangers:
             raise PhikitError(
@@ -204,6 +214,11 @@ def table(out: Path, most: int = 20) -> str:
         f"{summary['tokens']:,} tokens in {summary['samples']:,} rollouts"
         + (f", {summary['tokens_per_pair']:,} per pair" if summary["pairs"] else ""),
     ]
+    if summary.get("repeated") or summary.get("too_long"):  # older searches do not say
+        lines.append(
+            f"left out: {summary['repeated']} problems that repeat another, "
+            f"{summary['too_long']} that leave no room in the model's context"
+        )
     return "\n".join(lines)
 
 

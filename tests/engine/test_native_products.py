@@ -35,6 +35,18 @@ def weights(n: int, k: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("m", [1, 2, 5, 6, 11, 16])
+def test_a_row_is_the_same_with_others_and_without_a_matrix_unit(scheme: Scheme, m: int) -> None:
+    """Integer sums are exact and used in one order, so every bit is the same."""
+    layer, x = QuantLinear.of(weights(80, 256), scheme), weights(m, 256, 1) * 20
+    native, plain = (build.open_library(Compiler(tiles=tiles)) for tiles in (True, False))
+    together = products.linear(native, layer.matrix(), x, 1)
+    alone = [products.linear(native, layer.matrix(), x[i : i + 1], 1) for i in range(m)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together, products.linear(plain, layer.matrix(), x, 2))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     scheme=st.sampled_from(SCHEMES),

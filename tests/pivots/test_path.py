@@ -152,3 +152,9 @@ def test_the_chain_joins_all_evidence_without_bias() -> None:
     assert abs(np.mean(scores)) < 0.4
     assert 0.5 < np.std(scores) < 1.3
     assert chain < alone
+
+
+def test_a_token_too_improbable_for_a_float_leaves_the_rest_in_order() -> None:
+    path = Path((1, 2, 3), (-0.1, -800.0, -0.2), (-0.1, -800.0, -0.2), True)
+    assert path.through(1, 2) == 0.0
+    assert path.through(2, 3) == pytest.approx(math.exp(-0.2))

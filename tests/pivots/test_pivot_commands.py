@@ -16,7 +16,9 @@ from pivot_fixtures import SETTINGS, job
 
 from phikit import pivot_page, pivot_runs
 from phikit.chat.load import load_tokenizer
+from phikit.commands import pivots as commands
 from phikit.errors import PhikitError
+from phikit.files import write_json
 from phikit.pivots import domains, plan
 from phikit.pivots.export import export
 from phikit.pivots.read import search_folder
@@ -72,6 +74,29 @@ def test_the_forecast_scales_the_pilot(found: Path) -> None:
     assert plan.forecast(search, 10).tokens_per_s == pytest.approx(
         summary["tokens"] / search.record["cost"]["seconds"]
     )
+
+
+def test_who_exports_for_trl_is_told_to_keep_the_ids(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.export([found], "trl", tmp_path / "t.parquet")
+    assert "def _prepare_dataset" in capsys.readouterr().out
+    commands.export([found], "jsonl", tmp_path / "t.jsonl")
+    assert "def _prepare_dataset" not in capsys.readouterr().out
+
+
+def test_the_time_of_killed_attempts_counts(made: dict[str, Path], tmp_path: Path) -> None:
+    """Else the forecast would divide all tokens by the last attempt's seconds."""
+    out, told = tmp_path / "out", job(made, settings=("max_tokens=2", "total_tokens=4"))
+    out.mkdir()
+    (out / ".job.json.tmp").write_text('{"mod')  # killed in the very first write
+    pivot_runs.run(told, out)
+    (out / "stage.json").unlink()
+    begun = json.loads((out / "started.json").read_text())
+    write_json(out / "started.json", begun | {"at": begun["at"] - 1000.0})
+    record = pivot_runs.run(told, out)
+    assert 1000.0 < record["cost"]["seconds"] < 1100.0
+    assert plan._rate(search_folder(out)) < record["summary"]["tokens"] / 1000.0
 
 
 def test_done_is_done_and_another_search_is_refused(
@@ -154,11 +179,26 @@ def test_killed_at_any_instant_it_goes_on_without_drawing_again(
         ('{"messages": [], "answer": "1"}', "is no list of messages"),
         ('{"messages": [{"role": "robot", "content": "x"}], "answer": "1"}', "not a message"),
         ('{"messages": [{"role": "assistant", "content": "x"}], "answer": ""}', "nothing is asked"),
+        ('{"prompt": " ", "answer": "1"}', r"p\.jsonl:2: has no text under 'prompt'"),
+        ('{"prompt": "q", "answer": null}', r"p\.jsonl:2: has no 'answer'"),
+        ('{"prompt": "q", "answer": NaN}', r"p\.jsonl:2: NaN is no number"),
+        ('{"prompt": "q", "answer": 1e999}', r"p\.jsonl:2: 1e999 is no number"),
+        ('{"prompt": "q", "answer": ' + "9" * 5000 + "}", r"p\.jsonl:2: Exceeds the limit"),
+        ('{"prompt": "\\ud83d", "answer": "1"}', r"p\.jsonl:2: .*half a character"),
+        ('{"prompt": ' + "[" * 100_000, r"p\.jsonl:2: nested too deeply"),
+        (b'{"prompt": "\xff", "answer": "1"}', r"p\.jsonl:2: not UTF-8 \(byte 13\)"),
+        ('{"prompt": "q", "answer": "", "verifier": "number"}', "no response could be right"),
+        ('{"prompt": "q", "answer": "Paris", "verifier": "choice"}', "no letter in the answer"),
+        (
+            '{"prompt": "q", "answer": "6 * 7 = 42 #### 42", "verifier": "number"}',
+            "does not even accept",
+        ),
     ],
 )
-def test_a_wrong_problem_is_named(line: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_problem_is_named(line: str | bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "fine", "answer": "1"}\n' + line + "\n")
+    wrong = line.encode() if isinstance(line, str) else line
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "fine", "answer": "1"}\r\n' + wrong + b"\n")
     with pytest.raises(PhikitError, match=message):
         load_problems(path, "math")
 
@@ -178,6 +218,28 @@ def test_problems_out_of_lines(tmp_path: Path) -> None:
         load_problems(path)
     with pytest.raises(PhikitError, match="not a kind of file"):
         load_problems(tmp_path / "p.csv", "math")
+    path.write_text("\n\n")
+    with pytest.raises(PhikitError, match=r"holds no problem\n"):
+        load_problems(path, "math")
+    other = tmp_path / "other.parquet"
+    other.write_text("PAR2")
+    with pytest.raises(PhikitError, match=r"not a readable Parquet file(.|\n)*or JSON lines"):
+        load_problems(other, "math")
+
+
+def test_what_is_left_out_is_counted(made: dict[str, Path], tmp_path: Path) -> None:
+    """A repeated problem is asked once, and one with another answer is another problem."""
+    path = tmp_path / "p.jsonl"
+    rows = [("a", "1"), ("a", "1"), ("a", "2"), ("long " * 100, "1")]
+    path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    out = tmp_path / "out"
+    settings = ("max_tokens=2", "filter_min=2", "filter_max=2", "total_tokens=4")
+    pivot_runs.run(job(made, problems=path, verifier="math", settings=settings), out)
+    assert (
+        search_folder(out).record["summary"] | {"questions": 2, "repeated": 1, "too_long": 1}
+        == (search_folder(out).record["summary"])
+    )
+    assert "left out: 1 problems that repeat another, 1 that leave" in pivot_runs.table(out)
 
 
 def test_pairs_are_counted_as_in_the_report() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from phikit.engine.base import Finished, Request
 from phikit.errors import PhikitError
 from phikit.pivots.config import SearchConfig
+from phikit.pivots.evidence import Arm, Contrast
 from phikit.pivots.exact import (
     ExactGenerator,
     ExactVerifier,
@@ -22,12 +24,13 @@ from phikit.pivots.exact import (
     instances,
     questions,
 )
-from phikit.pivots.pairs import pivot_pairs
-from phikit.pivots.question import QuestionSearch
-from phikit.pivots.results import SearchResult, Trace
+from phikit.pivots.pairs import pivot_pair, pivot_pairs
+from phikit.pivots.question import Drawn, QuestionSearch
+from phikit.pivots.results import Candidate, SearchResult, Trace
 from phikit.pivots.rounds import RoundLog
-from phikit.pivots.search import search
-from phikit.records import Verdict
+from phikit.pivots.search import Question, _Driver, search
+from phikit.pivots.suspect import State
+from phikit.records import Rollout, Verdict
 from phikit.verify.base import Problem
 
 FAST = SearchConfig(explore_max=32, max_samples=256)
@@ -252,3 +255,99 @@ def test_memory_holds_the_questions_in_flight_and_no_others() -> None:
         ExactGenerator(models), ExactVerifier(models), many, exact_text, config, on_round=count
     )
     assert result.totals.questions == 40 and max(alive) <= 8  # and what a loop still holds
+
+
+class Coins:
+    """A model of answers that `length` cuts off: each token is 1 (right), 2 (wrong) or 3, with the
+    given probabilities; what the last one is decides. With `ending`, 1 and 2 end an answer."""
+
+    def __init__(self, length: int, chances: Sequence[float], ending: bool = False) -> None:
+        self.length, self.chances, self.ending = length, np.array(chances), ending
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        for index, r in enumerate(requests):
+            rng = np.random.default_rng([r.seed, r.first_sample])
+            for i in range(r.n):
+                ids = rng.choice([1, 2, 3], r.sampling.max_tokens, p=self.chances).tolist()
+                if self.ending and (stop := [k for k, token in enumerate(ids) if token != 3]):
+                    ids = ids[: stop[0] + 1]
+                yield Finished(index, i, self._rollout(r, ids))
+
+    def solution(self, ids: Sequence[int]) -> Drawn:
+        logprobs = self._logprobs(ids)
+        return Drawn(tuple(ids), logprobs, logprobs, ids[-1] == 1)
+
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [
+            Verdict(passed=text.endswith("1"), score=1.0, reason="", verifier=self.name)
+            for _, text in items
+        ]
+
+    name = "coins"
+
+    def _logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
+        return tuple(np.log(self.chances).astype(np.float32)[np.array(ids) - 1].tolist())
+
+    def _rollout(self, request: Request, ids: Sequence[int]) -> Rollout:
+        logprobs = self._logprobs(ids)
+        return Rollout(prompt_ids=request.prompt_ids, completion_ids=tuple(ids), logprobs=logprobs,
+                       raw_logprobs=logprobs)  # fmt: skip
+
+    def search(self, solution: Sequence[int], **settings: Any) -> SearchResult:
+        config = SearchConfig(max_tokens=self.length, **settings)
+        question = Question(Problem("?", "", "coins", id="q"), (7,), self.solution(solution))
+        return search(self, self, [question], exact_text, config, seed=2)
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_an_alternative_that_ends_the_answer_makes_a_pair_by_its_verdict(last: int) -> None:
+    coins = Coins(3, (0.5, 0.4, 0.1))
+    pivot = coins.search((3, 2, last)).pivots[-1]
+    assert pivot.position == 2 and pivot.token == last
+    pair = pivot_pair(pivot)
+    assert pair is not None
+    assert pair.chosen_ids == (1,) and pair.rejected_ids[0] in ((2, 3) if last == 1 else (2,))
+    assert (pair.evidence["p_acc"], pair.evidence["p_rej"]) == (1.0, 0.0)
+    other = pivot.accepted
+    assert other is not None and other.lower == other.p == other.upper
+
+
+def test_the_interval_holds_a_change_as_large_as_can_be() -> None:
+    """After the token p is 1 or 0: the change is an end of what the token's probability allows."""
+    for right in np.linspace(0.3, 0.7, 9):
+        coins = Coins(2, (right, 0.9 - right, 0.1))
+        for last in (1, 2):
+            pivot = coins.search((3, last)).pivots[-1]
+            assert pivot.lower <= (last == 1) - right <= pivot.upper
+
+
+def test_the_two_sides_of_a_pair_are_reported_on_their_sides() -> None:
+    coins = Coins(12, (0.06, 0.07, 0.87), ending=True)
+    results = [coins.search((*[3] * n, 1), alternatives=1, measure=8) for n in range(11)]
+    pairs = [pair.evidence for r in results for pair in pivot_pairs(r.pivots)]
+    assert len(pairs) >= 8
+    assert all(p["p_acc"] > p["p_before"] > p["p_rej"] for p in pairs)
+
+
+def test_what_was_given_up_does_not_lower_the_bar_for_what_is_reported() -> None:
+    """Of two tests only one stands: it alone must carry what e-BH asks of one in two, 2 / error."""
+    config = SearchConfig(error=0.05)
+    contrast = Contrast((0.9, -0.9), (Arm(30, 2), Arm(2, 30)))
+
+    def tested(state: State, e: float) -> Candidate:
+        return Candidate("q", "", "none", (7,), (), 1, True, state, math.log(e), 0.1, contrast,
+                         contrast, 0.9, ())  # fmt: skip
+
+    def reported(*candidates: Candidate) -> int:
+        driver = _Driver(Coins(1, (1, 0, 0)), Coins(1, (1, 0, 0)), exact_text,
+                         lambda _, text: text, config, (), 0, None)  # fmt: skip
+        driver.candidates = [
+            c if c.state is State.UNPAIRED else c._replace(measured=None, fresh=None)
+            for c in candidates
+        ]
+        return len(driver.result().pivots)
+
+    given_up = tested(State.REFUTED, 39.0)
+    assert reported(tested(State.UNPAIRED, 39.0), tested(State.UNPAIRED, 39.0)) == 2
+    assert reported(tested(State.UNPAIRED, 41.0), given_up) == 1
+    assert reported(tested(State.UNPAIRED, 39.0), given_up) == 0

@@ -118,7 +118,7 @@ def test_every_pair_once_per_epoch(model: Decoder) -> None:
 def test_the_reference_is_computed_once(tmp_path, model: Decoder, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     chosen = pairs(6, 3)
     checkpoint.save(model, tmp_path / "model")
-    weights = tmp_path / "model" / "model.safetensors"
+    weights = [tmp_path / "model" / "model.safetensors"]
     first = stored_reference(tmp_path, weights, model, chosen, 50, "f32")
     monkeypatch.setattr("phikit.train.objectives.dpo.reference_logprobs", None)
     assert torch.equal(stored_reference(tmp_path, weights, model, chosen, 50, "f32"), first)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from train_fixtures import tiny_model, tiny_rows
 from train_runs import STEPS, run
 
-from phikit.data.pack import Batches
+from phikit.data.pack import Batches, Example, pack
 from phikit.errors import PhikitError
 from phikit.stage import Context
 from phikit.train import loop
@@ -165,6 +167,23 @@ def test_a_step_that_is_not_finite_is_skipped(new_context: New) -> None:
     json.loads((ctx.dir / "metrics.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
 
 
+def test_what_was_in_a_skipped_batch_is_named(new_context: New) -> None:
+    """Every example of it, by what it is called, though packing has mixed and cut them."""
+    examples: list[Example] = [([2 + n] * (2 + n), None) for n in range(40)]
+    batches = Batches(pack(examples, 16, 0), 3, 0)
+    objective = Poisoned(batches, names="sample-{}".format)
+    objective.poisoned = frozenset([1, 4])
+    ctx = new_context()
+    loop.train(ctx, tiny_model(), objective, TrainSettings(), 6)
+    again = Batches(batches.rows, 3, 0)
+    for row in ctx.metrics.rows:
+        batch = next(again)
+        if row["loss"] is None:
+            held = batch.ids_BL[batch.segments_BL > 0].unique().tolist()
+            assert sorted(row["ids"]) == sorted(f"sample-{token - 2}" for token in held)
+        assert ("ids" in row) == (row["loss"] is None)
+
+
 def test_too_many_in_a_row_stop_the_run(new_context: New) -> None:
     objective = Poisoned(Batches(tiny_rows(), 4, 0))
     objective.poisoned = frozenset(range(2, 10))
@@ -172,6 +191,35 @@ def test_too_many_in_a_row_stop_the_run(new_context: New) -> None:
         PhikitError, match=r"3 steps in a row.*step 5 \(4 rows from row 16 of epoch"
     ):
         loop.train(new_context(), tiny_model(), objective, TrainSettings(bad_steps=3), 10)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_is_one_line(
+    background: bool, new_context: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors tells of it in its own way; with room made, training goes on."""
+    settings = TrainSettings(
+        precision="f32", checkpoint_every=2, checkpoint_in_background=background
+    )
+    whole = new_context("whole")
+    loop.train(whole, tiny_model(), NextToken(Batches(tiny_rows(), 4, 0)), settings, 8)
+    ctx = new_context("full")
+    written: list[object] = []
+
+    def full(*arguments: object, **named: object) -> None:
+        written.append(arguments)
+        if len(written) == 2:
+            raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+        save_file(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("phikit.models.checkpoint.save_file", full)
+    with pytest.raises(PhikitError, match=r"the disk is full: writing .*step-00000004"):
+        loop.train(ctx, tiny_model(), NextToken(Batches(tiny_rows(), 4, 0)), settings, 8)
+    assert [p.name for p in (ctx.dir / "checkpoints").iterdir()] == ["step-00000002"]
+    ctx.close()
+    ctx = new_context("full")
+    loop.train(ctx, tiny_model(), NextToken(Batches(tiny_rows(), 4, 0)), settings, 8)
+    assert ctx.metrics.rows == whole.metrics.rows
 
 
 def test_checkpoints_are_kept_and_corrupt_ones_named(new_context: New) -> None:

@@ -81,6 +81,8 @@ def test_a_checkpoint_of_two_goes_on_in_any_number(
     ("name", "processes", "tensor", "context"),
     [
         ("adamw", 2, 2, 1),
+        ("bf16", 2, 2, 1),  # the kernels take addresses of what other processes add up
+        ("bf16", 2, 1, 2),
         ("dpo", 2, 1, 2),
         ("grpo", 2, 1, 1),  # answers are drawn from the weights that both hold slices of
         ("adamw", 4, 2, 1),  # × 2 that share the microbatches
@@ -92,12 +94,13 @@ def test_shared_matrices_and_rows_change_no_loss(
 ) -> None:
     shared, whole = tmp_path / "shared", tmp_path / "whole"
     shared.mkdir(), whole.mkdir()
+    near = 5e-3 if name == "bf16" else 1e-5  # products are rounded where they are cut
     stop = 3 if name == "grpo" else 7
     finished(torchrun(processes, RUNS, name, shared, stop, tensor, context))
     run(name, Context(whole))
-    assert losses(shared) == pytest.approx(losses(whole)[: len(losses(shared))], abs=1e-5)
+    assert losses(shared) == pytest.approx(losses(whole)[: len(losses(shared))], abs=near)
     run(name, Context(shared))  # one process goes on from what they wrote
-    assert losses(shared) == pytest.approx(losses(whole), abs=1e-5)
+    assert losses(shared) == pytest.approx(losses(whole), abs=near)
 
 
 @pytest.mark.parametrize("ways", [1, 2, 3])

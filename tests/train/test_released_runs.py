@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from phikit import run, summary
+from phikit.models.family import find
 from phikit.recipes.load import built_in, load
 
 DAY = 86_400
@@ -63,6 +65,22 @@ def test_published_settings() -> None:
     mini = config("phi-4-mini", "pretrain")
     assert (mini.lr, mini.warmup) == (5e-4, 3000)
     assert mini.model.planned(1, 4096).parameters == 3_836_021_760
+    # 3,000 steps of warm-up are 25,165,824,000 tokens
+    assert mini.warmup * mini.batch_rows * mini.context == 25_165_824_000
+    for name in ("phi-4", "phi-4-mini"):
+        member, shape = find(name), config(name, "pretrain").model.planned(1, 4096)
+        assert member is not None
+        for field in ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads",
+                      "kv_heads", "head_dim", "rope_fraction", "tied", "norm_eps"):  # fmt: skip
+            assert getattr(shape, field) == getattr(member.config, field), field
+    first = config("phi-4", "dpo-pivots")
+    pairs = config("phi-4", "pivots").target_pairs
+    whole = pairs / (1 - first.mix["refusal"])
+    assert pairs == 132_859 + 76_552 + 16_080 + 21_806
+    assert whole - pairs == pytest.approx(3000, abs=5)
+    assert first.steps == math.ceil(250_297 / first.batch_pairs)
+    second = config("phi-4", "dpo-judge")
+    assert second.steps == math.ceil(841_842 / second.batch_pairs)
     sft = config("phi-4-reasoning", "sft")
     assert (sft.lr, sft.warmup, sft.steps, sft.batch_rows) == (1e-5, 450, 16_000, 32)
     assert (sft.context, sft.rope_theta, sft.optimiser.weight_decay) == (32_768, 500_000, 1e-4)
@@ -70,5 +88,16 @@ def test_published_settings() -> None:
     assert (grpo.lr, grpo.steps, grpo.warmup) == (5e-8, 90, 10)
     assert (grpo.rollouts.prompts, grpo.rollouts.group) == (64, 8)
     assert (grpo.rollouts.max_tokens, grpo.loss.kl, grpo.loss.entropy) == (31_744, 1e-3, 1e-3)
+    assert (grpo.schedule, grpo.loss.kl_to, grpo.rollouts.reward) == ("cosine", "old", "reasoning")
+    assert config("phi-4-reasoning-plus", "problems").count == 72_401
+    for stage, context, packing in (("distill", 16_384, True), ("sft", 20_480, False)):
+        step = config("phi-4-mini-reasoning", stage)
+        assert (step.lr, step.batch_rows, step.epochs, step.warmup) == (1e-5, 128, 5, 0.1)
+        assert (step.context, step.packing) == (context, packing)
+    dpo = config("phi-4-mini-reasoning", "dpo")
+    assert (dpo.lr, dpo.max_tokens) == (5e-7, 16_384)
     last = config("phi-4-mini-reasoning", "grpo")
+    assert (last.rollouts.max_tokens, last.rollouts.temperature) == (25_000, 1.0)
+    assert (last.rollouts.max_group_accuracy, last.rollouts.anneal_share) == (0.5, 0.5)
+    assert last.rollouts.balance and last.rollouts.hard_share > 0
     assert (last.lr, last.rollouts.reward, last.rollouts.temperature_end) == (5e-7, "sign", 0.6)

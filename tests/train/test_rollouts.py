@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from train_fixtures import SPECIAL, tiny_model
@@ -181,3 +184,36 @@ def test_metrics_reach_tensorboard(new_context: New) -> None:
     board.Reload()
     shown = [event.value for event in board.Scalars("loss")]
     assert shown == pytest.approx([row["loss"] for row in ctx.metrics.rows])
+
+
+def test_trackers_go_on_with_a_run_that_was_cut_off(
+    new_context: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is shown once, though some were made twice."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from train_fixtures import tiny_rows
+    from train_runs import StopAfter
+
+    from phikit.data.pack import Batches
+    from phikit.train import loop
+    from phikit.train.settings import TrainSettings
+
+    begun: list[dict[str, object]] = []
+    trackio = SimpleNamespace(
+        init=lambda **named: begun.append(named), log=lambda *_, **__: None, finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    settings = TrainSettings(track=("tensorboard", "trackio"), checkpoint_every=2)
+    monkeypatch.setattr("phikit.train.rows._FLUSH", 0.0)
+    for stop in (5, 0):
+        ctx = new_context()
+        ctx.progress = StopAfter(stop)
+        with suppress(KeyboardInterrupt):
+            loop.train(ctx, tiny_model(), NextToken(Batches(tiny_rows(), 4, 0)), settings, 8)
+    assert [b["resume"] for b in begun] == ["never", "allow"]
+    assert begun[0]["name"] == begun[1]["name"] == f"{ctx.dir.parent.name}/{ctx.dir.name}"
+    board = events.EventAccumulator(str(ctx.dir / "tensorboard"))
+    board.Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("loss")]
+    assert [step for step, _ in shown] == list(range(1, 9))
+    assert [v for _, v in shown] == pytest.approx([row["loss"] for row in ctx.metrics.rows])

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from train_fixtures import SPECIAL, write_shards
 
 from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
-from phikit.records import Pair, Sample, write_records
+from phikit.records import Pair, Rollout, Sample, Verdict, write_records
 from phikit.stage import Context
 from phikit.train.stages import STAGES
 
@@ -51,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Pair(
             prompt_ids=tuple(chat.render(s.prompt, generation_prompt=True).ids),
             chosen_ids=tuple(tokenizer.encode(s.answer)[:1]),
-            rejected_ids=tuple(tokenizer.encode("9")[:1]),
+            rejected_ids=tuple(tokenizer.encode("8" if s.answer == "9" else "9")[:1]),
             kind="pivot",
         )
         for s in samples
@@ -167,3 +168,106 @@ def test_what_a_user_may_get_wrong(inputs: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(PhikitError, match="multiple of"):
         bad = {"steps": 5, "loss": {"updates": 2}, "rollouts": {"max_tokens": 5}}
         run("train.grpo", tmp_path / "x", bad, model=model, problems=root)
+
+
+def test_what_does_not_fit_the_model_is_named(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Never read from beside the weights, whatever a user hands in."""
+    root, start = inputs["root"], tmp_path / "start"
+    run(
+        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
+        shards=root, tokenizer=root,
+    )  # fmt: skip
+
+    def refused(verb: str, said: str, settings: dict[str, Any], **folders: Path) -> None:
+        with pytest.raises(PhikitError, match=said):
+            run(verb, tmp_path / "x", settings, **folders)
+
+    for ids in ((5, 9999), (5, -4)):
+        for number in range(3):
+            parts = [(5, 6), (7,), (8,)]
+            parts[number] = ids
+            pair = Pair(
+                prompt_ids=parts[0], chosen_ids=parts[1], rejected_ids=parts[2], kind="pivot"
+            )
+            write_records(tmp_path / "pairs.parquet", [pair], Pair)
+            refused(
+                "train.dpo", rf"pairs.parquet: pair {pair.id}: token id {ids[1]} .* of 320", {},
+                **{"model": start, "pairs.0": tmp_path},
+            )  # fmt: skip
+    verdict = Verdict(passed=True, score=1.0, reason="", verifier="exact")
+    answer = Rollout(prompt_ids=(4,), completion_ids=(999, 1), logprobs=(0.0, 0.0), verdict=verdict)
+    write_records(tmp_path / "rollouts.parquet", [answer], Rollout)
+    refused(
+        "train.distill", f"rollout {answer.id}: token id 999", {},
+        **{"model": start, "rollouts.0": tmp_path},
+    )  # fmt: skip
+    write_shards(tmp_path, [[4, 5, 6], [7, 5000, 8]])
+    refused("train.midtrain", "document 1: token id 5000", {}, model=start, shards=tmp_path)
+    refused(
+        "train.pretrain", "document 1: token id 5000", {"model": SHAPE},
+        tokenizer=root, shards=tmp_path,
+    )  # fmt: skip
+    longer = {"context": 65}
+    refused("train.sft", "65, but the model's context is 64", longer,
+            **{"model": start, "samples.0": root})  # fmt: skip
+    refused("train.distill", "65, but the model's context is 64", longer,
+            **{"model": start, "rollouts.0": tmp_path})  # fmt: skip
+    refused("train.dpo", "65, but the model's context is 64", {"max_tokens": 65},
+            **{"model": start, "pairs.0": root})  # fmt: skip
+    odd = Sample(kind="x", source="x", messages=(
+        {"role": "usr", "content": "?"}, {"role": "assistant", "content": "!"}))  # fmt: skip
+    write_records(tmp_path / "samples.parquet", [odd], Sample)
+    refused("train.sft", f"samples.parquet: sample {odd.id}: .*'usr'", {},
+            **{"model": start, "samples.0": tmp_path})  # fmt: skip
+    refused("train.sft", "no model/ in it", {}, **{"model": root, "samples.0": root})
+    with pytest.raises(PhikitError) as e:
+        run("train.sft", tmp_path / "x", {}, **{"model": start / "model", "samples.0": root})
+    assert "phikit train start --set model=" in str(e.value)
+
+
+def test_what_cannot_be_learned_from_is_counted(inputs: dict[str, Path], tmp_path: Path) -> None:
+    root, start = inputs["root"], tmp_path / "start"
+    run(
+        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
+        shards=root, tokenizer=root,
+    )  # fmt: skip
+    asked = Sample(kind="x", source="x", messages=({"role": "user", "content": "?"},))
+    write_records(tmp_path / "samples.parquet", [question(1), question(2), asked], Sample)
+    longer = {"steps": 1, "context": 80, "rope_theta": 2e4}
+    done = run("train.sft", tmp_path / "sft", longer, **{"model": start, "samples.0": tmp_path})
+    assert done["unanswered"] == 1 and done["packing"]["examples"] == 2
+    made = json.loads((tmp_path / "sft" / "model" / "config.json").read_text())
+    assert (made["max_position_embeddings"], made["rope_theta"]) == (80, 2e4)
+    # a base of its own without a context is not forgotten, and a short context shortens no model
+    for name, settings in (("a", {}), ("b", {"context": 40})):
+        run("train.sft", tmp_path / name, {"steps": 1, "rope_theta": 3e4} | settings,
+            **{"model": start, "samples.0": tmp_path})  # fmt: skip
+        made = json.loads((tmp_path / name / "model" / "config.json").read_text())
+        assert (made["max_position_embeddings"], made["rope_theta"]) == (64, 3e4)
+    same = Pair(prompt_ids=(4, 5), chosen_ids=(6,), rejected_ids=(6,), kind="pivot")
+    other = Pair(prompt_ids=(4, 5), chosen_ids=(6,), rejected_ids=(7,), kind="pivot")
+    write_records(tmp_path / "pairs.parquet", [same, other], Pair)
+    done = run("train.dpo", tmp_path / "dpo", {"steps": 1, "batch_pairs": 1},
+               **{"model": start, "pairs.0": tmp_path})  # fmt: skip
+    assert done["left_out"] == 1 and done["pairs"] == {"pivot": 1}
+
+
+def test_preferences_of_a_model_in_several_files(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """As published ones are: the reference is stored under the content of all of them."""
+    root, start = inputs["root"], tmp_path / "start"
+    run(
+        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
+        shards=root, tokenizer=root,
+    )  # fmt: skip
+    tensors = load_file(start / "model" / "model.safetensors")
+    (start / "model" / "model.safetensors").unlink()
+    names = sorted(tensors)
+    where = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in part}, start / "model" / file)
+        where |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": where}
+    (start / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = run("train.dpo", tmp_path / "dpo", {"steps": 1}, **{"model": start, "pairs.0": root})
+    assert done["loss_first"] == pytest.approx(0.6931, abs=1e-3)

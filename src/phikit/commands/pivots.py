@@ -161,6 +161,7 @@ def export(
     from phikit import fetch
     from phikit.chat.load import load_tokenizer
     from phikit.pivots import domains
+    from phikit.pivots.export import TRL_HINT
     from phikit.pivots.export import export as write
     from phikit.pivots.read import pair_folder
 
@@ -173,6 +174,8 @@ def export(
     )
     count = write(pairs, form, to, load_tokenizer(directory).decode)
     print(f"{to}: {count} pairs\n\n{domains.table(domains.count(pairs))}")
+    if form == "trl":
+        print(f"\n{TRL_HINT}")
 
 
 def plan(
@@ -180,13 +183,13 @@ def plan(
     pairs: Annotated[int, typer.Option(min=1, metavar="N", help="How many pairs are wanted.")],
     tokens_per_s: Annotated[
         float | None,
-        typer.Option(metavar="X", help="The generator's rate [the pilot's]."),
+        typer.Option(min=0.001, metavar="X", help="The generator's rate [the pilot's]."),
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(metavar="X", help="Of the machine, in any currency.")
+        float | None, typer.Option(min=0.0, metavar="X", help="Of the machine, in any currency.")
     ] = None,
     price_per_million: Annotated[
-        float | None, typer.Option(metavar="X", help="Of a million sampled tokens.")
+        float | None, typer.Option(min=0.0, metavar="X", help="Of a million sampled tokens.")
     ] = None,
 ) -> None:
     """Forecast what a number of pairs will take, from a pilot search.

@@ -52,6 +52,7 @@ class Rows:
         length: L.
         inputs, targets: int32, all segments one after the other in row order.
         segment_starts: where segment s begins in them; one entry more than segments.
+        segment_examples: which example, of those that were packed, segment s is from.
         row_segments: which segments row r holds; one entry more than rows.
         stats: examples; split (cut into pieces), truncated (and tokens_cut), unusable (fewer than
             two tokens or nothing trained); positions used; trained targets; fill (share of
@@ -63,11 +64,18 @@ class Rows:
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
     segment_starts: NDArray[np.int64]
+    segment_examples: NDArray[np.int64]
     row_segments: NDArray[np.int64]
     stats: dict[str, int | float]
 
     def __len__(self) -> int:
         return len(self.row_segments) - 1
+
+    def examples(self, rows: Sequence[int]) -> list[int]:
+        """The numbers of the examples in the given rows, each once, in order."""
+        bounds = ((self.row_segments[row], self.row_segments[row + 1]) for row in rows)
+        found = [n for a, b in bounds for n in self.segment_examples[a:b].tolist()]
+        return list(dict.fromkeys(found))
 
     def batch(self, rows: Sequence[int] | NDArray[np.integer]) -> Batch:
         """The given rows as tensors."""
@@ -110,17 +118,17 @@ def pack(
     """
     if length < 1:
         raise PhikitError(f"rows of length {length} hold nothing", "give a length of at least 1")
-    ids, targets, sizes, stats = _flatten(examples, length, overlong)
-    begin, size = _pieces(sizes, length)
+    ids, targets, sizes, numbers, stats = _flatten(examples, length, overlong)
+    begin, size, example = _pieces(sizes, numbers, length)
     trained = np.add.reduceat(targets != IGNORE, begin) if len(begin) else np.zeros(0, np.int64)
-    begin, size = begin[trained > 0], size[trained > 0]
+    begin, size, example = (x[trained > 0] for x in (begin, size, example))
     if not len(begin):
         raise PhikitError(
             f"none of {len(examples)} examples has a token to train on",
             "is the data empty, or every assistant answer beyond the row length?",
         )
     order, row_segments = _best_fit(size, length, window)
-    begin, size = begin[order], size[order]
+    begin, size, example = begin[order], size[order], example[order]
     starts = np.concatenate([[0], np.cumsum(size)])
     take = np.arange(starts[-1]) + np.repeat(begin - starts[:-1], size)
     rows = len(row_segments) - 1
@@ -131,15 +139,20 @@ def pack(
         "trained": int(trained.sum()),
         "fill": round(float(starts[-1]) / (rows * length), 4),
     }
-    return Rows(length, pad_id, ids[take], targets[take], starts, row_segments, stats)
+    return Rows(length, pad_id, ids[take], targets[take], starts, example, row_segments, stats)
 
 
 def _flatten(
     examples: Sequence[Example], length: int, overlong: str
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], dict[str, int | float]]:
-    """All inputs and targets one after the other, and how many each usable example has."""
+) -> tuple[
+    NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64],
+    dict[str, int | float],
+]:  # fmt: skip
+    """All inputs and targets one after the other, how many each usable example has, and which
+    examples those are."""
     inputs: list[NDArray[np.int32]] = []
     targets: list[NDArray[np.int32]] = []
+    numbers: list[int] = []
     counts = {"examples": len(examples), "split": 0, "truncated": 0, "tokens_cut": 0, "unusable": 0}
     for number, (tokens, mask) in enumerate(examples):
         ids = np.asarray(tokens, dtype=np.int32)
@@ -157,6 +170,7 @@ def _flatten(
         if len(target) == 0 or (mask is not None and not keep.any()):
             counts["unusable"] += 1
             continue
+        numbers.append(number)
         inputs.append(ids[:-1])
         targets.append(target)
     sizes = np.array([len(t) for t in targets], np.int64)
@@ -165,18 +179,22 @@ def _flatten(
         np.concatenate([empty, *inputs]),
         np.concatenate([empty, *targets]),
         sizes,
+        np.array(numbers, np.int64),
         {**counts},
     )
 
 
-def _pieces(sizes: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Begin and size of every piece of at most `length`, in order."""
+def _pieces(
+    sizes: NDArray[np.int64], numbers: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Begin, size and example of every piece of at most `length`, in order."""
     starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
     pieces = -(-sizes // length)
     first = np.repeat(np.concatenate([[0], np.cumsum(pieces)])[:-1], pieces)
     offset = (np.arange(len(first)) - first) * length
     begin = np.repeat(starts, pieces) + offset
-    return begin, np.minimum(np.repeat(sizes, pieces) - offset, length)
+    size = np.minimum(np.repeat(sizes, pieces) - offset, length)
+    return begin, size, np.repeat(numbers, pieces)
 
 
 def _best_fit(
@@ -215,7 +233,7 @@ class Batches(Iterator[Batch]):
 
     A batch that the end of an epoch leaves short is filled up from the next, so every batch is
     full and every row comes once per epoch. `state` says where the iteration is, as JSON-able
-    numbers; after `load_state` the same batches follow.
+    numbers; after `load_state` the same batches follow. `taken`: the last batch's rows.
     """
 
     def __init__(self, rows: Rows, batch_rows: int, seed: int) -> None:
@@ -223,6 +241,7 @@ class Batches(Iterator[Batch]):
             raise PhikitError(f"cannot make batches of {batch_rows} rows out of {len(rows)}")
         self.rows, self.batch_rows, self.seed = rows, batch_rows, seed
         self.epoch = self.row = 0
+        self.taken: list[int] = []
         self._order = self._shuffled(0)
 
     def __next__(self) -> Batch:
@@ -234,6 +253,7 @@ class Batches(Iterator[Batch]):
             new = self._order[self.row : self.row + self.batch_rows - len(take)]
             take.extend(new.tolist())
             self.row += len(new)
+        self.taken = take
         return self.rows.batch(take)
 
     def state(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class InvariantRunner(NativeRunner):
     def __init__(
         self,
         model: Decoder,
-        block_size: int = 32,
+        block_size: int = 0,
         compiler: Compiler | None = None,
         cache: str = "",
     ) -> None:
@@ -64,13 +64,13 @@ class InvariantRunner(NativeRunner):
         super().__init__(model, block_size, compiler=compiler, cache=cache)
         self._kernels, wide = None, weight.dtype == torch.float32
         config = model.config
-        packs = not self.cache8 and not obstacle(model) and packable(model)
+        packs = not obstacle(model) and packable(model)
         if self._library is not None and packs and 2 * config.parameters <= _MOST:
             self._kernels = DecodeStep(model, self._library, pack=True)
         self.native = self._library is not None
         self._between = Rowwise(config)
         if self._library is not None:
-            self._between = Between(self._library, config, wide, self.cache8)
+            self._between = Between(self._library, config, wide)
 
     def _product(self, module: nn.Module, pack: int = 0) -> Product:
         if isinstance(module, LoraLinear):

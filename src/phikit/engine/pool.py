@@ -52,9 +52,16 @@ class Pool:
         self.v = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self._head_G = torch.arange(config.kv_heads, device=device) * size
 
-    def addresses(self, layer: int) -> tuple[int, ...]:
-        """What the kernels are given of a layer."""
-        return self.k[layer].data_ptr(), self.v[layer].data_ptr()
+    @property
+    def layers(self) -> list[tuple[Tensor, ...]]:
+        """What the kernels are given: of each layer keys and values."""
+        return list(zip(self.k, self.v, strict=True))
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """From block to block, head to head, position to position."""
+        block, head, position, _ = self.k[0].stride()
+        return block, head, position
 
     def places(self, block_T: Tensor, offset_T: Tensor) -> Tensor:
         """Where `write` puts the heads of tokens: [T × G]."""

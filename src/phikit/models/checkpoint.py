@@ -5,6 +5,7 @@ Weights are safetensors only, one file or sharded with an index; nothing is ever
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,26 @@ from phikit.models.decoder import Decoder
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: it cannot be written, as writing any other file says it.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as e:
+        raise os_error(e) from e
+
+
+def os_error(error: BaseException) -> BaseException:
+    """The system's error behind one of safetensors, which has its number in its text alone."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -311,7 +332,7 @@ def _write_shards(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = {n: state[n].to("cpu", dtype or state[n].dtype).contiguous() for n in names}
-        save_file(part, directory / file, metadata={"format": "pt"})
+        write_tensors(part, directory / file, {"format": "pt"})
         where |= dict.fromkeys(names, file)
     if len(shards) > 1:  # last, so that it never names a shard that is not there
         index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -123,10 +123,24 @@ class LoraLinear(nn.Module):
     def change(self, name: str, x: Tensor) -> Tensor:
         """What an adapter adds to the layer's output."""
         self._check(name)
+        return self.lora_B[name](self.lora_A[name](self._dropped(name, x))) * self.specs[name].scale
+
+    def _dropped(self, name: str, x: Tensor) -> Tensor:
         spec = self.specs[name]
-        if spec.dropout:
-            x = F.dropout(x, spec.dropout, self.training)
-        return self.lora_B[name](self.lora_A[name](x)) * spec.scale
+        return F.dropout(x, spec.dropout, self.training) if spec.dropout else x
+
+    def widened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., I] → [..., I + R] and a weight [O, I + R]: their product is this layer's output.
+
+        For code that takes the weight of a layer instead of calling it, and trains the adapter.
+        """
+        weight_OI = self.base_layer.weight
+        if self.active is None:
+            return x, weight_OI
+        b_OR = self.lora_B[self.active].get_parameter("weight")
+        low = self.lora_A[self.active](self._dropped(self.active, x))
+        low = low * self.specs[self.active].scale
+        return torch.cat((x, low), dim=-1), torch.cat((weight_OI, b_OR), dim=1)
 
     @torch.no_grad()
     def merged(self, name: str) -> Tensor:

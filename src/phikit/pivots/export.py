@@ -1,7 +1,9 @@
 """Pairs out to other trainers.
 
 Every row carries the token ids, which are what was sampled and tested, and their text. A trainer
-that tokenises the text again may cut it elsewhere: give it the ids where it takes them.
+that tokenises the text again may cut it elsewhere, and may add the end token to it: TRL's
+DPOTrainer (1.16) does both, whatever ids the data has, unless it is told to take them as they are
+(`TRL_HINT`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,12 @@ from phikit.files import LineFile, explain_os_errors, fsync_path
 from phikit.records import Pair, write_records
 
 FORMS = ("trl", "parquet", "jsonl")
+TRL_HINT = """\
+DPOTrainer tokenises texts anew and ends them. Have it take the ids as they are:
+
+    class OnIds(DPOTrainer):
+        def _prepare_dataset(self, dataset, *_, **__):
+            return dataset"""
 Decode = Callable[[Sequence[int]], str]
 
 

@@ -58,7 +58,7 @@ def search_problems(
     else:
         shape, chat = read_config(directory), chat_format(load_tokenizer(directory))
     problems = _spread(samples, config.problems)
-    questions = list(_questions(problems, chat, shape.max_positions))
+    questions, left_out = _questions(problems, chat, shape.max_positions)
     (ctx.dir / "rounds").mkdir(parents=True, exist_ok=True)
     ctx.metrics.rewrite([])
 
@@ -97,7 +97,7 @@ def search_problems(
     rows = [_pivot_row(dataclasses.asdict(p), chat.tokenizer.decode) for p in result.pivots]
     write_atomic(ctx.dir / "pivots.jsonl", "".join(_line(row) for row in rows))
     _count(ctx, shape, result.totals)
-    return _summary(result, pairs)
+    return _summary(result, pairs, left_out)
 
 
 class _Shown:
@@ -119,15 +119,23 @@ def _spread(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     return [samples[i * len(samples) // most] for i in range(most)]
 
 
-def _questions(samples: Sequence[Sample], chat: ChatFormat, context: int) -> Iterator[Question]:
-    """Each distinct problem once, if the model can read it and has room to answer."""
-    seen: set[tuple[int, ...]] = set()
+def _questions(
+    samples: Sequence[Sample], chat: ChatFormat, context: int
+) -> tuple[list[Question], dict[str, int]]:
+    """Each distinct problem once, if the model can read it and has room to answer; and how many
+    were left out because they repeat another, or are too long."""
+    questions: dict[tuple[object, ...], Question] = {}
+    repeated = too_long = 0
     for sample in samples:
         messages = sample.prompt or ({"role": "user", "content": sample.text},)
         ids = tuple(chat.render(messages, generation_prompt=True).ids)
-        if ids not in seen and len(ids) < context:
-            seen.add(ids)
-            yield Question(Problem.of(sample), ids)
+        # another answer makes it another problem
+        key = (ids, sample.verifier, sample.answer)
+        repeated += key in questions
+        too_long += len(ids) >= context
+        if len(ids) < context:
+            questions.setdefault(key, Question(Problem.of(sample), ids))
+    return list(questions.values()), {"repeated": repeated, "too_long": too_long}
 
 
 def _answer_key(problem: Problem, text: str) -> str:
@@ -160,12 +168,15 @@ def _count(ctx: Context, shape: DecoderConfig | FlashConfig, totals: Totals) -> 
     ctx.cost.flops += each * (totals.tokens + totals.prefilled)
 
 
-def _summary(result: SearchResult, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _summary(
+    result: SearchResult, pairs: Sequence[Pair], left_out: Mapping[str, int]
+) -> dict[str, Any]:
     totals = result.totals
     pivots = Counter(p.kind for p in result.pivots)
     paired = Counter(p.evidence["domain"] for p in pairs)
     return {
         "questions": totals.questions,
+        **left_out,
         "kept": totals.kept,
         "tested": result.tested,
         "pivots": len(result.pivots),

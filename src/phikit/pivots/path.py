@@ -84,9 +84,10 @@ class Path:
     ) -> None:
         self.ids = tuple(ids)
         self.passed = passed
-        self.probability = np.minimum(np.exp(np.asarray(logprobs, np.float64)), 1.0)
+        known = np.minimum(np.asarray(logprobs, np.float64), 0.0)
+        self.probability = np.exp(known)
         self.surprise = np.maximum(-np.asarray(raw_logprobs, np.float64), 0.0)
-        self._log_through = np.concatenate([[0.0], np.cumsum(np.log(self.probability))])
+        self._log_through = np.concatenate([[0.0], np.cumsum(known)])
         self.marks = {0, len(self.ids)}
         self._walks: list[Walk] = []
         self._chain: dict[int, tuple[float, float]] | None = None

@@ -117,8 +117,10 @@ class QuestionSearch:
         starts: dict[tuple[int, ...], Start] = {}
         for solution in self.solutions:
             for start in _starts(solution, target):
-                if start.ids not in starts or starts[start.ids].n < start.n:
-                    starts[start.ids] = start
+                # a token given for one solution may stand in another one: it is given all the same
+                other = starts.get(start.ids, start)
+                given = start if start.forced >= 0 else other
+                starts[start.ids] = given._replace(n=max(start.n, other.n))
         return list(starts.values())
 
     def absorb(

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from phikit.pivots.config import SearchConfig
-from phikit.pivots.evidence import Contrast, proportion
+from phikit.pivots.evidence import Arm, Contrast, proportion
 from phikit.pivots.path import Branch
 from phikit.pivots.question import Drawn, QuestionSearch, Segment, Solution
 from phikit.pivots.suspect import PIVOTAL, State, Suspect
+
+# log-probabilities are float32, so a change that is as large as the token's probability allows
+# (p is 0 or 1 after it) is known to this much and no better
+_ROUNDING = 1e-6
 
 
 @dataclass
@@ -47,7 +51,8 @@ class Alternative:
 
     Attributes:
         p: its success probability, from `n` rollouts drawn for this estimate alone when the token
-            was tried for the pair; else from those that happened to take it.
+            was tried for the pair; else from those that happened to take it. Where the answer ends
+            with the token, its verdict.
     """
 
     token: int
@@ -60,7 +65,10 @@ class Alternative:
 
 
 class Candidate(NamedTuple):
-    """A token that was put to the test, with all that its report will need."""
+    """A token that was put to the test, with all that its report will need.
+
+    One that was not confirmed counts in the number of tests, and keeps no prefix.
+    """
 
     problem: str
     kind: str
@@ -134,8 +142,8 @@ class Pivot:
             probability=found.probability,
             solution_passed=found.solution_passed,
             delta=delta,
-            lower=lower,
-            upper=upper,
+            lower=max(lower - _ROUNDING, -1.0),
+            upper=min(upper + _ROUNDING, 1.0),
             p_before=found.p_after - delta,
             p_after=found.p_after,
             n_after=arms[0].n if len(arms) == 2 else 0,
@@ -160,15 +168,12 @@ def candidate(question: QuestionSearch, suspect: Suspect) -> Candidate:
     path, i = suspect.path, suspect.position
     pivotal = suspect.state in PIVOTAL
     measured = suspect.measured() if pivotal else None
-    p_after = 0.0
-    if measured is not None:
-        p_after = float(path.passed) if i + 1 == len(path) else measured.arms[0].mean
     return Candidate(
         problem=question.problem.id,
         kind=question.problem.kind,
         verifier=question.problem.verifier,
-        prompt_ids=question.prompt_ids,
-        prefix_ids=path.ids[:i],
+        prompt_ids=question.prompt_ids if pivotal else (),
+        prefix_ids=path.ids[:i] if pivotal else (),
         token=path.ids[i],
         solution_passed=path.passed,
         state=suspect.state,
@@ -176,7 +181,7 @@ def candidate(question: QuestionSearch, suspect: Suspect) -> Candidate:
         probability=float(path.probability[i]),
         measured=measured,
         fresh=suspect.fresh() if pivotal else None,
-        p_after=p_after,
+        p_after=suspect.p_after() if pivotal else 0.0,
         alternatives=_alternatives(suspect) if pivotal else (),
     )
 
@@ -186,24 +191,25 @@ def _alternatives(suspect: Suspect, most: int = 8) -> tuple[Alternative, ...]:
     level = 1.0 - suspect.config.coverage
     rows: list[Alternative] = []
     for attempt, since in suspect.tried:
-        measured = suspect.path.took(suspect.position, attempt.token, since, since + 1)
-        lower, upper = proportion(
-            suspect.path.took(suspect.position, attempt.token, since)
-        ).interval(level)
         accepted = suspect.state is State.PAIRED and attempt is suspect.tried[-1][0]
-        rows.append(
-            Alternative(attempt.token, attempt.probability, measured.mean, measured.n, lower,
-                        upper, accepted)
-        )  # fmt: skip
+        estimated = suspect.attempted(attempt, since)
+        later = suspect.path.took(suspect.position, attempt.token, since)
+        observed = later if later.n else estimated
+        rows.append(_alternative(attempt, estimated, observed, level, accepted))
     tried = {a.token for a in rows}
     branches: list[Branch] = suspect.path.branches(suspect.position)
     for branch in [b for b in branches if b.token not in tried][: most - len(rows)]:
-        lower, upper = proportion(branch.arm).interval(level)
-        rows.append(
-            Alternative(branch.token, branch.probability, branch.arm.mean, branch.arm.n, lower,
-                        upper, False)
-        )  # fmt: skip
+        rows.append(_alternative(branch, branch.arm, branch.arm, level, False))
     return tuple(rows)
+
+
+def _alternative(
+    branch: Branch, estimated: Arm, observed: Arm, level: float, accepted: bool
+) -> Alternative:
+    """p from `estimated` with an interval from `observed`; a final one's verdict is known."""
+    p = estimated.mean
+    lower, upper = (p, p) if branch.final else proportion(observed).interval(level)
+    return Alternative(branch.token, branch.probability, p, estimated.n, lower, upper, accepted)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ class _Driver:
             yield self.totals
 
     def result(self) -> SearchResult:
-        threshold = e_bh([c.log_e for c in self.candidates], self.config.error)
+        # what was given up is not reported, so it may not lower the bar for what is: it counts as
+        # a test without evidence
+        threshold = e_bh([c.log_e if c.pivotal else -math.inf for c in self.candidates],
+                         self.config.error)  # fmt: skip
         found = [c for c in self.candidates if c.pivotal and c.log_e >= threshold]
         share = len(found) / len(self.candidates) if self.candidates else 1.0
         # e-BY (Xu, Wang & Ramdas 2024): this level covers over the selected, not only over all
@@ -249,10 +252,10 @@ class _Driver:
         if not config.target_pairs:
             return False
         tested = [s for q in self.active for s in q.suspects if s.tested]
-        log_e = [c.log_e for c in self.candidates] + [s.log_e for s in tested]
-        threshold = e_bh(log_e, config.error)
         states = [(c.state, c.log_e) for c in self.candidates]
         states += [(s.state, s.log_e) for s in tested]
+        log_e = [e if state in PIVOTAL else -math.inf for state, e in states]
+        threshold = e_bh(log_e, config.error)
         paired = sum(state is State.PAIRED and e >= threshold for state, e in states)
         return paired >= config.target_pairs
 

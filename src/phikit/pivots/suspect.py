@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from phikit.pivots.config import SearchConfig
-from phikit.pivots.evidence import Contrast, normal_log_e_inside
+from phikit.pivots.evidence import Arm, Contrast, normal_log_e_inside
 from phikit.pivots.path import Branch, Path
 
 
@@ -89,7 +89,6 @@ class Suspect:
     explored: int = -1
     confirmed: int = -1
     tried: list[tuple[Branch, int]] = field(default_factory=list)
-    pair_log_e: float = -math.inf
 
     def __post_init__(self) -> None:
         self.path.mark(self.position, self.position + 1)
@@ -166,16 +165,33 @@ class Suspect:
             return
         if not self.tried:
             self.state = State.UNPAIRED
-            return
-        contrast = self.pair_contrast()
-        self.pair_log_e = contrast.log_e_above(0.0)
-        if self.pair_log_e >= math.log(self.config.alternatives / self.config.error):
+        elif self._paired():
             self.state = State.PAIRED
-            return
-        n = contrast.arms[0].n
-        wrong_side = contrast.flipped().log_e_above(0.0) >= self._dropping
-        if (wrong_side or n >= self.config.max_samples) and not self._next_alternative(last_round):
+        elif self._given_up() and not self._next_alternative(last_round):
             self.state = State.UNPAIRED
+        elif self.tried[-1][0].final:  # it has just been picked
+            self.state = State.PAIRED
+
+    def _paired(self) -> bool:
+        """The alternative is shown to lie on the other side of the prefix, and is reported there:
+        its own estimate might lie on the wrong side by chance."""
+        if self.tried[-1][0].final:
+            return True
+        before = self.p_after() - self.measured().estimate
+        return (
+            self._shown_apart()
+            and self.sign * (before - self.attempted(*self.tried[-1]).mean) > 0.0
+        )
+
+    def _shown_apart(self) -> bool:
+        needed = math.log(self.config.alternatives / self.config.error)
+        return self.pair_contrast().log_e_above(0.0) >= needed
+
+    def _given_up(self) -> bool:
+        contrast = self.pair_contrast()
+        wrong_side = contrast.flipped().log_e_above(0.0) >= self._dropping
+        spent = contrast.arms[0].n >= self.config.max_samples
+        return wrong_side or spent or self._shown_apart()
 
     # --- evidence --------------------------------------------------------------------------------
 
@@ -193,6 +209,18 @@ class Suspect:
         return self.path.contrast(
             self.position, self.position + 1, since=self.confirmed, until=self._measured_until()
         )
+
+    def p_after(self) -> float:
+        """p(success) after the token, from the same round."""
+        if self.position + 1 == len(self.path):
+            return float(self.path.passed)
+        return self.measured().arms[0].mean
+
+    def attempted(self, branch: Branch, since: int) -> Arm:
+        """The rollouts drawn first for an alternative: for its own estimate. Those that led to it,
+        where none were drawn."""
+        first = self.path.took(self.position, branch.token, since, since + 1)
+        return first if first.n and not branch.final else branch.arm
 
     @property
     def _dropping(self) -> float:
@@ -246,7 +274,7 @@ class Suspect:
         n = self.config.measure
         if not self.measurable:
             wants.arms(self.path, self.position, self.position + 1, n, n)
-        if self.tried:
+        if self.tried and not self.tried[-1][0].final:
             branch, since = self.tried[-1]
             took, *others = self.pair_contrast().arms
             n = max(n, took.n // 2)
@@ -255,18 +283,23 @@ class Suspect:
                 wants.arms(self.path, self.position, self.position + 1, n, n)
 
     def _next_alternative(self, last_round: int) -> bool:
-        """Picks the alternative that promises most on the other side of the prefix."""
+        """Picks the alternative that promises most on the other side of the prefix.
+
+        One that ends the answer has that answer's verdict, so nothing is to be drawn: p is 0 or 1
+        after it, and the prefix, which leads to both sides, lies in between.
+        """
         tried = {b.token for b, _ in self.tried}
-        if len(tried) >= self.config.alternatives:
-            return False
-        here = self.path.reached(self.position).mean
+        here = self.path.reached(self.position)
 
         def promise(branch: Branch) -> float:
-            return self.sign * (here - branch.arm.smooth) * math.sqrt(branch.probability)
+            apart = here.smooth - branch.arm.mean if branch.final else here.mean - branch.arm.smooth
+            return self.sign * apart * math.sqrt(branch.probability)
 
+        spent = len(tried) >= self.config.alternatives
         open_to = [
-            b for b in self.path.branches(self.position) if b.token not in tried and not b.final
-        ]
+            b for b in self.path.branches(self.position)
+            if b.token not in tried and (b.final or not spent)
+        ]  # fmt: skip
         best = max(open_to, key=lambda b: (promise(b), -b.token), default=None)
         if best is None or promise(best) <= 0.0:
             return False

@@ -18,7 +18,10 @@
   const share = (p) => (p === null || p === undefined ? "?" : Math.round(100 * Math.min(1, Math.max(0, p))) + "\u202f%");
   const chance = (p) => (p > 0.995 && p < 1 ? "over\u202f99\u202f%" : p < 0.005 ? "under\u202f1\u202f%" : share(p)); // a drawn token's is neither 0 nor 1
   const signed = (d) => (d < 0 ? "−" : "+") + Math.abs(100 * d).toFixed(0);
-  const visible = (text) => text.replace(/\n/g, "↵").replace(/^ | $/g, "␣");
+  // what would not be seen, or would turn the text around it, is named; a joiner only joins
+  const named = (c) => (c === "\u200d" ? c : `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+  const drawn = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, named);
+  const visible = (text) => drawn(text).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
   const isPivot = (t) => t.alt !== undefined;
   const shade = (t) => (t.d === undefined ? 0 : Math.min(5, Math.round(Math.abs(t.d) * 10)));
   const look = (t) => {
@@ -86,7 +89,7 @@
     $("facts").textContent = `${s.kind}; right answer: ${s.gold || "(judged by its verifier)"}; this solution is ${s.passed ? "right" : "wrong"}; ${s.rollouts} rollouts`;
     curve(s);
     $("tokens").replaceChildren(...s.tokens.flatMap((t, n) => {
-      const e = element("span", t.t.replace(/\n/g, "↵"), look(t));
+      const e = element("span", drawn(t.t), look(t));
       e.setAttribute("role", "option");
       e.setAttribute("aria-selected", "false");
       e.tabIndex = -1;

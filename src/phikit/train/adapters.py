@@ -6,23 +6,28 @@ them, so `PeftModel.from_pretrained` takes it on the published model.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
 from phikit.models import lora
+from phikit.models.checkpoint import write_tensors
 from phikit.models.decoder import Decoder
 from phikit.models.lora_spec import LoraSpec
 from phikit.train.settings import LoraSettings
 
 _PREFIX = "base_model.model."
+_NOT_PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 def spec_of(targets: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0) -> LoraSpec:
@@ -50,6 +55,24 @@ def adapt(model: Decoder, settings: LoraSettings, seed: int) -> None:
 def active(model: Decoder) -> str | None:
     """The name of the adapter that is in force, if there is one."""
     return next((part.active for _, part in lora.lora_layers(model) if part.active), None)
+
+
+def head(model: Decoder, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states and the matrix [V, D] whose product with them is the logits.
+
+    An adapter on the head widens both by its rank, so that it is trained like any other and the
+    logits still need not exist.
+    """
+    part = model.lm_head
+    return (
+        part.widened(hidden_ND) if isinstance(part, lora.LoraLinear) else (hidden_ND, part.weight)
+    )
+
+
+def draws(model: Decoder) -> bool:
+    """Whether the adapter that is in force drops some of its inputs at random."""
+    parts = (part for _, part in lora.lora_layers(model) if part.active)
+    return any(part.specs[str(part.active)].dropout for part in parts)
 
 
 @contextmanager
@@ -87,11 +110,14 @@ def merged(model: Decoder) -> Decoder:
     name = active(model)
     if name is None:
         return model
+    config = model.config
+    if isinstance(model.lm_head, lora.LoraLinear) and name in model.lm_head.specs:
+        config = replace(config, tied=False)  # the head is no longer the embeddings
     with torch.device("meta"):
-        plain = Decoder(model.config)
+        plain = Decoder(config)
     tensors = dict(lora.plain_tensors(model, name))
     plain.load_state_dict(tensors, assign=True)
-    if model.config.tied:
+    if config.tied:
         plain.lm_head.weight = plain.model.embed_tokens.weight
     return plain.requires_grad_(False).train(model.training)
 
@@ -102,18 +128,18 @@ def save(model: Decoder, name: str, folder: Path, base: str = "") -> None:
     Args:
         base: the model it belongs to, for the adapter's readers.
     """
-    tensors, targets, spec = {}, set(), None
+    tensors, layers, spec = {}, [], None
     for layer, part in lora.lora_layers(model):
         if name in part.specs:
             spec = part.specs[name]
-            targets.add(layer.rpartition(".")[2])
+            layers.append(layer)
             for kind in ("lora_A", "lora_B"):
                 weight = part.get_submodule(f"{kind}.{name}").get_parameter("weight")
                 tensors[f"{_PREFIX}{layer}.{kind}.weight"] = weight.detach().cpu().contiguous()
     if spec is None:
         raise PhikitError(f"there is no adapter {name!r} to write")
-    with atomic_directory(folder) as new:
-        save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    with explain_os_errors(folder, "writing"), atomic_directory(folder) as new:
+        write_tensors(tensors, new / "adapter_model.safetensors", {"format": "pt"})
         write_json(
             new / "adapter_config.json",
             {
@@ -123,7 +149,7 @@ def save(model: Decoder, name: str, folder: Path, base: str = "") -> None:
                 "r": spec.rank,
                 "lora_alpha": spec.alpha,
                 "lora_dropout": spec.dropout,
-                "target_modules": sorted(targets),
+                "target_modules": _targets(model, layers),
                 "bias": "none",
                 "fan_in_fan_out": False,
                 "inference_mode": True,
@@ -131,24 +157,50 @@ def save(model: Decoder, name: str, folder: Path, base: str = "") -> None:
         )
 
 
+def _targets(model: Decoder, layers: Sequence[str]) -> list[str]:
+    """Adapted layers as PEFT finds them: by the last part of their names where that is all of its
+    kind, else by the whole name."""
+    linear = [
+        n for n, part in model.named_modules() if isinstance(part, nn.Linear | lora.LoraLinear)
+    ]
+    found = set()
+    for layer in layers:
+        last = layer.rpartition(".")[2]
+        kind = [n for n in linear if n.rpartition(".")[2] == last]
+        found.add(last if set(kind) <= set(layers) else layer)
+    return sorted(found)
+
+
 def load(model: Decoder, folder: Path, name: str) -> None:
     """Puts an adapter that PEFT or phikit wrote on a model, under a name; it is not made active.
 
     Raises:
-        PhikitError: it is no LoRA adapter, or does not fit the model.
+        PhikitError: it is no LoRA adapter, or of a kind that is none of one rank and scale, or
+            does not fit the model.
     """
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise PhikitError(f"{folder}: not a LoRA adapter without biases")
+    if odd := [key for key in _NOT_PLAIN if config.get(key)]:
+        raise PhikitError(
+            f"{folder}: {odd[0]} is {config[odd[0]]!r} in adapter_config.json, which is not "
+            "supported",
+            "merge it into its model with PEFT (merge_and_unload), and take that",
+        )
     file = folder / "adapter_model.safetensors"
     try:
         with explain_os_errors(file, "reading"):
             tensors = load_file(file)
     except SafetensorError as e:
         raise PhikitError(f"{file}: corrupt safetensors file ({e})") from e
-    targets = config["target_modules"]
-    names = (targets,) if isinstance(targets, str) else tuple(targets)
-    spec = spec_of(names, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
+    # what is adapted the tensors say; "target_modules" may be a list, an expression, or a word
+    suffix = ".lora_A.weight"
+    layers = [k.removeprefix(_PREFIX).removesuffix(suffix) for k in tensors if k.endswith(suffix)]
+    rank, alpha = config["r"], config["lora_alpha"]
+    if config.get("use_rslora"):  # scaled by alpha / sqrt(rank)
+        alpha *= math.sqrt(rank)
+    pattern = "|".join(map(re.escape, layers))
+    spec = LoraSpec(rank, alpha, pattern, config.get("lora_dropout", 0.0))
     lora.add(model, name, spec)
     for key, parameter in lora.parameters(model, name):
         stored = _PREFIX + key.replace(f".{name}.weight", ".weight")
@@ -157,5 +209,14 @@ def load(model: Decoder, folder: Path, name: str) -> None:
             raise PhikitError(f"{file}: {stored} is missing or of another shape")
         with torch.no_grad():
             parameter.copy_(tensor)
+    held = model.state_dict()
+    for key in [k for k in tensors if ".base_layer." in k]:  # PEFT copies an adapted head's own
+        mine = held.get(key.removeprefix(_PREFIX))
+        if mine is None or not torch.equal(mine, tensors[key].to(mine.dtype)):
+            raise PhikitError(
+                f"{file}: it holds {key}, which is not the model's own",
+                "it was trained on another model: give that one",
+            )
+        del tensors[key]
     if tensors:
         raise PhikitError(f"{file}: {next(iter(tensors))} has no layer in the model")

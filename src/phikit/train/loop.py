@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from phikit.models.decoder import Decoder
 from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel, tensors
+from phikit.train.adapters import draws
 from phikit.train.fast import decoder_layers, layer_forward
 from phikit.train.losses import heads_held
 from phikit.train.optim import Optimiser
@@ -48,7 +50,8 @@ class StepBatch(Generic[M]):
         weight: what the summed loss is divided by, over all microbatches.
         tokens: model tokens that pass through the model, for rates and costs.
         context: mean number of positions a token attends to, for FLOPs.
-        name: which data this is, for the message when its loss is not finite.
+        name: which data this is, for the message when its loss is not finite;
+        ids: the ids of all of it, for the step's row then.
         generated: tokens sampled to make the batch.
         metrics: goes into the step's row as it is.
 
@@ -60,6 +63,7 @@ class StepBatch(Generic[M]):
     tokens: int
     context: float
     name: str
+    ids: Callable[[], Sequence[str]] = tuple
     generated: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -125,14 +129,16 @@ def train(
     track = settings.track if parallel.rank() == 0 else ()
     rows = Rows(
         ctx, steps, counters.tokens, counters.flops, settings.precision,
-        model.lm_head.weight.device, track,
+        model.lm_head.weight.device, track, start,
     )  # fmt: skip
-    lanes = Lanes(parallel.lanes(model.config.parameters, ctx.threads))
+    # lanes would draw dropout from one stream in an order that the clock decides
+    lanes = Lanes(1 if draws(model) else parallel.lanes(model.config.parameters, ctx.threads))
     with _prepared(model, settings), lanes, rows.trackers, checkpoints:
         for step in range(start, steps):
             row = _step(
-                model, optimiser, objective, settings, step, steps, counters, lanes, processes
-            )
+                model, optimiser, objective, settings, step, steps, counters, lanes, processes,
+                ctx.seed,
+            )  # fmt: skip
             rows.add(row, counters.tokens, counters.flops)
             _add_cost(ctx, counters)
             if counters.skipped_in_a_row >= settings.bad_steps:
@@ -140,7 +146,8 @@ def train(
                 raise PhikitError(
                     f"the loss was not finite in {counters.skipped_in_a_row} steps in a row, "
                     f"the last one step {step + 1} ({row['batch']})",
-                    "lower the learning rate, lengthen the warm-up, or look at that data",
+                    "lower the learning rate, lengthen the warm-up, or look at that data: the rows "
+                    "without a loss in metrics.jsonl have its ids",
                 )
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
                 rows.flush()
@@ -173,12 +180,14 @@ def _step(
     counters: _Counters,
     lanes: Lanes,
     processes: parallel.Processes,
+    seed: int,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
     with heads_held():
         batch = objective.draw(step)
         optimiser.zero_grad()
-        sums = _gradients(model, objective, settings, batch, lanes, processes)
+        stream = f"{seed}/dropout/{step}"
+        sums = _gradients(model, objective, settings, batch, lanes, processes, stream)
     grad_norm = lanes.run(optimiser.clip_grads) if batch.micros else 0.0
     counters.tokens += batch.tokens
     counters.generated += batch.generated
@@ -200,7 +209,7 @@ def _step(
     counters.skipped += 1
     counters.skipped_in_a_row += 1
     row = {k: v if math.isfinite(v) else None for k, v in row.items()}
-    return row | {"loss": None, "batch": batch.name}
+    return row | {"loss": None, "batch": batch.name, "ids": list(batch.ids())}
 
 
 def _gradients(
@@ -210,11 +219,13 @@ def _gradients(
     batch: StepBatch[M],
     lanes: Lanes,
     processes: parallel.Processes,
+    stream: str,
 ) -> dict[str, float]:
     """Adds the batch's gradients to the parameters; returns the summed loss and metrics.
 
     Microbatches go through the model side by side when there are lanes for them, and are added up
-    in their own order either way.
+    in their own order either way. Dropout draws from `stream` and the microbatch's number, so that
+    it is the same whichever process has the microbatch, and after a restart.
     """
     sums: dict[str, float] = {}
 
@@ -224,7 +235,10 @@ def _gradients(
 
     if lanes.count == 1:
         with autocast(model, settings.precision):  # its copies of the weights serve the whole step
-            for micro, counts in processes.share(batch.micros):
+            for (number, micro), counts in processes.share(list(enumerate(batch.micros))):
+                if draws(model):
+                    digest = hashlib.blake2b(f"{stream}/{number}".encode(), digest_size=8).digest()
+                    torch.manual_seed(int.from_bytes(digest))
                 loss = objective.loss(model, micro)
                 with torch.autocast(loss.total.device.type, enabled=False):
                     (loss.total * counts / batch.weight).backward()

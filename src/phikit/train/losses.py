@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
@@ -137,7 +137,7 @@ def heads_held() -> Iterator[None]:
 
 def _wide_head(head_VD: Tensor, dtype: torch.dtype) -> _Head:
     held = _held
-    if held is None:
+    if held is None or not isinstance(head_VD, nn.Parameter):  # one made for this call alone
         return _Head(head_VD, dtype, wide=True)
     key = (head_VD.data_ptr(), head_VD._version, dtype)  # a head that is held keeps its memory
     if key not in held:

@@ -25,9 +25,26 @@ def new_model(config: DecoderConfig, seed: int) -> Decoder:
     return model
 
 
+def model_of(folder: Path) -> Path:
+    """Where the model of a stage's folder is.
+
+    Raises:
+        PhikitError: it has none; says how a model that no stage made is brought in.
+    """
+    if (folder / "model").is_dir():
+        return folder / "model"
+    hint = "give the folder of a stage that makes a model, such as train.sft"
+    if (folder / "config.json").exists():
+        hint = (
+            f"it is a model itself: phikit train start --set model={folder} --out START makes a "
+            "stage's folder of it"
+        )
+    raise PhikitError(f"{folder}: there is no model/ in it", hint)
+
+
 def load_model(folder: Path) -> Decoder:
     """The model that a stage wrote into its folder, with float32 weights."""
-    return checkpoint.load(folder / "model", dtype=torch.float32)
+    return checkpoint.load(model_of(folder), dtype=torch.float32)
 
 
 def starting_model(

@@ -12,6 +12,7 @@ import torch
 from phikit.stage import Context
 from phikit.train.trackers import Tracker, Trackers
 
+_FLUSH = 1.0  # seconds
 _LONG = 10.0  # seconds after which a run is worth measuring the machine for
 
 
@@ -43,11 +44,12 @@ class Rows:
         precision: str,
         device: torch.device,
         track: Sequence[Tracker],
+        done: int = 0,
     ) -> None:
         self.ctx, self.steps = ctx, steps
         self.precision, self.device = precision, device
         self.waiting: list[dict[str, Any]] = []
-        self.trackers = Trackers(track, ctx.dir)
+        self.trackers = Trackers(track, ctx.dir, done)
         self.began = self.flushed = time.monotonic()
         self.first = self.last = tokens
         self.first_flops = flops
@@ -69,7 +71,7 @@ class Rows:
             shown["peak"] = f"{(flops - self.first_flops) / passed / self.peak:.0%}"
             shown["GiB"] = round(peak_mib() / 1024, 1)
         self.ctx.progress.update(row["step"], self.steps, **shown)
-        if time.monotonic() - self.flushed > 1.0:
+        if time.monotonic() - self.flushed > _FLUSH:
             self.flush()
 
     def flush(self) -> None:

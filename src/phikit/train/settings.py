@@ -141,6 +141,9 @@ class ModelSettings(Config):
         gt=0,
         description="RoPE base (phi-4's pre-training base was not published)",
     )
+    rope_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="part of each head that is rotated (phi-4-mini: 0.75)"
+    )
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of RMSNorm")
     tied: bool = Field(default=True, description="one matrix for embeddings and head (phi-4: no)")
     init_std: float = Field(

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import TensorStorageMetadata
+from torch.distributed.checkpoint import CheckpointException, TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
 
 from phikit.files import write_json
+from phikit.models.checkpoint import os_error
 from phikit.train import parallel
 from phikit.train.tensors import Relaid
 
@@ -29,6 +30,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, object
 
     Args:
         rest: goes into `state.json`, beside tensors that are single numbers.
+
+    Raises:
+        OSError: a process cannot write its part.
     """
     parts = folder.with_name(f".{folder.name}.parts")
     if parallel.rank() == 0:
@@ -36,7 +40,13 @@ def write(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, object
         parts.mkdir(parents=True)
     parallel.barrier()
     arrays = {name: t.detach() for name, t in tensors.items() if t.dim()}
-    dcp.save(arrays, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
+    writer = HuggingFaceStorageWriter(str(parts), save_distributed=True)
+    try:
+        dcp.save(arrays, storage_writer=writer)
+    except CheckpointException as e:  # the same in every process, whichever of them it befell
+        if parallel.rank() == 0:
+            shutil.rmtree(parts, ignore_errors=True)
+        raise os_error(next(iter(e.failures.values()))[0]) from e
     parallel.barrier()
     if parallel.rank() == 0:
         scalars = {name: float(t) for name, t in tensors.items() if not t.dim()}

@@ -48,19 +48,24 @@ class DpoSettings(TrainSettings):
 
 
 def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    from phikit.models import checkpoint
     from phikit.train import loop, parallel
     from phikit.train.adapters import merged
+    from phikit.train.fitting import check_ids, check_length
     from phikit.train.models import starting_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
     from phikit.train.result import finish, last_steps
 
     model = starting_model(inputs["model"], settings, ctx.seed)
     most = settings.max_tokens or model.config.max_positions
-    read = [
-        pair
-        for folder in given(inputs, "pairs")
-        for pair in read_records(folder / "pairs.parquet", Pair)
-    ]
+    check_length(most, model.config, "train.dpo: max_tokens", "lower it, or leave it out")
+    read: list[Pair] = []
+    for folder in given(inputs, "pairs"):
+        path = folder / "pairs.parquet"
+        for pair in read_records(path, Pair):
+            ids = (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
+            check_ids(ids, model.config, f"{path}: pair {pair.id}")
+            read.append(pair)
     usable = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:
         if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
@@ -68,7 +73,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         return {"note": "no pairs: unchanged", "steps": 0, "tokens": 0, "pairs": {}, "left_out": 0}
     if not usable:
         raise PhikitError(
-            f"train.dpo: none of {len(read)} pairs has two answers within {most} tokens",
+            f"train.dpo: none of {len(read)} pairs has two different answers within {most} tokens",
             "raise max_tokens, or look at what the stages before it made"
             if read
             else "look at what the stages before it made; allow_empty: true goes on without",
@@ -80,7 +85,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     def run() -> dict[str, Any]:
         with parallel.first_one_first():
             reference_P2 = stored_reference(
-                ctx.dir, inputs["model"] / "model" / "model.safetensors",
+                ctx.dir, checkpoint.weight_files(inputs["model"] / "model"),
                 model, pairs, settings.micro_tokens, settings.precision,
             )  # fmt: skip
         objective = Dpo(
@@ -102,7 +107,11 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
 def _usable(pair: Pair, most: int) -> bool:
     longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
     whole = pair.prompt_ids and pair.chosen_ids and pair.rejected_ids
-    return bool(whole) and len(pair.prompt_ids) + longest <= most
+    return (
+        bool(whole)
+        and pair.chosen_ids != pair.rejected_ids
+        and len(pair.prompt_ids) + longest <= most
+    )
 
 
 def _dpo_size(settings: DpoSettings) -> Estimate:

@@ -77,7 +77,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     return (
         result
         | {"problems": len(problems), "left_out": len(read) - len(problems)}
-        | last_steps(ctx, "reward", "right", "length", "engine_gap")
+        | last_steps(ctx, "reward", "right", "groups_kept", "length", "engine_gap")
     )
 
 

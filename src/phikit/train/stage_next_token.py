@@ -6,7 +6,7 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phikit.models.decoder import Decoder
 
 Inputs = Mapping[str, Path]
+_DOCUMENT = "document {}".format  # of the shards, in their order
 
 
 class NextTokenSettings(TrainSettings):
@@ -80,7 +81,8 @@ class SftSettings(NextTokenSettings):
     )
     rope_theta: float | None = Field(
         default=None, gt=0,
-        description="extend the model to `context` at this RoPE base (phi-4-reasoning: 500,000)",
+        description="set this RoPE base, and extend the model to `context` if that is longer "
+        "(phi-4-reasoning: 500,000)",
     )  # fmt: skip
     packing: bool = Field(
         default=True, description="several samples in a row, or one (mini-reasoning's step 2)"
@@ -89,64 +91,96 @@ class SftSettings(NextTokenSettings):
 
 
 def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> dict[str, Any]:
-    from phikit.train.models import load_tokenizer, new_model, pad_id
+    from phikit.train.models import load_tokenizer, new_model
 
     tokenizer = load_tokenizer(inputs["tokenizer"])
     model = new_model(settings.model.decoder(tokenizer, settings.context), ctx.seed)
-    rows = _shard_rows(inputs["shards"], settings.context, pad_id(model))
-    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer")
+    rows = _shard_rows(inputs["shards"], settings.context, model)
+    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer", _DOCUMENT)
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.models.architectures import read_config
-    from phikit.train.models import pad_id, starting_model
+    from phikit.train.models import model_of, starting_model
 
-    before = read_config(inputs["model"] / "model").max_positions
+    before = read_config(model_of(inputs["model"])).max_positions
     context = before * settings.context_factor
     longer = context, settings.rope_theta
     model = starting_model(inputs["model"], settings, ctx.seed, longer)
-    rows = _shard_rows(inputs["shards"], context, pad_id(model))
-    return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    rows = _shard_rows(inputs["shards"], context, model)
+    return _next_token(ctx, settings, model, rows, inputs["model"] / "model", _DOCUMENT)
 
 
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.chat.format import chat_format
     from phikit.data.pack import pack
-    from phikit.train.models import load_tokenizer, pad_id, starting_model
+    from phikit.models.architectures import read_config
+    from phikit.train.fitting import check_ids, check_length
+    from phikit.train.models import load_tokenizer, model_of, pad_id, starting_model
 
     longer = None
-    if settings.context is not None and settings.rope_theta is not None:
-        longer = settings.context, settings.rope_theta
+    if settings.rope_theta is not None:
+        before = read_config(model_of(inputs["model"])).max_positions
+        longer = max(settings.context or 0, before), settings.rope_theta
     model = starting_model(inputs["model"], settings, ctx.seed, longer)
+    context = settings.context or model.config.max_positions
+    check_length(
+        context, model.config, "train.sft: context",
+        "lower it, or set rope_theta too: that extends the model",
+    )  # fmt: skip
     chat = chat_format(load_tokenizer(inputs["model"]))
     examples: list[Example] = []
+    ids: list[str] = []
+    unanswered = 0
     for folder in given(inputs, "samples"):
-        for sample in read_records(folder / "samples.parquet", Sample):
-            if sample.messages and sample.response:
+        path = folder / "samples.parquet"
+        for sample in read_records(path, Sample):
+            if not sample.response:
+                unanswered += 1
+                continue
+            try:
                 rendered = chat.render(sample.messages)
-                examples.append((rendered.ids, rendered.trained))
+            except PhikitError as e:
+                raise PhikitError(f"{path}: sample {sample.id}: {e.message}", e.hint) from None
+            check_ids(rendered.ids, model.config, f"{path}: sample {sample.id}")
+            examples.append((rendered.ids, rendered.trained))
+            ids.append(sample.id)
     if not examples:
         raise PhikitError(
             "train.sft: none of its samples has messages that end with the assistant's",
             "give it the folder of a stage that writes chat samples",
         )
-    context = settings.context or model.config.max_positions
     window = 8192 if settings.packing else 1
     rows = pack(examples, context, pad_id(model), overlong="truncate", window=window)
-    return _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model", ids.__getitem__)
+    return done | {"unanswered": unanswered}
 
 
-def _shard_rows(folder: Path, context: int, pad: int) -> Rows:
+def _shard_rows(folder: Path, context: int, model: Decoder) -> Rows:
     from phikit.data.pack import pack
     from phikit.data.shards import Shards
+    from phikit.train.fitting import check_ids
+    from phikit.train.models import pad_id
 
-    return pack([(ids, None) for ids in Shards(folder).documents()], context, pad)
+    documents = list(Shards(folder).documents())
+    for number, ids in enumerate(documents):
+        check_ids(ids, model.config, f"{folder}: document {number}")
+    return pack([(ids, None) for ids in documents], context, pad_id(model))
 
 
 def _next_token(
-    ctx: Context, settings: NextTokenSettings, model: Decoder, rows: Rows, tokenizer: Path
+    ctx: Context,
+    settings: NextTokenSettings,
+    model: Decoder,
+    rows: Rows,
+    tokenizer: Path,
+    names: Callable[[int], str],
 ) -> dict[str, Any]:
-    """Trains on packed rows and writes the model."""
+    """Trains on packed rows and writes the model.
+
+    Args:
+        names: what the packed examples are called, by their numbers.
+    """
     from phikit.data.pack import Batches
     from phikit.train import loop, parallel
     from phikit.train.objectives.next_token import NextToken
@@ -159,6 +193,7 @@ def _next_token(
         settings.microbatch or math.ceil(settings.batch_rows / (lanes * parallel.world())),
         settings.label_smoothing,
         settings.z_loss,
+        names,
     )
     result = finish(
         ctx, model, tokenizer, settings,

@@ -69,10 +69,10 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     from phikit.engine.local import LocalEngine
     from phikit.models import checkpoint
     from phikit.records import Pair, Rollout, write_records
-    from phikit.train.models import load_tokenizer
+    from phikit.train.models import load_tokenizer, model_of
     from phikit.verify.base import ByName, Problem, read_problems
 
-    model = checkpoint.load(inputs["model"] / "model")
+    model = checkpoint.load(model_of(inputs["model"]))
     chat = chat_format(load_tokenizer(inputs["model"]))
     problems = read_problems(inputs["problems"])
     order = np.random.default_rng([ctx.seed, 0x726F6C]).permutation(len(problems))
@@ -166,14 +166,19 @@ def rollout_pairs(
 def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict[str, Any]:
     from phikit.data.pack import pack
     from phikit.records import Rollout, read_records
+    from phikit.train.fitting import check_ids, check_length
     from phikit.train.models import pad_id, starting_model
 
     model = starting_model(inputs["model"], settings, ctx.seed)
-    rollouts = [
-        r
-        for folder in given(inputs, "rollouts")
-        for r in read_records(folder / "rollouts.parquet", Rollout)
-    ]
+    context = settings.context or model.config.max_positions
+    check_length(context, model.config, "train.distill: context", "lower it")
+    rollouts: list[Rollout] = []
+    for folder in given(inputs, "rollouts"):
+        path = folder / "rollouts.parquet"
+        for r in read_records(path, Rollout):
+            ids = (*r.prompt_ids, *r.completion_ids)
+            check_ids(ids, model.config, f"{path}: rollout {r.id}")
+            rollouts.append(r)
     kept = right_answers(rollouts, settings.max_accuracy)
     if not kept:
         raise PhikitError(
@@ -183,10 +188,12 @@ def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict
         )
     examples = [answer_example(r) for r in kept]
     rows = pack(
-        examples, settings.context or model.config.max_positions, pad_id(model),
-        overlong="truncate", window=8192 if settings.packing else 1,
+        examples, context, pad_id(model), overlong="truncate",
+        window=8192 if settings.packing else 1,
     )  # fmt: skip
-    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model")
+    done = _next_token(
+        ctx, settings, model, rows, inputs["model"] / "model", lambda n: kept[n].id
+    )  # fmt: skip
     return done | {"answers": len(kept), "of": len(rollouts)}
 
 
@@ -212,10 +219,11 @@ def right_answers(rollouts: Sequence[Rollout], max_accuracy: float) -> list[Roll
 
 def _rollouts_size(settings: RolloutsSettings) -> Estimate:
     count = settings.prompts * settings.group
+    drawn = count * settings.max_tokens / 3  # answers are seldom as long as they may be
     return Estimate(
         f"{settings.prompts or 'all'} × {settings.group} answers",
-        tokens=count * settings.max_tokens / 3,
-        generated=count * settings.max_tokens / 3,
+        tokens=drawn / 2,  # about half of them are right, and learned from
+        generated=drawn,
     )
 
 

@@ -87,11 +87,13 @@ def run_perplexity(ctx: Context, settings: PerplexitySettings, inputs: Inputs) -
     from phikit.data.pack import Batches, pack
     from phikit.records import Document, iter_records
     from phikit.train.fast import fast_layers
+    from phikit.train.fitting import check_length
     from phikit.train.loop import autocast
     from phikit.train.models import load_model, load_tokenizer, pad_id
     from phikit.train.objectives.next_token import NextToken
 
     model, tokenizer = load_model(inputs["model"]).eval(), load_tokenizer(inputs["model"])
+    check_length(settings.context, model.config, "train.perplexity: context", "lower it")
     examples: list[Any] = []
     left = settings.tokens
     for document in iter_records(inputs["documents"] / "documents.parquet", Document):

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from phikit.errors import PhikitError
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
+from phikit.models.checkpoint import write_tensors
 from phikit.train import parallel, sliced
 from phikit.train.tensors import Parts, Relaid
 
@@ -74,7 +75,8 @@ class Checkpoints:
         }  # fmt: skip
         self.wait()
         if parallel.world() > 1:
-            sliced.write(folder, tensors, rest)
+            with explain_os_errors(folder, "writing"):
+                sliced.write(folder, tensors, rest)
             if parallel.rank() == 0:
                 self._prune()
             return
@@ -86,8 +88,8 @@ class Checkpoints:
             self._write(folder, held, rest)
 
     def _write(self, folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        with atomic_directory(folder) as new:
-            save_file(tensors, new / _FILE)
+        with explain_os_errors(folder, "writing"), atomic_directory(folder) as new:
+            write_tensors(tensors, new / _FILE)
             write_json(new / "state.json", rest)
         self._prune()
 

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -121,5 +124,39 @@ def cut(model: Decoder, mesh: DeviceMesh) -> None:
     }
     for layer in decoder_layers(model):
         parallelize_module(layer, mesh, plan)
+        for name in plan:
+            module = layer.get_submodule(name)
+            if isinstance(plan[name], ColwiseParallel):
+                module.register_forward_pre_hook(_given, prepend=True)
+            else:
+                module.register_forward_hook(_summed)
         layer.self_attn.heads //= ways
         layer.self_attn.kv_heads //= ways
+
+
+class _Arrived(Function):
+    """The same tensor, whose values, and whose gradient's, are there.
+
+    PyTorch's plans return a sum that is still on its way, which waits for itself when torch next
+    computes with it. Kernels that take an address do not know of that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _arrived(x).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _arrived(grads[0])
+
+
+def _arrived(x: Tensor) -> Tensor:
+    return x.wait() if isinstance(x, AsyncCollectiveTensor) else x
+
+
+def _given(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(_Arrived.apply(x) for x in inputs)
+
+
+def _summed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return _Arrived.apply(output)

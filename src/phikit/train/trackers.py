@@ -24,22 +24,26 @@ class Trackers:
     """Passes on the numbers of every row, as they are written to metrics.jsonl.
 
     TensorBoard's files go into `folder`/tensorboard; trackio keeps its own, under the project
-    "phikit" and the folder's name.
+    "phikit" and the folder's name with that of the run's. A run that goes on after `done` steps
+    goes on in both: TensorBoard drops the later steps that it was shown before.
 
     Raises:
         PhikitError: one of them is not installed.
     """
 
-    def __init__(self, names: Sequence[Tracker], folder: Path) -> None:
+    def __init__(self, names: Sequence[Tracker], folder: Path, done: int = 0) -> None:
         self._board: Any = None
         self._trackio: Any = None
         if "tensorboard" in names:
             _load("TensorBoard", "tensorboard")
             board = importlib.import_module("torch.utils.tensorboard")
-            self._board = board.SummaryWriter(str(folder / "tensorboard"))
+            self._board = board.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=done + 1 if done else None
+            )
         if "trackio" in names:
             self._trackio = _load("trackio", "trackio")
-            self._trackio.init(project="phikit", name=folder.name)
+            name = "/".join(folder.resolve().parts[-2:])
+            self._trackio.init(project="phikit", name=name, resume="allow" if done else "never")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:

@@ -13,6 +13,7 @@ in tables; whatever else stands there is kept as metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from typing import Any
 from phikit.errors import PhikitError, did_you_mean
 from phikit.files import canonical_json, explain_os_errors
 from phikit.records import Sample, read_records
-from phikit.verify.base import BUILT_IN, VERIFIERS, read_problems
+from phikit.verify.base import BUILT_IN, VERIFIERS, Problem, get, read_problems
 
 PROMPTS = ("prompt", "question", "problem")
 KINDS = ("kind", "domain")
 _KNOWN = {*PROMPTS, *KINDS, "messages", "answer", "verifier", "source"}
 ROLES = ("system", "user", "assistant")
+_BY_FINAL_ANSWER = ("math", "number", "choice", "exact")  # a right answer can be written out
 
 
 def load_problems(path: Path, verifier: str = "") -> list[Sample]:
@@ -43,19 +45,24 @@ def load_problems(path: Path, verifier: str = "") -> list[Sample]:
     if path.is_dir():
         return read_problems(path)
     if path.suffix == ".parquet":
-        samples = read_records(path, Sample)
+        try:
+            samples = read_records(path, Sample)
+        except PhikitError as e:
+            raise PhikitError(e.message, "give a Parquet file of samples, or JSON lines") from e
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        samples = [problem(row, where, verifier) for row, where in json_lines(path)]
+        samples = list(_json_lines(path, verifier))
     else:
         raise PhikitError(
             f"{path}: not a kind of file that problems are read from",
             "give JSON lines (.jsonl), a Parquet file of samples, or a stage's folder",
         )
+    if not samples:
+        raise PhikitError(f"{path}: holds no problem", _EXAMPLE)
     judged = [s for s in samples if s.verifier]
     if not judged:
         raise PhikitError(
-            f"{path}: holds no problem that names a verifier",
-            f"name one with --verifier: {', '.join(BUILT_IN)}",
+            f"{path}: none of its {len(samples)} samples names a verifier",
+            "give them as JSON lines, with --verifier",
         )
     return judged
 
@@ -72,75 +79,99 @@ def check_verifier(name: str, where: str) -> str:
     return name
 
 
-def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a file, one to a line, each with its place ("FILE:LINE") for errors.
-
-    Raises:
-        PhikitError: the file cannot be read, or a line is no JSON object; names the line.
-    """
+def _json_lines(path: Path, verifier: str) -> Iterator[Sample]:
     with explain_os_errors(path, "reading"):
-        lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise PhikitError(f"{where}: not valid JSON: {e.msg} (column {e.colno})") from e
-        if not isinstance(row, dict):
-            raise PhikitError(f"{where}: a {type(row).__name__}, not an object", _EXAMPLE)
-        yield row, where
+        data = path.read_bytes()
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            yield _problem(line, f"{path}:{number}", verifier)
 
 
-def problem(row: Mapping[str, Any], where: str, verifier: str = "") -> Sample:
-    """A problem as it stands in a line, see the top of this file.
+def _parsed(line: bytes, where: str) -> Any:
+    """The line's value; what can be neither stored nor compared is refused."""
+    try:
+        row = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
+        canonical_json(row).encode()
+    except json.JSONDecodeError as e:
+        raise PhikitError(f"{where}: not valid JSON: {e.msg} (column {e.colno})") from e
+    except UnicodeDecodeError as e:
+        raise PhikitError(f"{where}: not UTF-8 (byte {e.start + 1})", "save it as UTF-8") from e
+    except UnicodeEncodeError as e:
+        half = ascii(e.object[e.start])
+        raise PhikitError(f"{where}: {half} is half a character, which no text can hold") from e
+    except RecursionError as e:
+        raise PhikitError(f"{where}: nested too deeply") from e
+    except ValueError as e:
+        said = str(e).partition(":")[0]  # a number of thousands of digits, or none at all
+        raise PhikitError(f"{where}: {said}", "write it as text, in quotes") from e
+    return row
 
-    Args:
-        where: the line's place, for errors.
-        verifier: judges it if it names none itself.
 
-    Raises:
-        PhikitError: nothing is asked, there is no answer, or nothing can judge it.
-    """
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number that JSON knows")
+    return value
+
+
+def _problem(line: bytes, where: str, verifier: str) -> Sample:
+    row = _parsed(line, where)
+    if not isinstance(row, dict):
+        raise PhikitError(f"{where}: a {type(row).__name__}, not an object", _EXAMPLE)
     judge = row.get("verifier") or verifier
     if not judge:
         raise PhikitError(
             f"{where}: names no verifier",
             f"name one for all with --verifier: {', '.join(BUILT_IN)}",
         )
-    if "answer" not in row:
-        raise PhikitError(f"{where}: has no 'answer'", did_you_mean("answer", row))
-    answer = row["answer"]
-    messages = messages_of(row, where)
-    if messages[-1]["role"] == "assistant":
-        raise PhikitError(
-            f"{where}: the last message is the assistant's: nothing is asked",
-            "end the messages with the user's",
-        )
-    return Sample(
+    answer = row.get("answer")
+    if answer is None:
+        others = [key for key in row if key != "answer"]
+        raise PhikitError(f"{where}: has no 'answer'", did_you_mean("answer", others))
+    sample = Sample(
         kind=str(next((row[k] for k in KINDS if row.get(k)), judge)),
         source=str(row.get("source", "user")),
-        messages=messages,
+        messages=messages_of(row, where),
         verifier=check_verifier(str(judge), where),
         answer=answer if isinstance(answer, str) else canonical_json(answer),
         meta={k: v for k, v in row.items() if k not in _KNOWN},
     )
+    _check_answer(sample, where)
+    return sample
+
+
+def _check_answer(sample: Sample, where: str) -> None:
+    """Refuses an answer that its own verifier would not find right, as nothing ever could be."""
+    if sample.verifier not in _BY_FINAL_ANSWER:
+        return
+    problem = Problem.of(sample)
+    said = (f"Answer: {sample.answer}", f"\\boxed{{{sample.answer}}}")
+    verdicts = get(sample.verifier).verify([(problem, text) for text in said])
+    if not any(v.passed for v in verdicts):
+        raise PhikitError(
+            f"{where}: no response could be right: the verifier {sample.verifier!r} does not even "
+            f"accept the answer {sample.answer[:80]!r} itself ({verdicts[0].reason})",
+            "write the answer as this verifier wants it, or name another verifier",
+        )
 
 
 _EXAMPLE = 'write {"prompt": "What is 12 + 30?", "answer": "42"}, one to a line'
 
 
-def messages_of(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], ...]:
-    """The chat messages of a line; a prompt alone is a message of the user's.
+def messages_of(
+    row: Mapping[str, Any], where: str, answered: bool = False
+) -> tuple[Mapping[str, str], ...]:
+    """The messages of a line, or its prompt as one.
+
+    Args:
+        answered: the last one may be the assistant's.
 
     Raises:
-        PhikitError: there are none, or one has no role or text.
+        PhikitError: there are none, or they are malformed; says `where`.
     """
     messages = row.get("messages")
     if messages is None:
         prompt = next((row[k] for k in PROMPTS if row.get(k)), None)
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str) or not prompt.strip():
             raise PhikitError(
                 f"{where}: has no text under 'prompt', and no 'messages'",
                 did_you_mean("prompt", row),
@@ -158,4 +189,9 @@ def messages_of(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, str], 
                 f"{where}: not a message: {json.dumps(message)[:80]}",
                 f'a message is {{"role": ..., "content": text}}, its role one of {ROLES}',
             )
+    if messages[-1]["role"] == "assistant" and not answered:
+        raise PhikitError(
+            f"{where}: the last message is the assistant's: nothing is asked",
+            "end the messages with the user's",
+        )
     return tuple(messages)

@@ -7,7 +7,7 @@
 
    Letters: M rows, D model width, H query heads, G key-value heads, E = H / G, K head size,
    F inner width, R rotated part of a head.  */
-#include "decode.h"
+#include "attend8.h"
 
 enum { SHORT = 1 << 16 }; /* elements that one thread takes alone */
 
@@ -77,7 +77,8 @@ void phikit_gate_rows(const uint16_t *both, uint16_t *out, int m, int inner, int
 
 typedef struct {
   const Shape *shape;
-  uint16_t *keys, *values;         /* of this layer */
+  uint16_t *keys, *values;         /* of this layer; NULL in 8 bits */
+  Store8 store;
   const int32_t *table, *position; /* [M, table_width], [M] */
   const float *cosine, *sine;      /* [M, R], halves repeated, the first half's sines negative */
   uint16_t *qkv, *out;             /* [M, (H + 2G) K], [M, H K] */
@@ -98,12 +99,18 @@ static void put_row(const Attention *s, int row, int group) {
   const float *cosine = s->cosine + (size_t)row * c->rotary, *sine = s->sine + (size_t)row * c->rotary;
   uint16_t *q = s->qkv + ((size_t)row * (c->heads + 2 * c->kv_heads) + group * e) * k;
   uint16_t *key = q + (size_t)(c->heads - group * e + group) * k;
-  const size_t to = (size_t)s->table[(size_t)row * c->table_width + at / c->block_size] * c->block_stride +
-                    group * c->head_stride + (at % c->block_size) * c->position_stride;
+  const int32_t *table = s->table + (size_t)row * c->table_width;
   for (int head = 0; head < e; head++) rotate_bf16(q + head * k, cosine, sine, c->rotary);
   rotate_bf16(key, cosine, sine, c->rotary);
+  const uint16_t *value = key + (size_t)c->kv_heads * k;
+  if (!s->keys) {
+    phikit_put8(c, &s->store, table, group, at, key, value);
+    return;
+  }
+  const size_t to = (size_t)table[at / c->block_size] * c->block_stride + group * c->head_stride +
+                    (at % c->block_size) * c->position_stride;
   memcpy(s->keys + to, key, 2 * k);
-  memcpy(s->values + to, key + (size_t)c->kv_heads * k, 2 * k);
+  memcpy(s->values + to, value, 2 * k);
 }
 
 /* Up to AT_ONCE query heads of one row and group. */
@@ -113,8 +120,11 @@ static void attend_row(const Attention *s, int row, int group, int from, int e) 
   const uint16_t *q = s->qkv + ((size_t)row * (c->heads + 2 * c->kv_heads) + head) * k;
   uint16_t *out = s->out + ((size_t)row * c->heads + head) * k;
   float wide[AT_ONCE * WIDEST];
-  phikit_attend_heads(c, s->keys + group * c->head_stride, s->values + group * c->head_stride,
-                      s->table + (size_t)row * c->table_width, s->position[row], q, e, wide);
+  const int32_t *table = s->table + (size_t)row * c->table_width;
+  if (s->keys)
+    phikit_attend_heads(c, s->keys + group * c->head_stride, s->values + group * c->head_stride, table,
+                        s->position[row], q, e, wide);
+  else phikit_attend_heads8(c, &s->store, table, group, s->position[row], q, e, wide);
   for (int i = 0; i < e * k; i++) out[i] = to_bf16(wide[i]);
 }
 
@@ -130,11 +140,15 @@ static void attend(Team *team, void *argument) {
   phikit_tiles(NO_TILES);
 }
 
-/* Rotates queries and keys, stores keys and values, attends: out[M, H K]. Returns 0. */
-int phikit_attend_rows(const Shape *shape, uint16_t *const *store, const int32_t *table,
+/* Rotates queries and keys, stores keys and values, attends: out[M, H K]. The store is keys and values,
+   and in 8 bits the scales of both, else NULL. Returns 0. */
+int phikit_attend_rows(const Shape *shape, void *const *store, const int32_t *table,
                        const int32_t *position, const float *const *rope, uint16_t *qkv,
                        uint16_t *out, int m, int threads) {
-  Attention s = {shape, store[0], store[1], table, position, rope[0], rope[1], qkv, out, m};
+  Attention s = {.shape = shape, .table = table, .position = position, .cosine = rope[0], .sine = rope[1],
+                 .qkv = qkv, .out = out, .m = m};
+  if (store[2]) s.store = (Store8){store[0], store[1], store[2], store[3]};
+  else s.keys = store[0], s.values = store[1];
   phikit_run_team(threads, attend, &s);
   return 0;
 }

@@ -30,22 +30,14 @@ class _Shape(ctypes.Structure):
 
 class Between:
     """The kernels for one model; all tensors are contiguous on the CPU. What goes into products and
-    comes from them is bfloat16, the residual sum float32; with `wide` all are float32. `cache8`:
-    keys and values are a `pool8.Pool8`'s."""
+    comes from them is bfloat16, the residual sum float32; with `wide` all are float32."""
 
-    def __init__(
-        self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False, cache8: bool = False
-    ) -> None:
-        self.config, self.threads, kind = (
-            config,
-            torch.get_num_threads(),
-            "wide" if wide else "rows",
-        )
+    def __init__(self, library: ctypes.CDLL, config: DecoderConfig, wide: bool = False) -> None:
+        self.config, self.threads = config, torch.get_num_threads()
+        kind = "wide" if wide else "rows"
         self._norm, self._gate, self.attend = (
             getattr(library, f"phikit_{name}_{kind}") for name in ("norm", "gate", "attend")
         )
-        if cache8:
-            self.attend = library.phikit_attend_cache8
 
     def norm(self, x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor) -> Tensor:
         """Adds to x (float32) in place; returns x / rms(x) × weight in the weight's precision."""
@@ -90,12 +82,12 @@ class Attending:
         # the kernels are given addresses, so what they read is held here
         self._table_MT, self._position_M = table_MT, position_M
         self._rope = [t.float().contiguous() for t in rope]
-        config, first = between.config, pool.k[0]
+        config = between.config
         window = config.sliding_window or 0
         most = (int(position_M.max()) // _LANES + 1) * _LANES
         self._shape = _Shape(
             config.heads, config.kv_heads, config.head_dim, config.rotary_dim,
-            window if window < config.max_positions else 0, most, *first.stride()[:3],
+            window if window < config.max_positions else 0, most, *pool.strides,
             pool.size, table_MT.shape[1],
         )  # fmt: skip
         self._rope_pointers = (ctypes.c_void_p * 2)(*(t.data_ptr() for t in self._rope))
@@ -108,8 +100,8 @@ class Attending:
         """
         config, pool = self._between.config, self._pool
         out = qkv.new_empty(len(qkv), config.heads * config.head_dim)
-        addresses = pool.addresses(layer)
-        store = (ctypes.c_void_p * len(addresses))(*addresses)
+        addresses = [t.data_ptr() for t in pool.layers[layer]]
+        store = (ctypes.c_void_p * 4)(*addresses)
         failed = self._between.attend(
             ctypes.addressof(self._shape), store, self._table_MT.data_ptr(),
             self._position_M.data_ptr(), self._rope_pointers, qkv.data_ptr(), out.data_ptr(),

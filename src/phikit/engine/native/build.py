@@ -18,10 +18,10 @@ SOURCES = Sources(
     "kernels",
     (
         "team.c", "tiles.c", "products.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
-        "between.c", "wide.c", "cache8.c", "differ.c", "differ8.c", "mamba.c", "norms.c",
-        "panels.c", "many.c", "draw.c",
+        "between.c", "wide.c", "attend8.c", "cache8.c", "differ.c", "differ8.c", "mamba.c",
+        "norms.c", "panels.c", "many.c", "draw.c",
     ),
-    ("common.h", "decode.h", "differ.h", "step.h"),
+    ("common.h", "decode.h", "attend8.h", "differ.h", "step.h"),
 )  # fmt: skip
 _log = logging.getLogger("phikit")
 
@@ -49,7 +49,6 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_unpack.argtypes = (matrix, pointer, ctypes.c_int64, number)
     library.phikit_unpack.restype = None
     library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number)
-    library.phikit_attend_cache8.argtypes = (*(pointer,) * 7, number, number)
     for kind in ("rows", "wide"):
         getattr(library, f"phikit_norm_{kind}").argtypes = (
             *(pointer,) * 4, number, number, ctypes.c_float, number

@@ -27,6 +27,21 @@
 #else
 #define PHIKIT_TILES 0
 #endif
+#if PHIKIT_TILES
+/* gcc's intrinsics do not say that they read memory: what was stored there just before could come
+   after, or be left out. */
+#define TILE_LOAD(TILE, FROM, STRIDE)        \
+  do {                                       \
+    __asm__ volatile("" ::: "memory");       \
+    _tile_loadd(TILE, FROM, STRIDE);         \
+  } while (0)
+#endif
+/* The same of bytes. */
+#if PHIKIT_TILES && defined(__AMX_INT8__)
+#define PHIKIT_BYTE_TILES 1
+#else
+#define PHIKIT_BYTE_TILES 0
+#endif
 
 enum { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3, PACKED = 4 };
 enum { LANES = 16, MAX_ROWS = 16, MAX_GROUP = 128, PANEL = 64, SIX = 6 };
@@ -149,7 +164,8 @@ typedef struct {
 size_t phikit_ready_bytes(int m, int k);
 void phikit_ready_init(Ready *ready, char *memory, int m, int k);
 void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m);
-/* y[16] for each of m rows: y_MP[row * stride + 0..15] of the 16 weight rows of unit `unit`. */
+/* y[16] for each of m rows: y_MP[row * stride + 0..15] of the 16 weight rows of unit `unit`. May turn
+   tiles on. */
 void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, int stride);
 
 /* Two units at once, each into its own y[m][16]: the faster way at one row. */
@@ -161,7 +177,7 @@ static inline size_t readable(int m) { return (size_t)(m + ROW_TILE - 1) / ROW_T
 
 /* Gives the calling thread's matrix unit tiles of one kind of work; 0 when there is no such unit.
    Between the products other libraries use it: a phase that turned it on ends with NO_TILES. */
-enum { NO_TILES, OF_PRODUCTS, OF_HEADS };
+enum { NO_TILES, OF_PRODUCTS, OF_HEADS, OF_INTEGERS /* + M, up to MAX_ROWS */ };
 int phikit_tiles(int kind);
 
 /* May turn tiles on. y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */

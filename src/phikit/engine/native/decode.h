@@ -9,7 +9,8 @@
 /* Where keys and values are: position p of token m's sequence is in block
    table[m][p / block_size] of each layer's store; strides count elements. */
 typedef struct {
-  uint16_t *const *keys, *const *values; /* [layers] */
+  void *const *keys, *const *values;           /* [layers], bfloat16; or, with scales, 8 bits */
+  float *const *key_scales, *const *value_scales; /* [layers] or NULL; see attend8.h */
   int64_t block_stride, head_stride, position_stride;
   int32_t block_size, table_width;
   const int32_t *table; /* [M, table_width] */
@@ -44,6 +45,24 @@ static inline float fast_exp(float x) {
   return p * power;
 }
 
+#if PHIKIT_AVX512
+/* Sixteen of them: e^x for x of at most 0. */
+static inline __m512 exp_16(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+#endif
+
 static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 
 /* One row of SwiGLU: the gate and its partner lie one after the other. */
@@ -72,13 +91,30 @@ enum { TILE_LENGTH = 64, WIDEST = 512 }; /* positions of a tile; the widest head
 
 enum { WORD = 32 }; /* bfloat16 numbers of a vector */
 
-/* Has k numbers brought nearer: the tile after this one. A block of the cache is too short for the
-   processor to foresee the next; into the nearest cache they would push out the tile in use. */
-static inline void fetch(const uint16_t *line, int k) {
+/* What is read next, brought nearer while something else is computed. A block of the cache is too
+   short for the processor to foresee the next one, and it waits for many of them asked for at once:
+   so a few lines go with every piece of work. They go into the second cache; from the nearest they
+   would push out the tile in use.  */
+enum { STRETCHES = 8, LINE = 64 };
+typedef struct {
+  const char *at[STRETCHES], *end[STRETCHES];
+  int now, count;
+} Ahead;
+
+static inline void ahead_of(Ahead *a, const void *from, size_t bytes) {
+  a->at[a->count] = from;
+  a->end[a->count++] = (const char *)from + bytes;
+}
+
+static inline void fetch(Ahead *a, int lines) {
 #if PHIKIT_AVX512
-  for (int i = 0; i < k; i += WORD) _mm_prefetch((const char *)(line + i), _MM_HINT_T1);
+  if (a->now >= a->count) return;
+  const char *at = a->at[a->now];
+  for (int i = 0; i < lines; i++) _mm_prefetch(at + LINE * i, _MM_HINT_T1);
+  a->at[a->now] = at + LINE * lines;
+  if (a->at[a->now] >= a->end[a->now]) a->now++;
 #else
-  (void)line, (void)k;
+  (void)a, (void)lines;
 #endif
 }
 
@@ -88,24 +124,47 @@ typedef struct {
 } Gathered;
 
 /* Turns a tile's scores into weights, and scales down what was gathered when one is higher.
-   With `narrow` weights are rounded to bfloat16.  */
+   With `narrow` weights are rounded to bfloat16. Up to a whole 16 of scores are read.  */
 static inline void soften(float *score, int n, float scale, int narrow, int v, Gathered *map) {
   float most = map->highest, added = 0;
+#if PHIKIT_AVX512
+  const __mmask16 tail = n % 16 ? (__mmask16)((1u << n % 16) - 1) : (__mmask16)~0u;
+  __m512 top = _mm512_set1_ps(most), sum = _mm512_setzero_ps();
+#define EACH_16 for (int i = 0; i < n; i += 16)
+#define USED (i + 16 < n ? (__mmask16)~0u : tail)
+  EACH_16 top = _mm512_mask_max_ps(top, USED, top, _mm512_loadu_ps(score + i));
+  most = _mm512_reduce_max_ps(top);
+#else
 #pragma omp simd reduction(max : most)
   for (int i = 0; i < n; i++) most = score[i] > most ? score[i] : most;
+#endif
   if (most > map->highest) {
     const float shrink = map->sum > 0 ? fast_exp(scale * (map->highest - most)) : 0;
     map->sum *= shrink;
     for (int i = 0; i < v; i++) map->total[i] *= shrink;
     map->highest = most;
   }
-  if (narrow) {
-#pragma omp simd reduction(+ : added)
-    for (int i = 0; i < n; i++) added += score[i] = rounded(fast_exp(scale * (score[i] - most)));
-  } else {
-#pragma omp simd reduction(+ : added)
-    for (int i = 0; i < n; i++) added += score[i] = fast_exp(scale * (score[i] - most));
+#if PHIKIT_AVX512
+  const __m512 times = _mm512_set1_ps(scale), least = _mm512_set1_ps(most);
+  EACH_16 {
+    __m512 w = exp_16(_mm512_mul_ps(times, _mm512_sub_ps(_mm512_loadu_ps(score + i), least)));
+    if (narrow) {
+      const __m256i half = (__m256i)_mm512_cvtneps_pbh(w);
+      w = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+    _mm512_mask_storeu_ps(score + i, USED, w);
+    sum = _mm512_mask_add_ps(sum, USED, sum, w);
   }
+  added = _mm512_reduce_add_ps(sum);
+#undef EACH_16
+#undef USED
+#else
+#pragma omp simd reduction(+ : added)
+  for (int i = 0; i < n; i++) {
+    const float w = fast_exp(scale * (score[i] - most));
+    added += score[i] = narrow ? rounded(w) : w;
+  }
+#endif
   map->sum += added;
 }
 

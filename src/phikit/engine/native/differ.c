@@ -8,6 +8,9 @@
    This file has caches in bfloat16: keys [blocks][E][S][K] and values [blocks][P][S][V].  */
 #include "differ.h"
 
+/* Lines to fetch with 16 scores, and with two positions' values. */
+enum { WITH_SCORES = 8, WITH_VALUES = 6 };
+
 static size_t key_line(const DifferShape *c, size_t block, int head, int at) {
   return ((block * c->kv_heads + head) * c->block_size + at) * c->head_dim;
 }
@@ -26,12 +29,11 @@ static void put_pair(const Differ *s, int row, int pair) {
   memcpy((uint16_t *)s->values + value_line(c, block, pair, at % size), key + values_after(c), 4 * k);
 }
 
-/* score[i] = q · key[i] for n keys that lie one after another; `next`, unless it is NULL, are those
-   to fetch meanwhile. */
-static void scores(const uint16_t *q, const uint16_t *key, const uint16_t *next, int n, int k, float *score) {
+/* score[i] = q · key[i] for n keys that lie one after another. */
+static void scores(const uint16_t *q, const uint16_t *key, Ahead *next, int n, int k, float *score) {
 #if PHIKIT_AVX512
   for (; k % WORD == 0 && n >= 16; n -= 16, key += 16 * k, score += 16) {
-    if (next) fetch(next, 16 * k), next += 16 * k;
+    fetch(next, WITH_SCORES);
     _mm512_storeu_ps(score, k == 64 ? dots(q, key, 64, 64) : dots(q, key, k, k));
   }
 #else
@@ -42,7 +44,7 @@ static void scores(const uint16_t *q, const uint16_t *key, const uint16_t *next,
 
 /* gathered[map] += weight[map] × value, over n positions that lie one after another. On AVX-512
    positions go in twos, the columns of 32 in the order of its interleaving (see `settle`). */
-static void weigh(const uint16_t *value, const uint16_t *next, int n, int v,
+static void weigh(const uint16_t *value, Ahead *next, int n, int v,
                   const uint16_t (*weight)[TILE_LENGTH], int maps, Gathered *gathered) {
 #if PHIKIT_AVX512
   if (v % 64 == 0 && maps == MAPS) {
@@ -52,7 +54,7 @@ static void weigh(const uint16_t *value, const uint16_t *next, int n, int v,
         for (int j = 0; j < 4; j++) sum[h][j] = _mm512_loadu_ps(gathered[h].total + from + 16 * j);
       for (int i = 0; i < n; i += 2) {
         const uint16_t *a = value + (size_t)i * v + from, *b = i + 1 < n ? a + v : a;
-        fetch(next + (size_t)i * v + 2 * from, 128);
+        fetch(next, WITH_VALUES);
         const __m512i a0 = _mm512_loadu_si512(a), a1 = _mm512_loadu_si512(a + 32);
         const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 32);
         const __m512i both[4] = {_mm512_unpacklo_epi16(a0, b0), _mm512_unpackhi_epi16(a0, b0),
@@ -109,19 +111,26 @@ static void attend_pair(const Differ *s, int row, int pair, int first, int heads
   memset(weight, 0, sizeof weight);
   for (int at = 0, n; at < s->length[row]; at += n) {
     n = stretch(c, at, s->length[row]);
-    const int then = at + n < s->length[row] ? at + n : at;
-    const size_t block = table[at / size], next = table[then / size];
+    const int then = at + n;
+    const size_t block = table[at / size];
     const uint16_t *keys = s->keys, *values = s->values;
+    Ahead next = {.count = 0};
+    if (then < s->length[row]) {
+      const size_t far = table[then / size], bytes = 2 * (size_t)stretch(c, then, s->length[row]) * k;
+      for (int half = 0; half < 2; half++)
+        ahead_of(&next, keys + key_line(c, far, 2 * pair + half, then % size), bytes);
+      ahead_of(&next, values + value_line(c, far, pair, then % size), 2 * bytes);
+    }
     for (int h = 0; h < maps; h++) {
       const int head = 2 * pair + h % 2;
-      scores(q + h * k, keys + key_line(c, block, head, at % size),
-             h < 2 ? keys + key_line(c, next, head, then % size) : NULL, n, k, score[h]);
+      scores(q + h * k, keys + key_line(c, block, head, at % size), &next, n, k, score[h]);
+      fetch(&next, WITH_SCORES);
       soften(score[h], n, scale, 1, v, gathered + h);
       for (int i = 0; i < n; i++) weight[h][i] = to_bf16(score[h][i]);
       if (n & 1) weight[h][n] = 0;
     }
-    weigh(values + value_line(c, block, pair, at % size), values + value_line(c, next, pair, then % size), n, v,
-          (const uint16_t(*)[TILE_LENGTH])weight, maps, gathered);
+    weigh(values + value_line(c, block, pair, at % size), &next, n, v, (const uint16_t(*)[TILE_LENGTH])weight, maps,
+          gathered);
   }
   for (int r = 0; r < heads; r++) {
     settle(gathered[2 * r].total, v, maps), settle(gathered[2 * r + 1].total, v, maps);
@@ -148,6 +157,7 @@ static void differ(Team *team, void *argument) {
     for (int r = 0; r < c->repeats; r += 2)
       run->kind->attend(s, row, pair, r, c->repeats - r < 2 ? 1 : 2);
   }
+  phikit_tiles(NO_TILES);
 }
 
 void phikit_differ_run(const Differ *s, const DifferKind *kind, int threads) {

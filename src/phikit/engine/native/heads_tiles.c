@@ -13,6 +13,9 @@
 enum { SIDE = 16, PAIRED = 2 * SIDE, HALF = 32 }; /* a tile's side; its columns of bfloat16; positions at once */
 enum { WIDEST_HERE = 256 };
 
+/* Lines to fetch with a tile of keys, with a query's weights, and with a tile of values. */
+enum { WITH_KEYS = 12, WITH_WEIGHTS = 24, WITH_VALUES = 16 };
+
 /* [K/32][16 pairs][16 queries][2], zero where there is no query. */
 static void lay_queries(const uint16_t *q, int k, int count, uint16_t *out) {
   memset(out, 0, 2 * (size_t)SIDE * k);
@@ -22,12 +25,13 @@ static void lay_queries(const uint16_t *q, int k, int count, uint16_t *out) {
 
 /* Products of 16 keys with all queries: score[h][0..15]. */
 static void score_16(const uint16_t *key, int64_t stride, const uint16_t *queries, int k,
-                     float (*score)[TILE_LENGTH]) {
+                     float (*score)[TILE_LENGTH], Ahead *next) {
   float by_key[SIDE][SIDE];
   _tile_zero(7);
   for (int i = 0; i < k; i += PAIRED) {
-    _tile_loadd(6, key + i, 2 * (size_t)stride);
-    _tile_loadd(5, queries + (size_t)i * SIDE, 64);
+    fetch(next, WITH_KEYS);
+    TILE_LOAD(6, key + i, 2 * (size_t)stride);
+    TILE_LOAD(5, queries + (size_t)i * SIDE, 64);
     _tile_dpbf16ps(7, 6, 5);
   }
   _tile_stored(7, by_key, 64);
@@ -70,15 +74,16 @@ static void lay_values(const uint16_t *const row[HALF], int from, uint16_t (*out
 
 /* gathered += weights × values, over 32 positions and 64 columns from `from` on. */
 static void weigh_64(const uint16_t *const row[HALF], const uint16_t (*weights)[PAIRED], int from, int columns,
-                     int count, Gathered *to) {
+                     int count, Gathered *to, Ahead *next) {
   uint16_t laid[4][SIDE][PAIRED];
   float sums[2 * AT_ONCE][4 * SIDE];
   lay_values(row, from, laid);
   if (columns > PAIRED) lay_values(row, from + PAIRED, laid + 2);
-  _tile_loadd(4, weights, 64);
+  TILE_LOAD(4, weights, 64);
 #define QUARTER(J)                         \
+  fetch(next, WITH_VALUES);                \
   _tile_zero(J);                           \
-  _tile_loadd(5, laid[J], 64);             \
+  TILE_LOAD(5, laid[J], 64);             \
   _tile_dpbf16ps(J, 4, 5);                 \
   _tile_stored(J, sums[0] + SIDE * J, sizeof sums[0]);
   QUARTER(0) QUARTER(1)
@@ -122,15 +127,17 @@ int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t 
   for (int at = first / SIDE * SIDE; at <= last; at += TILE_LENGTH) {
     const int n = last + 1 - at < TILE_LENGTH ? last + 1 - at : TILE_LENGTH;
     size_t where[TILE_LENGTH / SIDE]; /* of each 16 positions, which are of one block */
-    for (int i = 0; i < n; i += SIDE) where[i / SIDE] = line(c, table, at + i);
+    Ahead next = {.count = 0};
     for (int i = 0; i < n; i += SIDE) {
-      if (at + TILE_LENGTH + i <= last) {
-        const size_t then = line(c, table, at + TILE_LENGTH + i);
-        for (int j = 0; j < SIDE; j++) fetch(keys + then + j * stride, k), fetch(values + then + j * stride, k);
-      }
-      score_16(keys + where[i / SIDE], stride, queries, k, (float(*)[TILE_LENGTH])(score[0] + i));
+      where[i / SIDE] = line(c, table, at + i);
+      if (at + TILE_LENGTH + i > last) continue;
+      const size_t then = line(c, table, at + TILE_LENGTH + i), bytes = 2 * SIDE * (size_t)stride;
+      ahead_of(&next, keys + then, bytes), ahead_of(&next, values + then, bytes);
     }
+    for (int i = 0; i < n; i += SIDE)
+      score_16(keys + where[i / SIDE], stride, queries, k, (float(*)[TILE_LENGTH])(score[0] + i), &next);
     for (int h = 0; h < count; h++) {
+      fetch(&next, WITH_WEIGHTS);
       for (int i = 0; i < first - at; i++) score[h][i] = -INFINITY;
       soften(score[h], n, scale, 0, k, gathered + h);
       for (int i = n; i < TILE_LENGTH; i++) score[h][i] = 0;
@@ -142,7 +149,7 @@ int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t 
       split_weights(score, from, weights);
       for (int column = 0; column < k; column += 2 * PAIRED)
         weigh_64(row, (const uint16_t(*)[PAIRED])weights, column, k - column < 2 * PAIRED ? PAIRED : 2 * PAIRED,
-                 count, gathered);
+                 count, gathered, &next);
     }
   }
   for (int h = 0; h < count; h++) settle(gathered + h, k, out + h * k);

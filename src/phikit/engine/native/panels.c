@@ -82,14 +82,14 @@ static void tiles_1x4(const uint16_t *w, const uint16_t *x, int k, float *y) {
   _tile_zero(2);
   _tile_zero(3);
   for (int c = 0; c < k; c += DEEP, w += DEEP * PANEL) {
-    _tile_loadd(4, x + c, 2 * (size_t)k);
-    _tile_loadd(5, w, 4 * PANEL);
+    TILE_LOAD(4, x + c, 2 * (size_t)k);
+    TILE_LOAD(5, w, 4 * PANEL);
     _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, w + 32, 4 * PANEL);
+    TILE_LOAD(6, w + 32, 4 * PANEL);
     _tile_dpbf16ps(1, 4, 6);
-    _tile_loadd(7, w + 64, 4 * PANEL);
+    TILE_LOAD(7, w + 64, 4 * PANEL);
     _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, w + 96, 4 * PANEL);
+    TILE_LOAD(5, w + 96, 4 * PANEL);
     _tile_dpbf16ps(3, 4, 5);
   }
   _tile_stored(0, y, 4 * PANEL);
@@ -106,12 +106,12 @@ static void tiles_2x2(const uint16_t *w, const uint16_t *x, int k, float *y) {
   _tile_zero(2);
   _tile_zero(3);
   for (int c = 0; c < k; c += DEEP, w += DEEP * PANEL) {
-    _tile_loadd(4, x + c, 2 * (size_t)k);
-    _tile_loadd(6, w, 4 * PANEL);
+    TILE_LOAD(4, x + c, 2 * (size_t)k);
+    TILE_LOAD(6, w, 4 * PANEL);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + 32, 4 * PANEL);
+    TILE_LOAD(7, w + 32, 4 * PANEL);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, low + c, 2 * (size_t)k);
+    TILE_LOAD(5, low + c, 2 * (size_t)k);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }

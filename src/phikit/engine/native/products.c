@@ -185,6 +185,101 @@ static void integer_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x
   _mm512_storeu_ps(y_b, out[1]);
 }
 
+#if PHIKIT_BYTE_TILES
+/* Columns of a tile of activations, and rows from which tiles are faster, with 4 bits and with 8. */
+enum { DEEP = 32, FEWEST_4 = 5, FEWEST_8 = 2 };
+
+/* DEEP columns of a unit of 4 bits as bytes. */
+static inline void widen(const uint8_t *data, uint8_t out[DEEP / 4][64]) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (int i = 0; i < DEEP / 8; i++) {
+    const __m512i both = _mm512_loadu_si512(data + 64 * i);
+    _mm_prefetch((const char *)data + 64 * i + AHEAD, _MM_HINT_T0);
+    _mm512_storeu_si512(out[2 * i], _mm512_and_si512(both, mask));
+    _mm512_storeu_si512(out[2 * i + 1], _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
+  }
+}
+
+/* The sums of one group of one or two units: of each unit high and low. */
+typedef int32_t Sums[4][MAX_ROWS][LANES];
+
+static inline __attribute__((always_inline)) void close_tiles(const Matrix *w, const int *unit, const int count,
+                                                              const Ready *x, int m, int g, Sums sums,
+                                                              __m512 out[2][MAX_ROWS]) {
+  const int four = w->kind == INT4, groups = w->k / w->group, offset = four ? 8 : 128;
+  const int scale_step = w->scale_groups > 1 ? LANES : 0;
+  for (int u = 0; u < count; u++) {
+    const uint16_t *scales = w->scales + (size_t)unit[u] * LANES * w->scale_groups + (size_t)g * scale_step;
+    if (four) _mm_prefetch((const char *)scales + SCALES_AHEAD, _MM_HINT_T0);
+    const __m512 weight_scale = scales_at(scales);
+    for (int r = 0; r < m; r++)
+      out[u][r] = close_group(out[u][r], _mm512_loadu_si512(sums[2 * u][r]), _mm512_loadu_si512(sums[2 * u + 1][r]),
+                              offset * x->sum[r * groups + g], weight_scale, x->scale[r * groups + g]);
+  }
+}
+
+/* One or two units for m rows of activations: the same integer sums as `integer_tile`, used likewise,
+   so the same bits. The group is a multiple of DEEP. While tiles are multiplied the next weights are
+   widened and the sums of the group before are used: each would wait for the other else.  */
+static inline __attribute__((always_inline)) void integer_tiles(const Matrix *w, const int *unit, const int count,
+                                                                const Ready *x, int m, float *const *y, int stride) {
+  const int four = w->kind == INT4, k = w->k, steps = k / DEEP, each = w->group / DEEP;
+  const size_t unit_bytes = (size_t)LANES * k / (four ? 2 : 1), deep_bytes = LANES * DEEP / (four ? 2 : 1);
+  __m512 out[2][MAX_ROWS];
+  Sums sums[2];
+  uint8_t wide[2][2][DEEP / 4][64];
+  const uint8_t *data[2];
+  for (int u = 0; u < count; u++) {
+    data[u] = (const uint8_t *)w->data + unit[u] * unit_bytes;
+    for (int r = 0; r < m; r++) out[u][r] = _mm512_setzero_ps();
+    if (four) widen(data[u], wide[0][u]);
+  }
+  for (int step = 0; step < steps; step++) {
+    const uint8_t *right[2];
+    for (int u = 0; u < count; u++) right[u] = four ? wide[step & 1][u][0] : data[u] + step * deep_bytes;
+    if (step % each == 0) {
+      _tile_zero(0);
+      _tile_zero(1);
+      if (count > 1) {
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+    }
+    TILE_LOAD(4, x->high + step * DEEP, k);
+    TILE_LOAD(6, right[0], 64);
+    _tile_dpbsud(0, 4, 6);
+    TILE_LOAD(5, x->low + step * DEEP, k);
+    _tile_dpbsud(1, 5, 6);
+    if (count > 1) {
+      TILE_LOAD(7, right[1], 64);
+      _tile_dpbsud(2, 4, 7);
+      _tile_dpbsud(3, 5, 7);
+    }
+    if (four && step + 1 < steps)
+      for (int u = 0; u < count; u++) widen(data[u] + (step + 1) * deep_bytes, wide[(step + 1) & 1][u]);
+    if ((step + 1) % each) continue;
+    const int g = step / each;
+    if (g > 0) close_tiles(w, unit, count, x, m, g - 1, sums[(g - 1) & 1], out);
+    _tile_stored(0, sums[g & 1][0], 64);
+    _tile_stored(1, sums[g & 1][1], 64);
+    if (count > 1) {
+      _tile_stored(2, sums[g & 1][2], 64);
+      _tile_stored(3, sums[g & 1][3], 64);
+    }
+  }
+  const int last = steps / each - 1;
+  close_tiles(w, unit, count, x, m, last, sums[last & 1], out);
+  for (int u = 0; u < count; u++)
+    for (int r = 0; r < m; r++) _mm512_storeu_ps(y[u] + (size_t)r * stride, out[u][r]);
+}
+
+/* Whether rows are many enough, and the matrix is such, that tiles are the faster way; turns them on. */
+static inline int by_tiles(const Matrix *w, int m) {
+  const int fewest = w->kind == INT4 ? FEWEST_4 : FEWEST_8;
+  return m >= fewest && w->kind != BF16 && w->group % DEEP == 0 && phikit_tiles(OF_INTEGERS + m) == OF_INTEGERS + m;
+}
+#endif
+
 static inline __attribute__((always_inline)) void bf16_tile(const Matrix *w, int unit,
                                                             const Ready *x, int first, const int m,
                                                             float *y, int stride) {
@@ -275,6 +370,12 @@ static inline void bf16_tile(const Matrix *w, int unit, const Ready *x, int firs
 #endif
 
 void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y, int stride) {
+#if PHIKIT_BYTE_TILES
+  if (by_tiles(w, m)) {
+    integer_tiles(w, &unit, 1, x, m, &y, stride);
+    return;
+  }
+#endif
   for (int first = 0; first < m; first += TILE) {
     int rows = m - first < TILE ? m - first : TILE;
 #define CASE(R)                                                  \
@@ -294,6 +395,14 @@ void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m,
 #if PHIKIT_AVX512
   if (m == 1 && w->kind != BF16) {
     integer_pair(w, unit_a, unit_b, x, y_a, y_b);
+    return;
+  }
+#endif
+#if PHIKIT_BYTE_TILES
+  if (by_tiles(w, m)) {
+    const int both[2] = {unit_a, unit_b};
+    float *const y[2] = {y_a, y_b};
+    integer_tiles(w, both, 2, x, m, y, LANES);
     return;
   }
 #endif
@@ -347,6 +456,7 @@ static void multiply(Team *team, void *argument) {
           }
       }
     }
+  phikit_tiles(NO_TILES);
   free(memory);
 }
 

@@ -210,6 +210,7 @@ static void multiply(Team *team, void *argument) {
     else
       for (int unit = first; unit < last; unit++) integer_unit(p, unit);
   }
+  phikit_tiles(NO_TILES);
 }
 
 /* y_MN = x_MK · wᵀ. `wide`: y is float32, else bfloat16. x is as y with integer weights, else as the

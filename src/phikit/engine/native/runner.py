@@ -26,6 +26,7 @@ from phikit.engine.runner import Piece, Rows
 from phikit.errors import PhikitError
 from phikit.models.decoder import Attend, Decoder, Layer, rope_tables, rotate
 
+_BLOCK, _BLOCK_8 = 32, 64  # positions; in 8 bits a tile of the kernels
 _MOST_PACKED = 6
 _TOGETHER = 256  # prompt tokens in one go; any number gives the same
 _NEAR = 512  # positions from the beginning up to which prompts go through the kernels
@@ -43,6 +44,7 @@ class NativeRunner(DenseRunner):
     A row's logits do not depend on how many rows go with it through the kernels.
 
     Args:
+        block_size: 0 for the kernels' choice.
         cache: "int8" holds keys and values in 8 bits (see `pool8`): half the memory, and half of
             what a step reads of them.
 
@@ -53,7 +55,7 @@ class NativeRunner(DenseRunner):
     def __init__(
         self,
         model: Decoder,
-        block_size: int = 32,
+        block_size: int = 0,
         pack: int = 0,
         compiler: Compiler | None = None,
         cache: str = "",
@@ -62,12 +64,13 @@ class NativeRunner(DenseRunner):
         if not reason:
             self._built = library(compiler or Compiler())
         self.cache8 = cache == "int8"
+        block_size = block_size or (_BLOCK_8 if self.cache8 else _BLOCK)
         if self.cache8 and self._built is None:
             raise PhikitError(
                 f"a cache of 8 bits needs the C kernels: {reason or 'there is no compiler'}",
                 "leave it out",
             )
-        packs = bool(pack) and self._built is not None and not self.cache8 and packable(model)
+        packs = bool(pack) and self._built is not None and packable(model)
         super().__init__(model, block_size, 0 if packs else pack)
         self._kernels: DecodeStep | None = None
         self._between: Between | Rowwise | None = None
@@ -79,8 +82,8 @@ class NativeRunner(DenseRunner):
         if wide is not None:
             self._between = Between(wide, model.config, wide=True)
         if self._built is not None:
-            self._kernels = None if self.cache8 else DecodeStep(model, self._built, packs)
-            self._between = Between(self._built, model.config, cache8=self.cache8)
+            self._kernels = DecodeStep(model, self._built, packs)
+            self._between = Between(self._built, model.config)
         if packs and self._kernels is not None:
             self.most_rows = self._kernels.most_rows
 
@@ -95,19 +98,7 @@ class NativeRunner(DenseRunner):
             wide = head_product(module.weight, PACKED if pack else 0)
             if wide is not None:
                 return wide
-        many = super()._product(module, pack)
-        if not self.cache8 or type(module) is not nn.Linear:
-            return many
-        built, weight, threads = self._built, module.weight.detach(), torch.get_num_threads()
-        assert built is not None
-        matrix = products.matrix("bf16", weight.shape[0], weight.shape[1], weight)
-
-        def product(x_MK: Tensor) -> Tensor:
-            if len(x_MK) > products.MOST_ROWS:
-                return many(x_MK)
-            return products.rows(built, matrix, x_MK, threads)
-
-        return product
+        return super()._product(module, pack)
 
     def step(self, rows: Rows) -> Tensor:
         """Logits [N, V] after feeding one token per row."""
@@ -127,7 +118,7 @@ class NativeRunner(DenseRunner):
         cos_N1R, sin_N1R = self.rope.at(position_N, long_N)
         blocks = int(rows.position_N.max()) // self.block_size + 1
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32)
-        pages = Pages(self.pool.k, self.pool.v, table_NJ)
+        pages = Pages(self.pool.layers, self.block_size, table_NJ.contiguous())
         rope = (cos_N1R[:, 0], sin_N1R[:, 0])
         threads = torch.get_num_threads()
         return kernels(token_N, position_N, rope, pages, threads, logits)

@@ -6,6 +6,7 @@
 
    Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
    width, R rotated part of a head, V vocabulary, L positions.  */
+#include "attend8.h"
 #include "step.h"
 
 static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, int width,
@@ -19,34 +20,50 @@ static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, 
   }
 }
 
+static Store8 store_of(const Cache *c, int layer) {
+  return (Store8){c->keys[layer], c->values[layer], c->key_scales[layer], c->value_scales[layer]};
+}
+
 static void store(const Step *s, int layer, int token, int group) {
   const Model *net = s->model;
   int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
   float *key = s->qkv + (size_t)token * row + (net->heads + group) * k;
   const float *value = key + net->kv_heads * k;
   rotate(key, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
-  const int32_t *table = s->cache->table + (size_t)token * s->cache->table_width;
-  size_t at = place(s->cache, table, group, s->positions[token]);
-  for (int i = 0; i < k; i++) {
-    s->cache->keys[layer][at + i] = to_bf16(key[i]);
-    s->cache->values[layer][at + i] = to_bf16(value[i]);
+  const Cache *c = s->cache;
+  const int32_t *table = c->table + (size_t)token * c->table_width;
+  uint16_t narrow[2 * WIDEST];
+  for (int i = 0; i < k; i++) narrow[i] = to_bf16(key[i]), narrow[k + i] = to_bf16(value[i]);
+  if (c->key_scales) {
+    const Store8 to = store_of(c, layer);
+    phikit_put8(&s->shape, &to, table, group, s->positions[token], narrow, narrow + k);
+    return;
   }
+  const size_t at = place(c, table, group, s->positions[token]);
+  memcpy((uint16_t *)c->keys[layer] + at, narrow, 2 * k);
+  memcpy((uint16_t *)c->values[layer] + at, narrow + k, 2 * k);
 }
 
 /* Up to AT_ONCE query heads of one token, which share a key head. */
 static void attend(const Step *s, int layer, int token, int head, int count) {
   const Shape *c = &s->shape;
   const int k = c->head_dim, row = (c->heads + 2 * c->kv_heads) * k;
-  const int64_t group = head / (c->heads / c->kv_heads) * c->head_stride;
+  const int group = head / (c->heads / c->kv_heads);
   float *query = s->qkv + (size_t)token * row + head * k;
   float *out = s->attended + ((size_t)token * c->heads + head) * k;
   uint16_t q[AT_ONCE * WIDEST];
   for (int h = 0; h < count; h++)
     rotate(query + h * k, s->cosine + token * c->rotary, s->sine + token * c->rotary, c->rotary);
   for (int i = 0; i < count * k; i++) q[i] = to_bf16(query[i]);
-  phikit_attend_heads(c, s->cache->keys[layer] + group, s->cache->values[layer] + group,
-                      s->cache->table + (size_t)token * c->table_width, s->positions[token], q, count,
-                      out);
+  const int32_t *table = s->cache->table + (size_t)token * c->table_width;
+  if (s->cache->key_scales) {
+    const Store8 of = store_of(s->cache, layer);
+    phikit_attend_heads8(c, &of, table, group, s->positions[token], q, count, out);
+  } else {
+    const uint16_t *keys = s->cache->keys[layer], *values = s->cache->values[layer];
+    const int64_t at = group * c->head_stride;
+    phikit_attend_heads(c, keys + at, values + at, table, s->positions[token], q, count, out);
+  }
   if (s->ready)
     for (int i = 0; i < count * k; i++) s->ready[((size_t)token * c->heads + head) * k + i] = to_bf16(out[i]);
 }
@@ -83,6 +100,7 @@ static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, fl
           *to = add ? *to + value : value;
         }
     }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 
@@ -97,6 +115,7 @@ static void gated_product(Team *team, Step *s, const Matrix *w, const Ready *rea
         for (int n = 0; n < LANES; n++)
           s->act[(size_t)m * inner + unit * LANES + n] = silu(gate[m * LANES + n]) * up[m * LANES + n];
     }
+  phikit_tiles(NO_TILES);
   meet(team);
 }
 

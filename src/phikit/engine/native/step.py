@@ -51,7 +51,8 @@ class _Model(ctypes.Structure):
 
 class _Cache(ctypes.Structure):
     _fields_ = (
-        ("keys", ctypes.POINTER(ctypes.c_void_p)), ("values", ctypes.POINTER(ctypes.c_void_p)),
+        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in (
+            "keys", "values", "key_scales", "value_scales")),
         *((f"{name}_stride", ctypes.c_int64) for name in ("block", "head", "position")),
         ("block_size", ctypes.c_int32), ("table_width", ctypes.c_int32),
         ("table", ctypes.c_void_p),
@@ -60,17 +61,38 @@ class _Cache(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the keys and values of the tokens' sequences are, bfloat16.
+    """Where the keys and values of the tokens' sequences are.
 
     Attributes:
-        keys, values: for each layer [block, G, position in the block, K], all laid out alike, K
-            innermost.
+        layers: for each layer keys and values [block, G, position in the block, K] in bfloat16, all
+            laid out alike, K innermost; or the four tensors of a `pool8.Store8`.
+        size: positions of a block.
         table_MT: int32, the blocks of each token's sequence in order.
     """
 
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    layers: Sequence[tuple[Tensor, ...]]
+    size: int
     table_MT: Tensor
+
+    def cache(self) -> _Cache:
+        """
+        Raises:
+            PhikitError: they are not laid out so.
+        """
+        strides: tuple[int, ...] = (0, 0, 0)
+        if len(self.layers[0]) == 2:
+            first = self.layers[0][0]
+            if any(t.stride() != first.stride() for layer in self.layers for t in layer):
+                raise PhikitError("the layers' keys and values are not laid out alike")
+            if first.stride(3) != 1 or first.dtype != torch.bfloat16:
+                raise PhikitError("keys and values must be bfloat16, heads contiguous")
+            strides = first.stride()[:3]
+        pointers = ctypes.c_void_p * len(self.layers)
+        stores = [
+            pointers(*(t.data_ptr() for t in kind)) for kind in zip(*self.layers, strict=True)
+        ]
+        found = (*stores, None, None)[:4]
+        return _Cache(*found, *strides, self.size, self.table_MT.shape[1], self.table_MT.data_ptr())
 
 
 def obstacle(model: nn.Module, precision: torch.dtype = torch.bfloat16) -> str:
@@ -171,17 +193,9 @@ class DecodeStep:
         m = len(ids_M)
         if m > self.most_rows:
             raise PhikitError(f"{m} tokens in one step; at most {self.most_rows} fit")
-        table, first = pages.table_MT.contiguous(), pages.keys[0]
-        if any(t.stride() != first.stride() for t in (*pages.keys, *pages.values)):
-            raise PhikitError("the layers' keys and values are not laid out alike")
-        if first.stride(3) != 1 or first.dtype != torch.bfloat16 or table.dtype != torch.int32:
-            raise PhikitError("keys and values must be bfloat16, heads contiguous; tables int32")
-        pointers = ctypes.c_void_p * len(pages.keys)
-        cache = _Cache(
-            pointers(*(t.data_ptr() for t in pages.keys)),
-            pointers(*(t.data_ptr() for t in pages.values)),
-            *first.stride()[:3], first.shape[2], table.shape[1], table.data_ptr(),
-        )  # fmt: skip
+        if not pages.table_MT.is_contiguous() or pages.table_MT.dtype != torch.int32:
+            raise PhikitError("tables must be contiguous int32")
+        cache = pages.cache()
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
         cosine, sine = (t.float().contiguous() for t in rope)
         wanted = logits or not self._packed

@@ -75,10 +75,10 @@ static void square(const uint32_t *a, size_t a_row, const uint32_t *b, size_t b_
                    size_t c_row, int add) {
   float *low = c + 16 * c_row;
   if (add) {
-    _tile_loadd(0, c, 4 * c_row);
-    _tile_loadd(1, c + 16, 4 * c_row);
-    _tile_loadd(2, low, 4 * c_row);
-    _tile_loadd(3, low + 16, 4 * c_row);
+    TILE_LOAD(0, c, 4 * c_row);
+    TILE_LOAD(1, c + 16, 4 * c_row);
+    TILE_LOAD(2, low, 4 * c_row);
+    TILE_LOAD(3, low + 16, 4 * c_row);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -86,12 +86,12 @@ static void square(const uint32_t *a, size_t a_row, const uint32_t *b, size_t b_
     _tile_zero(3);
   }
   for (int i = 0; i < pairs; i += 16, a += 16, b += 16 * b_step) {
-    _tile_loadd(4, a, 4 * a_row);
-    _tile_loadd(6, b, 4 * b_step);
+    TILE_LOAD(4, a, 4 * a_row);
+    TILE_LOAD(6, b, 4 * b_step);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + 16, 4 * b_step);
+    TILE_LOAD(7, b + 16, 4 * b_step);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a + 16 * a_row, 4 * a_row);
+    TILE_LOAD(5, a + 16 * a_row, 4 * a_row);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }

@@ -83,15 +83,22 @@ def reference_logprobs(
 
 
 def stored_reference(
-    folder: Path, weights: Path, model: Decoder, pairs: Sequence[Pair], tokens: int, precision: str
+    folder: Path,
+    weights: Sequence[Path],
+    model: Decoder,
+    pairs: Sequence[Pair],
+    tokens: int,
+    precision: str,
 ) -> Tensor:
     """As `reference_logprobs`, computed once and kept in a file that names what it is of.
 
     Args:
-        weights: the file whose content is the model's.
+        weights: the files whose content is the model's.
     """
-    with weights.open("rb") as f:
-        digest = hashlib.file_digest(f, "blake2b")
+    digest = hashlib.blake2b()
+    for path in weights:
+        with path.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "blake2b").digest())
     digest.update("/".join([precision, *(p.id for p in pairs)]).encode())
     file = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"
     if not file.exists():
@@ -134,6 +141,7 @@ class Dpo:
             tokens=tokens,
             context=sum(m.forest.context for m in micros) / tokens,
             name="pairs " + ", ".join(self.pairs[i].id for i in chosen[:8]) + ", ...",
+            ids=lambda: [self.pairs[i].id for i in chosen],
         )
 
     def loss(self, model: Decoder, micro: PairBatch) -> Loss:

@@ -111,7 +111,9 @@ class Grpo:
         self.seed, self.reference, self.lanes = seed, reference, lanes
         self.verifier = ByName()
         self.engine = LocalEngine(
-            model, rollouts.max_batch, torch.bfloat16 if rollouts.precision == "bf16" else None
+            merged(model),
+            rollouts.max_batch,
+            torch.bfloat16 if rollouts.precision == "bf16" else None,
         )
         self.waiting: list[StepBatch[RolloutBatch]] = []
         self.accuracy: dict[int, float] = {}  # of each problem, when it was last asked
@@ -178,9 +180,12 @@ class Grpo:
         if self.rollouts.balance:
             kept = [balanced(g, stream) for g in kept]
         rows = [(g, i) for g in kept for i in range(len(g.rollouts))]
+        asked = tuple(s.id for s in samples)
         order = stream.permutation(len(rows)) if self.settings.updates > 1 else range(len(rows))
         shares = np.array_split(np.array(order, dtype=np.int64), self.settings.updates)
-        batches = [self._batch([rows[i] for i in share], temperature, step) for share in shares]
+        batches = [
+            self._batch([rows[i] for i in share], temperature, step, asked) for share in shares
+        ]
         batches[0].generated = sum(len(r.completion_ids) for g in made for r in g.rollouts)
         batches[0].metrics.update(self._metrics(made, kept, temperature))
         return batches
@@ -205,7 +210,7 @@ class Grpo:
         ]
 
     def _batch(
-        self, rows: list[tuple[Group, int]], temperature: float, step: int
+        self, rows: list[tuple[Group, int]], temperature: float, step: int, asked: tuple[str, ...]
     ) -> StepBatch[RolloutBatch]:
         sizes = [len(g.rollouts[i].prompt_ids) + len(g.rollouts[i].completion_ids) for g, i in rows]
         micros = [
@@ -219,6 +224,7 @@ class Grpo:
             tokens=tokens,
             context=sum(m.forest.context for m in micros) / max(1, tokens),
             name=f"rollouts of step {step + 1}",
+            ids=lambda: asked,
         )
 
     def _micro(self, rows: list[tuple[Group, int]], temperature: float) -> RolloutBatch:
@@ -241,8 +247,13 @@ class Grpo:
 
     @torch.no_grad()
     def _frozen(self, model: Decoder, forest: Forest, temperature: float) -> Tensor:
-        with autocast(model, self.precision):
-            return forest.logprobs(model, temperature).logprobs_N
+        was = model.training
+        model.eval()  # an adapter's dropout is of the update, not of the policy that drew
+        try:
+            with autocast(model, self.precision):
+                return forest.logprobs(model, temperature).logprobs_N
+        finally:
+            model.train(was)
 
     def _first(self, reference: Decoder, forest: Forest, temperature: float) -> Tensor:
         with without(reference):

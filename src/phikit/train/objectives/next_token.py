@@ -5,6 +5,7 @@ They differ only in which targets are trained on, which packing has already deci
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from phikit.data.pack import IGNORE, Batch, Batches
 from phikit.models.decoder import Decoder
+from phikit.train.adapters import head
 from phikit.train.attention import confined
 from phikit.train.loop import Loss, StepBatch
 from phikit.train.losses import cross_entropy, trained_rows
@@ -61,16 +63,21 @@ def without_padding(batch: Batch) -> Batch:
 
 @dataclass
 class NextToken:
-    """Cross entropy over the trained targets of packed rows, `microbatch` rows at once."""
+    """Cross entropy over the trained targets of packed rows, `microbatch` rows at once.
+
+    `names`: what the packed examples are called, by their numbers.
+    """
 
     batches: Batches
     microbatch: int = 0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    names: Callable[[int], str] = "example {}".format
 
     def draw(self, step: int) -> StepBatch[Batch]:
         before = self.batches.state()
         batch = next(self.batches)
+        rows = self.batches.taken
         used = batch.segments_BL != 0
         return StepBatch(
             micros=cut(batch, self.microbatch),
@@ -78,6 +85,7 @@ class NextToken:
             tokens=int(used.sum()),
             context=float((batch.positions_BL + 1)[used].double().mean()),
             name=f"{len(batch.ids_BL)} rows from row {before['row']} of epoch {before['epoch']}",
+            ids=lambda: [self.names(n) for n in self.batches.rows.examples(rows)],
         )
 
     def loss(self, model: Decoder, micro: Batch) -> Loss:
@@ -86,9 +94,7 @@ class NextToken:
             micro.ids_BL, micro.positions_BL, attend=confined(micro.segments_BL)
         )
         hidden_ND, targets_N = trained_rows(hidden_BLD, micro.targets_BL)
-        loss = cross_entropy(
-            hidden_ND, model.lm_head.weight, targets_N, self.label_smoothing, self.z_loss
-        )
+        loss = cross_entropy(*head(model, hidden_ND), targets_N, self.label_smoothing, self.z_loss)
         smoothed = self.label_smoothing or self.z_loss
         return Loss(loss.loss, {"nll": loss.nll} if smoothed else {})
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from phikit.models.decoder import Decoder
+from phikit.train.adapters import head
 from phikit.train.attention import confined
 from phikit.train.losses import TokenLogprobs, token_logprobs
 
@@ -63,7 +64,7 @@ class Forest:
         attend = confined(self.segments_1T, self.branches_1T)
         hidden_1TD = model.hidden(self.ids_1T, self.positions_1T, attend=attend)
         hidden_ND = hidden_1TD[0].index_select(0, self.reads_N)
-        return token_logprobs(hidden_ND, model.lm_head.weight, self.targets_N, temperature, entropy)
+        return token_logprobs(*head(model, hidden_ND), self.targets_N, temperature, entropy)
 
     def per_completion(self, values_N: Tensor) -> Tensor:
         """Sums over each completion's tokens [S]."""
