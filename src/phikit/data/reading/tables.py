@@ -16,7 +16,6 @@ from phikit.records import SCHEMAS, Document, iter_records
 
 HUGGING_FACE = "hf:"
 _ROWS = 256  # taken out of a table at once
-_ROW_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def read_parquet(file: File, settings: ReaderConfig) -> Iterator[Read]:
@@ -24,8 +23,7 @@ def read_parquet(file: File, settings: ReaderConfig) -> Iterator[Read]:
     try:
         with pq.ParquetFile(file.path, memory_map=False, pre_buffer=False) as table:
             if table.schema_arrow.names == SCHEMAS[Document].names:
-                groups = (file.part[0], file.part[1]) if file.part else None
-                yield from iter_records(file.path, Document, groups)
+                yield from _own(file)
                 return
             begin, end, first = file.part or (0, table.num_row_groups, 1)
             number = first - 1
@@ -37,6 +35,23 @@ def read_parquet(file: File, settings: ReaderConfig) -> Iterator[Read]:
         if isinstance(e, OSError) and e.errno is not None and not isinstance(e, pa.ArrowException):
             raise
         raise BrokenFile("not a whole Parquet file", str(e)) from e
+
+
+def _own(file: File) -> Iterator[Document]:
+    """Documents that phikit wrote, or that something else wrote under the same names.
+
+    Raises:
+        BrokenFile: it is damaged, or its columns do not hold what ours do.
+    """
+    groups = (file.part[0], file.part[1]) if file.part else None
+    try:
+        yield from iter_records(file.path, Document, groups)
+    except (ValueError, TypeError) as e:
+        raise BrokenFile("not the documents its columns name", f"{type(e).__name__}: {e}") from e
+    except PhikitError as e:
+        if isinstance(e.__cause__, pa.ArrowException):
+            raise BrokenFile("not a whole Parquet file", str(e.__cause__)) from e
+        raise
 
 
 def read_hugging_face(name: str, settings: ReaderConfig) -> Iterator[Read]:
@@ -79,5 +94,5 @@ def _document(row: Any, path: str, number: int, settings: ReaderConfig) -> Read:
     where = f"{path}:{number}"
     try:
         return row_document(row, path, where, settings)
-    except _ROW_ERRORS as e:
+    except ValueError as e:
         return Broken(where, "bad row", f"{type(e).__name__}: {e}")
