@@ -119,6 +119,24 @@ def test_personal_data_is_replaced_and_counted_and_examples_stay() -> None:
     assert dropped == "personal data: card, email, ip, key, phone"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4 of it", "pip install foo==1.2.3.4", "see section 3.1.4.1", "§ 8.8.4.4",
+        "Chrome/8.0.55.2 (X11)", "f(x)=+100 200 300", "y = +12 3456 78", "+3.14159 26535",
+        "+1234 567 890 = x", "git@github.com:some/thing.git", "std::a::b 2001::x",
+        'class="sk-estimator-doc-link-of-a-long-name"', "id 3111111111111117",
+    ],
+)  # fmt: skip
+def test_versions_sums_and_names_are_no_personal_data(text) -> None:
+    assert replace_personal(text) == (text, {})
+
+
+def test_shortened_addresses_are_found() -> None:
+    text = "from 2606:4700::1111, not from 2001:db8::1 or fe80::1"
+    assert replace_personal(text)[0] == "from <ip>, not from 2001:db8::1 or fe80::1"
+
+
 def test_licences_are_told_from_the_head_of_a_file() -> None:
     assert licence_of("// SPDX-License-Identifier: GPL-2.0 OR MIT\nint x;") == "GPL-2.0 OR MIT"
     mit = "# Permission is hereby granted, free of\n# charge, to any person"
