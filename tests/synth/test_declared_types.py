@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,27 @@ validators: {verifier: exact}
         ("answer: string}", "answer: sting}", "no type 'sting'(.|\n)*'string'"),
         ("verifier: exact", "verifier: exakt", "'exakt'(.|\n)*'exact'"),
         ("name: mine", "name: yours", "the type is named 'yours'"),
+        ("domain: tests", "share: -1\ndomain: tests", r"mine\.yaml:3: share: .*\(it is -1\)"),
+        ("domain: tests", "domain: a\ndomain: b", r"mine\.yaml:4: the key 'domain' is there twice"),
+        ("{{ draft.question }}", "{{ draft.qestion }}", r"yaml:10: .*'qestion'(.|\n)*'question'"),
+        ("about {{ seed }}.", "about {{ seed | shuffled }}.", r"yaml:6: .*'shuffled'"),
+        ("- name: draft", "- name: seed", r"yaml:5: the name 'seed' is taken"),
+        ("steps:", "vary: {tone: []}\nsteps:", r"yaml:4: vary\.tone: nothing to draw from"),
+        ("question: string", "question: {minLength: '3'}", r"yaml:7: .*minLength: '3' is no value"),
+        (
+            '  answer: "{{ draft.answer }}"\n',
+            "",
+            r"yaml:12: the verifier 'exact' needs result.answer",
+        ),
+        ("{verifier", "{min_words: 9, max_words: 5, verifier", r"yaml:13: min_words 9 is above"),
+        ("role: assistant", "role: user", r"yaml:11: the last message is the user's"),
+        (
+            OWN[OWN.index("  messages") :],
+            "  turns: draft.answers",
+            r"yaml:9: no reply has 'draft.answers'",
+        ),
+        (OWN[OWN.index("  messages") :], "  turns: draft.answer", r"yaml:9: .* is no list"),
+        ("purpose: A", "purpose: [A", r"mine\.yaml:3: not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -128,6 +150,26 @@ def test_a_wrong_file_is_named(old: str, new: str, message: str, tmp_path: Path)
     path.write_text(OWN.replace(old, new, 1))
     with pytest.raises(PhikitError, match=message):
         read_types(tmp_path)
+
+
+def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(OWN.replace("own", "öwn").encode("latin-1"))
+    with pytest.raises(PhikitError, match=r"mine\.yaml:2: not UTF-8"):
+        read_types(tmp_path)
+
+
+def test_a_text_that_is_cut_off_makes_no_sample() -> None:
+    class Cut(Obliging):
+        async def ask(self, request: Request) -> Outcome:
+            return replace(await super().ask(request), cut=True)
+
+    summary = TYPES["reading-summary"]
+    made = asyncio.run(make(summary, Cut(), Seed("d", WORDS), "s", 0))
+    assert (made.status, len(made.asked)) == ("rejected", 1)
+    assert made.reason == f"draft: cut off at {summary.steps[0].max_tokens} tokens"
+    judged = TYPES["algebra-equation"]  # whole JSON is whole
+    assert all(step.reply for step in judged.steps)
+    assert asyncio.run(make(judged, Cut(), Seed(), "s", 0)).status == "done"
 
 
 def test_ones_own_types_stand_beside_the_shipped(tmp_path: Path) -> None:
