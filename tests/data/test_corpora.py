@@ -39,6 +39,21 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path) -> None:
         (["data", "build", str(PAGES), "--out", "o", "--weight", "web"], "is no CLASS=NUMBER"),
         (["data", "build", str(PAGES), "--out", "o", "--set", "shard_byte=3"], "shard_bytes"),
         (["data", "build", str(PAGES), "--out", "o", "--tokenizer", str(PAGES)], "tokenizer.json"),
+        (["data", "build", str(PAGES), "--out", "o", "--tokens", "9"], "give its tokenizer"),
+        (["data", "build", str(PAGES), "--out", "o", "--weight", "web=1"], "give its tokenizer"),
+        (["data", "build", str(PAGES), "--out", "o", "--set", "dedup.bands=200"], "200 bands"),
+        (
+            [
+                "data",
+                "build",
+                str(PAGES),
+                "--out",
+                "o",
+                "--set",
+                "decontamination.partial_ratio=0.8",
+            ],
+            "partial_ratio 0.8 is above contaminated_ratio 0.5",
+        ),
     ]
     for words, expected in cases:
         words = [str(tmp_path / "o") if word == "o" else word for word in words]
