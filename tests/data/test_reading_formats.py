@@ -121,6 +121,24 @@ def test_a_hugging_face_data_set_is_streamed(tmp_path) -> None:
         list(read(ReaderConfig(root=f"hf:{tmp_path / 'absent'}")))
 
 
+def test_a_saved_data_set_names_its_splits_and_damage_is_told(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": [PROSE]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "two"))
+    rows.save_to_disk(str(tmp_path / "one"))
+
+    def texts(name: str) -> list:
+        return list(read(ReaderConfig(root=f"hf:{tmp_path}/{name}")))
+
+    assert len(texts("two::test")) == len(texts("one")) == 1
+    with pytest.raises(PhikitError, match=r"no split 'train'(.|\n)*it has test"):
+        texts("two")
+    with pytest.raises(PhikitError, match=r"no split 'test'(.|\n)*it has none"):
+        texts("one::test")
+    with pytest.raises(PhikitError, match="no such data set"):
+        list(read(ReaderConfig(root="hf:")))
+
+
 def response(
     address: str, body: bytes, kind: str = "text/html", status: str = "200 OK", encoding: str = ""
 ) -> bytes:

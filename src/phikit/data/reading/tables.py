@@ -74,20 +74,37 @@ def read_hugging_face(name: str, settings: ReaderConfig) -> Iterator[Read]:
         if (Path(path) / "dataset_info.json").exists() or (
             Path(path) / "dataset_dict.json"
         ).exists():
-            rows = datasets.load_from_disk(path)
-            if isinstance(rows, datasets.DatasetDict):
-                rows = rows[split or "train"]
+            rows = _split(datasets.load_from_disk(path), split, name)
         else:
             rows = datasets.load_dataset(
                 path, config or None, split=split or "train", streaming=True
             )
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, LookupError) as e:
         raise PhikitError(
             f"{HUGGING_FACE}{name}: no such data set ({type(e).__name__}: {str(e)[:300]})",
             "give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG:SPLIT, or hf:FOLDER",
         ) from e
-    for number, row in enumerate(rows, 1):
-        yield _document(row, f"{HUGGING_FACE}{name}", number, settings)
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield _document(row, f"{HUGGING_FACE}{name}", number, settings)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        raise PhikitError(
+            f"{HUGGING_FACE}{name}: after {number} rows: {type(e).__name__}: {str(e)[:300]}",
+            "if the data set is whole, run the same command again",
+        ) from e
+
+
+def _split(loaded: Any, split: str, name: str) -> Any:
+    """The rows of a saved data set that are meant: of several splits "train" if none is named."""
+    here = dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or ""): loaded}
+    wanted = split or ("train" if isinstance(loaded, dict) else next(iter(here)))
+    if wanted not in here:
+        raise PhikitError(
+            f"{HUGGING_FACE}{name}: has no split {wanted!r}",
+            f"it has {', '.join(filter(None, here)) or 'none'}: hf:FOLDER::SPLIT names one",
+        )
+    return here[wanted]
 
 
 def _document(row: Any, path: str, number: int, settings: ReaderConfig) -> Read:
