@@ -224,7 +224,7 @@ def test_the_commands(name: str, teacher: str, tmp_path: Path) -> None:
     assert name in listed and f"{len(TYPES)} types" in listed
     assert run(app, ["synth", "show", name]).output.startswith(f"name: {name}")
     (tmp_path / "seed.txt").write_text(WORDS * 8)
-    arguments = ["synth", "try", name, "--url", teacher, "--model", "m",
+    arguments = ["synth", "try", name, "--teacher", teacher, "--model", "m",
                  "--store", str(tmp_path / "r.jsonl")]  # fmt: skip
     if TYPES[name].seed != "none":
         assert "--seed-file" in str(run(app, arguments).output)
@@ -235,3 +235,24 @@ def test_the_commands(name: str, teacher: str, tmp_path: Path) -> None:
     assert paid == len(TYPES[name].steps)
     assert run(app, arguments).output == shown  # from the store: nothing is paid twice
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == paid
+
+
+def test_trying_says_what_is_wrong_and_shows_what_was_paid_for(
+    teacher: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        OWN.replace("answer: string}", "answer: strings}").replace(
+            "Answer: {{ draft.answer }}", "{{ draft.answer[7] }}"
+        ).replace("{{ seed }}", "it")
+    )  # fmt: skip
+    (tmp_path / "no-text").write_bytes(b"\xff\xfe\x00")
+
+    def say(name: str, teacher: str, *more: str) -> str:
+        words = ["synth", "try", name, "--teacher", teacher, "--model", "m", *more]
+        return str(CliRunner().invoke(app, [*words, "--store", str(tmp_path / "r")]).output)
+
+    shown = say("mine", teacher, "--types", str(tmp_path))
+    assert "=== step draft" in shown and "=== no sample: rejected: form:" in shown
+    unread = say("reading-summary", teacher, "--seed-file", str(tmp_path / "no-text"))
+    assert "no-text: no text in UTF-8" in unread
+    assert "no model 'nowhere' on this machine" in say("algebra-equation", "nowhere")
