@@ -146,6 +146,15 @@ def test_licences_are_told_from_the_head_of_a_file() -> None:
     assert licence_of(gpl) == "GPL-3.0"
     assert licence_of("x = 1") == ""
     assert allowed("GPL-2.0 OR MIT", PERMISSIVE) and not allowed("GPL-2.0 AND MIT", PERMISSIVE)
+    assert licence_of("// Licensed under the MIT license.") == "MIT"
+    both = "// SPDX-License-Identifier: MIT AND (GPL-3.0 OR LGPL-3.0) */"
+    assert licence_of(both) == "MIT AND (GPL-3.0 OR LGPL-3.0)"
+    assert allowed("mit", PERMISSIVE) and not allowed(licence_of(both), PERMISSIVE)
+    assert allowed("MIT AND (GPL-3.0 OR ISC)", PERMISSIVE)
+    assert allowed("GPL-2.0 OR MIT AND Apache-2.0 WITH LLVM-exception", PERMISSIVE)
+    for wrong in ("", "MIT AND", "(MIT", "MIT)", "OR MIT", "MIT Apache-2.0"):
+        assert not allowed(wrong, PERMISSIVE)
+    assert allowed("CC BY 4.0", ("CC BY 4.0",)) and not allowed("CC BY 4.0", PERMISSIVE)
     settings = FilteringConfig(code=("licence",))
     assert apply(document(mit, "code"), settings).licence == "MIT"
     assert apply(document(gpl, "code"), settings) == "licence: GPL-3.0"
