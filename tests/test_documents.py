@@ -127,14 +127,15 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch) -> None:
     config = chat_format(tokenizer).tokenizer_config()
     Tokenizer(tokenizer._fast, config).save(tmp_path / "smollm2")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("phikit.verify.base.VERIFIERS", {**VERIFIERS})
     names: dict[str, Any] = {}
     for block in re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     ):
         exec(block, names)
     assert names["logits"].shape == (1, len(names["prompt"].ids), 300)
-    polite, _ = names["get"]("polite").verify(
-        [(names["problem"], "Please."), (names["problem"], "")]
-    )
-    assert polite.passed
+    try:
+        item = names["problem"]
+        polite, rude = names["get"]("polite").verify([(item, "Please."), (item, "Now!")])
+    finally:
+        del VERIFIERS["polite"]
+    assert (polite.passed, rude.passed) == (True, False)

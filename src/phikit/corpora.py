@@ -77,15 +77,24 @@ def build(request: Request, say: Callable[[str], None]) -> str:
     """Builds a corpus; returns what to tell.
 
     Raises:
-        PhikitError: a path is not there, a weight is no CLASS=NUMBER, or as for `build`.
+        PhikitError: a path is not there, a weight is no CLASS=NUMBER, something is asked of a
+            mixture that is not made, or as for `build`.
     """
+    weights = tuple(_weight(w) for w in request.weights)
+    if (request.tokens or request.weights) and request.tokenizer is None:
+        raise PhikitError("tokens and weights are of a mixture", "give its tokenizer, too")
+    if request.weights and not request.tokens:
+        raise PhikitError(
+            "weights are parts of a number of tokens, and none is given",
+            "say how many, as tokens 50000000; without weights every document is taken once",
+        )
     job = building.Job(
         request.paths,
         from_settings(CorpusConfig, list(request.settings), "data build"),
         _file(request.items, "items.parquet"),
         _tokenizer(request.tokenizer),
         request.tokens,
-        tuple(_weight(w) for w in request.weights),
+        weights,
         request.seed,
     )
     workers: Workers

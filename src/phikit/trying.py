@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,32 @@ from phikit.files import explain_os_errors
 from phikit.records import Verdict
 from phikit.synth import declared_types
 from phikit.synth.declared_run import Made, candidate, make
-from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.remote_teacher import Endpoint
 from phikit.synth.replies import ReplyStore
 from phikit.synth.seeds import Seed, SeedConfig, documents_at, of_documents
+from phikit.synth.teachers import teacher_of
 from phikit.verify.base import get
 
-__all__ = ["Endpoint", "one"]
+
+@dataclass(frozen=True)
+class Chosen:
+    """A teacher; see `phikit.synth.teachers.HasTeacher`."""
+
+    local: str
+    teacher: Endpoint
+    batch: int = 1
+
+
+def chosen(teacher: str, model: str, key_file: str) -> Chosen:
+    """The teacher at an address, or a model on this machine."""
+    if "://" in teacher:
+        return Chosen("", Endpoint(url=teacher.rstrip("/"), model=model, key_file=key_file))
+    return Chosen(teacher, Endpoint())
 
 
 def one(
     name: str,
-    endpoint: Endpoint,
+    asked: Chosen,
     store: Path,
     seed_file: Path | None,
     index: int,
@@ -42,19 +58,25 @@ def one(
         found = of_documents(documents_at(seed_file), SeedConfig(), {"function"})
         seed = found.draw("function", name, "try", index)
     elif seed_file is not None:
-        with explain_os_errors(seed_file, "reading"):
-            seed = Seed(str(seed_file), seed_file.read_text(encoding="utf-8"))
-    made = asyncio.run(_make(kind, endpoint, store, seed, index))
-    return "\n".join(_shown(made, endpoint.model))
+        try:
+            with explain_os_errors(seed_file, "reading"):
+                seed = Seed(str(seed_file), seed_file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as e:
+            raise PhikitError(
+                f"{seed_file}: no text in UTF-8 ({e.reason})",
+                "phikit data read FILE --out DIR makes text of other files",
+            ) from e
+    made, teacher = asyncio.run(_make(kind, asked, store, seed, index))
+    return "\n".join(_shown(made, teacher))
 
 
 async def _make(
-    kind: declared_types.DeclaredType, endpoint: Endpoint, store: Path, seed: Seed, index: int
-) -> Made:
+    kind: declared_types.DeclaredType, asked: Chosen, store: Path, seed: Seed, index: int
+) -> tuple[Made, str]:
     kept = ReplyStore(store)
     try:
-        async with RemoteTeacher(endpoint, kept) as teacher:
-            return await make(kind, teacher, seed, "try", index)
+        async with teacher_of(asked, {}, kept, 0) as teacher:
+            return await make(kind, teacher, seed, "try", index), teacher.name
     finally:
         await kept.close()
 
@@ -70,7 +92,11 @@ def _shown(made: Made, teacher: str) -> Iterator[str]:
     if made.status != "done":
         yield f"=== no sample: {made.status}: {made.reason}"
         return
-    found = candidate(made, teacher)
+    try:
+        found = candidate(made, teacher)
+    except PhikitError as e:
+        yield f"=== no sample: rejected: form: {e.message}"
+        return
     verdicts = list(found.verdicts)
     if found.verifier:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from phikit.data.corpus.build import Job, build, documents
+from phikit.data.corpus.clean import address_key
 from phikit.data.corpus.config import CorpusConfig
 from phikit.data.corpus.units import Here, Processes, Unit
 from phikit.data.readers import ReaderConfig, read
@@ -121,6 +122,22 @@ def test_planted_copies_and_items_go_and_say_why(tmp_path, rows) -> None:
         if f"{row['url']}".startswith("https://b."):
             assert row["text"] in originals or row["text"] not in {d.text for d in altered}
     assert sum(n for r, n in report["rejected"].items() if r.endswith("duplicate")) > 20
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("http://www.a.example/x/?utm_source=b", "https://A.example/x#top", True),
+        ("http://a.example/?a=1&b=2&fbclid=z", "http://a.example?b=2&a=1", True),
+        ("http://a.example/?refid=1", "http://a.example/?refid=2", False),
+        ("http://a.example/thread.php?123", "http://a.example/thread.php?456", False),
+        ("http://a.example:8000/", "http://a.example:9000/", False),
+        ("http://a.example/#!/one", "http://a.example/#!/two", False),
+        ("http://a.example/One", "http://a.example/one", False),
+    ],
+)
+def test_what_of_an_address_counts(one, other, same) -> None:
+    assert (address_key(one) == address_key(other)) is same
 
 
 def test_of_one_address_the_longest_stays(tmp_path) -> None:

@@ -96,3 +96,24 @@ def test_pairs_are_compared_as_words_with_either_answer(tmp_path) -> None:
         run(tmp_path, **given)
     with pytest.raises(PhikitError, match="nothing to decontaminate"):
         run(tmp_path, items=given["items"])
+
+
+def test_a_question_too_short_for_ngrams_is_found_in_a_chat_that_answers_it(tmp_path) -> None:
+    short = tmp_path / "items"
+    write_records(short / "items.parquet", [ask("What is the capital of France?")], Sample)
+
+    def chat(question: str) -> Sample:
+        turns = [("user", question), ("assistant", "It is Paris.")]
+        return Sample(
+            kind="chat", source="synthetic",
+            messages=tuple({"role": role, "content": text} for role, text in turns),
+        )  # fmt: skip
+
+    asked = [chat("what is the capital of FRANCE"), chat("What is the capital of Peru?")]
+    given = stage(tmp_path, "samples", Sample, asked)
+    summary, ledger = run(tmp_path, items=short, samples=given)
+    assert read_records(tmp_path / "out" / "samples.parquet", Sample) == asked[1:]
+    assert summary["contaminated"] == 1
+    assert [(row["rule"], row["text"]) for row in ledger] == [
+        ("same words", "what is the capital of FRANCE")
+    ]

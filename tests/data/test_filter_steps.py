@@ -119,6 +119,24 @@ def test_personal_data_is_replaced_and_counted_and_examples_stay() -> None:
     assert dropped == "personal data: card, email, ip, key, phone"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4 of it", "pip install foo==1.2.3.4", "see section 3.1.4.1", "§ 8.8.4.4",
+        "Chrome/8.0.55.2 (X11)", "f(x)=+100 200 300", "y = +12 3456 78", "+3.14159 26535",
+        "+1234 567 890 = x", "git@github.com:some/thing.git", "std::a::b 2001::x",
+        'class="sk-estimator-doc-link-of-a-long-name"', "id 3111111111111117",
+    ],
+)  # fmt: skip
+def test_versions_sums_and_names_are_no_personal_data(text) -> None:
+    assert replace_personal(text) == (text, {})
+
+
+def test_shortened_addresses_are_found() -> None:
+    text = "from 2606:4700::1111, not from 2001:db8::1 or fe80::1"
+    assert replace_personal(text)[0] == "from <ip>, not from 2001:db8::1 or fe80::1"
+
+
 def test_licences_are_told_from_the_head_of_a_file() -> None:
     assert licence_of("// SPDX-License-Identifier: GPL-2.0 OR MIT\nint x;") == "GPL-2.0 OR MIT"
     mit = "# Permission is hereby granted, free of\n# charge, to any person"
@@ -128,6 +146,15 @@ def test_licences_are_told_from_the_head_of_a_file() -> None:
     assert licence_of(gpl) == "GPL-3.0"
     assert licence_of("x = 1") == ""
     assert allowed("GPL-2.0 OR MIT", PERMISSIVE) and not allowed("GPL-2.0 AND MIT", PERMISSIVE)
+    assert licence_of("// Licensed under the MIT license.") == "MIT"
+    both = "// SPDX-License-Identifier: MIT AND (GPL-3.0 OR LGPL-3.0) */"
+    assert licence_of(both) == "MIT AND (GPL-3.0 OR LGPL-3.0)"
+    assert allowed("mit", PERMISSIVE) and not allowed(licence_of(both), PERMISSIVE)
+    assert allowed("MIT AND (GPL-3.0 OR ISC)", PERMISSIVE)
+    assert allowed("GPL-2.0 OR MIT AND Apache-2.0 WITH LLVM-exception", PERMISSIVE)
+    for wrong in ("", "MIT AND", "(MIT", "MIT)", "OR MIT", "MIT Apache-2.0"):
+        assert not allowed(wrong, PERMISSIVE)
+    assert allowed("CC BY 4.0", ("CC BY 4.0",)) and not allowed("CC BY 4.0", PERMISSIVE)
     settings = FilteringConfig(code=("licence",))
     assert apply(document(mit, "code"), settings).licence == "MIT"
     assert apply(document(gpl, "code"), settings) == "licence: GPL-3.0"

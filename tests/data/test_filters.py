@@ -3,7 +3,7 @@ import random
 import pytest
 
 from phikit.data.filter_steps import FilteringConfig, apply
-from phikit.data.filters import FilterConfig, TrigramModel, outlier_limit
+from phikit.data.filters import FilterConfig, TrigramModel, handwritten, outlier_limit
 from phikit.records import Document
 
 PROSE = (
@@ -72,6 +72,12 @@ def test_ordinary_documents_pass() -> None:
 )  # fmt: skip
 def test_each_defect_has_its_reason(document: Document, reason: str) -> None:
     assert rejection(document) == reason
+
+
+def test_a_mark_of_generators_is_known() -> None:
+    code = "// @generated\n" + "int twice(int number) { return number + number; }\n" * 4
+    marked = Document(text=code, source="code", meta={"kind": "file"})
+    assert handwritten(marked, FilterConfig()) == "generated"
 
 
 def test_a_function_about_generated_things_is_not_generated() -> None:

@@ -75,3 +75,5 @@ def test_weights_are_normalised_and_nothing_is_missing_in_silence() -> None:
         normalised({"web": 1}, {"web": 5, "wep": 5})
     with pytest.raises(PhikitError, match="must be positive"):
         normalised({"web": 0}, {"web": 5})
+    with pytest.raises(PhikitError, match="positive"):
+        normalised({"web": float("nan")}, {"web": 5})

@@ -70,6 +70,7 @@ def test_real_text_gives_the_same_integers() -> None:
 
 def fold_whole(text: str) -> str:
     """`fold` with the text normalised as a whole."""
+    text = folding.revealed(text)
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
     return "".join(map(folding._fold, text))
 

@@ -1,9 +1,12 @@
 """Every kind of file, well formed and broken: what is broken is set aside and the rest is read."""
 
 import bz2
+import datetime
 import gzip
 import json
 import lzma
+import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phikit.data.readers import Broken, ReaderConfig, read
+from phikit.data.corpus.plan import read_shard, shards_of
+from phikit.data.readers import Broken, ReaderConfig, files, read
 from phikit.errors import PhikitError
 from phikit.records import Document, write_records
 
@@ -117,8 +121,29 @@ def test_a_hugging_face_data_set_is_streamed(tmp_path) -> None:
         list(read(ReaderConfig(root=f"hf:{tmp_path / 'absent'}")))
 
 
-def response(address: str, body: bytes, kind: str = "text/html", status: str = "200 OK") -> bytes:
-    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+def test_a_saved_data_set_names_its_splits_and_damage_is_told(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": [PROSE]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "two"))
+    rows.save_to_disk(str(tmp_path / "one"))
+
+    def texts(name: str) -> list:
+        return list(read(ReaderConfig(root=f"hf:{tmp_path}/{name}")))
+
+    assert len(texts("two::test")) == len(texts("one")) == 1
+    with pytest.raises(PhikitError, match=r"no split 'train'(.|\n)*it has test"):
+        texts("two")
+    with pytest.raises(PhikitError, match=r"no split 'test'(.|\n)*it has none"):
+        texts("one::test")
+    with pytest.raises(PhikitError, match="no such data set"):
+        list(read(ReaderConfig(root="hf:")))
+
+
+def response(
+    address: str, body: bytes, kind: str = "text/html", status: str = "200 OK", encoding: str = ""
+) -> bytes:
+    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n"
+    http += f"{encoding}\r\n\r\n" if encoding else f"Content-Length: {len(body)}\r\n\r\n"
     content = http.encode() + body
     head = (
         f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {address}\r\n"
@@ -234,3 +259,179 @@ def test_a_pdf_is_read_in_paragraphs_and_a_broken_one_costs_itself_alone(tmp_pat
     assert set(broken) == {"cut.pdf", "junk.pdf"}
     _, broken = documents(tmp_path, seconds_per_file=0.001)
     assert broken["paper.pdf"] == "takes too long"
+
+
+def test_links_to_nowhere_pipes_and_locked_files_cost_themselves_alone(
+    tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "good.txt").write_text(PROSE)
+    (tmp_path / "gone.txt").symlink_to("nothing")
+    (tmp_path / "circle.jsonl").symlink_to("circle.jsonl")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "locked.txt").write_text(PROSE)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda p, m: p.name != "locked.txt" and allowed(p, m))
+    kept, broken = documents(tmp_path)
+    assert [d.meta["path"] for d in kept] == ["good.txt"]
+    assert broken == {
+        "gone.txt": "a link that leads nowhere", "circle.jsonl": "a link that leads nowhere",
+        "pipe.txt": "no regular file", "locked.txt": "not allowed to read",
+    }  # fmt: skip
+    shards = shards_of(files([tmp_path]), 1000)
+    assert {entry["name"] for shard in shards for entry in shard} == {"good.txt", *broken}
+
+
+def test_a_line_too_large_costs_itself_alone_in_whole_files_and_in_parts(tmp_path) -> None:
+    rows = [{"text": PROSE}, {"text": "x" * 5000}, {"text": "after " + PROSE}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, broken = documents(tmp_path, max_file_bytes=2000)
+    assert [d.meta["name"] for d in kept] == ["rows.jsonl:1", "rows.jsonl:3"]
+    assert broken == {"rows.jsonl:2": "line too large"}
+    settings = ReaderConfig(max_file_bytes=2000)
+    parts = [
+        document
+        for shard in shards_of(files([tmp_path]), 100)
+        for document in read_shard(shard, settings)
+    ]
+    assert parts == list(read(ReaderConfig(root=str(tmp_path), max_file_bytes=2000)))
+
+
+def test_rows_say_what_they_lack_and_odd_fields_cost_no_text(tmp_path) -> None:
+    when = datetime.datetime(2020, 1, 2)
+    rows = [{"text": PROSE, "meta": {"when": when}}, {"text": None, "meta": {"when": when}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "dates.parquet")
+    pq.write_table(pa.table({"text": [PROSE.encode(), b"\xff"]}), tmp_path / "bytes.parquet")
+    pq.write_table(pa.table({"body": [PROSE]}), tmp_path / "other.parquet")
+    half = json.dumps({"text": PROSE, "title": "\ud800"})
+    (tmp_path / "odd.jsonl").write_text(half + '\n[1]\n{"text": "whole", "meta": "word"}\n')
+    found = list(read(ReaderConfig(root=str(tmp_path))))
+    kept = {d.meta["name"]: d for d in found if isinstance(d, Document)}
+    assert set(kept) == {"dates.parquet:1", "bytes.parquet:1", "odd.jsonl:3"}
+    assert kept["dates.parquet:1"].meta["when"] == str(when)
+    assert kept["odd.jsonl:3"].meta["meta"] == "word"
+    said = {b.name: b.excerpt for b in found if isinstance(b, Broken)}
+    assert "no field 'text' (text_field) among ['body']" in said["other.parquet:1"]
+    assert "holds no text but None" in said["dates.parquet:2"]
+    assert set(said) == {
+        "dates.parquet:2", "bytes.parquet:2", "other.parquet:1", "odd.jsonl:1", "odd.jsonl:2"
+    }  # fmt: skip
+
+
+def test_tables_that_only_look_like_ours_are_set_aside(tmp_path) -> None:
+    columns = ("id", "parents", "text", "source", "licence", "language", "meta")
+    pq.write_table(pa.table({c: ["no JSON"] for c in columns}), tmp_path / "text.parquet")
+    rows: dict[str, list] = {c: ["a"] for c in columns} | {"meta": [{"a": 1}]}
+    pq.write_table(pa.table(rows), tmp_path / "struct.parquet")
+    write_records(tmp_path / "ours.parquet", [Document(text=PROSE, source="web")], Document)
+    data = bytearray((tmp_path / "ours.parquet").read_bytes())
+    data[4:40] = bytes(36)
+    (tmp_path / "ours.parquet").write_bytes(data)
+    kept, broken = documents(tmp_path)
+    assert not kept
+    assert broken == {
+        "text.parquet": "not the documents its columns name",
+        "struct.parquet": "not the documents its columns name",
+        "ours.parquet": "not a whole Parquet file",
+    }
+
+
+def test_a_method_of_compression_that_is_unknown_costs_the_file_alone(tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "odd.docx", "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    data = bytearray((tmp_path / "odd.docx").read_bytes())
+    data[8] = data[data.find(b"PK\x01\x02") + 10] = 99
+    (tmp_path / "odd.docx").write_bytes(data)
+    assert documents(tmp_path)[1] == {"odd.docx": "compressed in an unknown way"}
+
+
+def test_warc_records_are_unpacked_as_their_headers_say(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    page = f"<html><body><p>{PROSE}</p></body></html>".encode()
+    chunked = b"%x\r\n" % len(page) + page + b"\r\n0\r\n\r\n"
+    bomb = gzip.compress(b"<html>" + b"x" * 3_000_000)
+    records = [
+        response("https://a.example/gzip", gzip.compress(page), encoding="Content-Encoding: gzip"),
+        response("https://a.example/chunked", chunked, encoding="Transfer-Encoding: chunked"),
+        response("https://a.example/liar", page, encoding="Content-Encoding: gzip"),
+        response("https://a.example/bomb", bomb, encoding="Content-Encoding: gzip"),
+        response("https://a.example/charset", page, "text/html; charset=nonsense"),
+        response("https://a.example/last", page),
+    ]
+    plain = b"".join(map(gzip.decompress, records))
+    (tmp_path / "crawl.warc.gz").write_bytes(b"".join(records))
+    (tmp_path / "crawl.warc.xz").write_bytes(lzma.compress(plain))
+    (tmp_path / "cut.warc").write_bytes(plain[:-100])
+    found = list(read(ReaderConfig(root=str(tmp_path), max_file_bytes=1_000_000)))
+    for name, last in (("crawl.warc.gz", True), ("crawl.warc.xz", True), ("cut.warc", False)):
+        kept = [d for d in found if isinstance(d, Document) and d.meta["path"] == name]
+        urls = [d.meta["url"].rpartition("/")[2] for d in kept]
+        assert urls == ["gzip", "chunked", "charset", *["last"] * last]
+        assert {d.text for d in kept} == {PROSE.strip()}
+        reasons = [b.reason for b in found if isinstance(b, Broken) and b.name.startswith(name)]
+        said = ["no HTTP, or not packed as its header says", "page too large"]
+        assert reasons == said + ["damaged or cut off"] * (not last)
+
+
+def book(path: Path, manifest: str, spine: str, files: dict[str, bytes]) -> None:
+    items = "".join(
+        f'<item id="{name}" href="{name}.xhtml" media-type="application/xhtml+xml"/>'
+        for name in manifest
+    )
+    order = "".join(f'<itemref idref="{name}"/>' for name in spine)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml",
+            '<container><rootfiles><rootfile full-path="b/c.opf"/></rootfiles></container>',
+        )
+        archive.writestr(
+            "b/c.opf",
+            '<package xmlns="http://www.idpf.org/2007/opf"><manifest>'
+            f"{items}</manifest>{f'<spine>{order}</spine>' if spine else ''}</package>",
+        )
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def test_books_without_order_with_holes_and_with_locks(tmp_path) -> None:
+    pytest.importorskip("lxml")
+    pages = {f"b/{n}.xhtml": f"<html><body><p>{n} {PROSE}</p></body></html>" for n in "ab"}
+    latin = '<?xml version="1.0" encoding="iso-8859-1"?><html><body><p>Größe</p></body></html>'
+    data = {name: page.encode() for name, page in pages.items()}
+    book(tmp_path / "1-order.epub", "ab", "ba", data)
+    book(tmp_path / "2-none.epub", "ab", "", data)
+    book(tmp_path / "3-hole.epub", "axb", "axb", data)
+    book(tmp_path / "4-latin.epub", "a", "a", {"b/a.xhtml": latin.encode("latin-1")})
+    lock = b'<e><CipherReference URI="b/a.xhtml"/></e>'
+    book(tmp_path / "5-lock.epub", "a", "a", {**data, "META-INF/encryption.xml": lock})
+    kept, broken = documents(tmp_path)
+    read_of = {(d.meta["path"][0], d.meta["chapter"]): d.text.split()[0] for d in kept}
+    assert read_of == {
+        ("1", 1): "b", ("1", 2): "a", ("2", 1): "a", ("2", 2): "b", ("3", 1): "a", ("3", 2): "b",
+        ("4", 1): "Größe",
+    }  # fmt: skip
+    assert broken == {
+        "3-hole.epub#b/x.xhtml": "chapter is missing", "5-lock.epub": "encrypted"
+    }  # fmt: skip
+
+
+def test_tex_and_word_keep_title_and_abstract_and_tex_its_declared_encoding(tmp_path) -> None:
+    pypandoc = pytest.importorskip("pypandoc")
+    source = (
+        r"\documentclass{article}\usepackage[latin1]{inputenc}\title{Über Maße}\begin{document}"
+        r"\maketitle\begin{abstract}In short.\end{abstract}At length.\end{document}"
+    )
+    (tmp_path / "paper.tex").write_bytes(source.encode("latin-1"))
+    subprocess.run(
+        [pypandoc.get_pandoc_path(), "-s", "-f", "latex", "-o", str(tmp_path / "paper.docx")],
+        input=source.encode(), check=True,
+    )  # fmt: skip
+    kept, broken = documents(tmp_path)
+    assert not broken
+    texts = {d.meta["kind"]: d.text for d in kept}
+    assert texts["tex"] == "# Über Maße\n\nIn short.\n\nAt length.\n"
+    assert texts["docx"].startswith("# Über Maße\n\n") and "In short." in texts["docx"]
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\begin{document}text \begin{align} a { b \end{document}"
+    )
+    broken_now = [b for b in read(ReaderConfig(root=str(tmp_path))) if isinstance(b, Broken)]
+    assert "Error at" in broken_now[0].excerpt and "expecting" in broken_now[0].excerpt

@@ -123,11 +123,59 @@ def test_a_thread_keeps_question_answers_and_comments_in_order() -> None:
     assert "Home" not in text
 
 
+def test_cells_that_span_stay_in_their_columns_and_lines_stay_lines() -> None:
+    text = page(
+        "<table><tr><th>City</th><th colspan=2>Of<br>note</th><th>Age</th></tr>"
+        "<tr><td rowspan=2>Rome</td><td>1</td><td><p>2</p><p>3</p></td><td>30</td></tr>"
+        "<tr><td>4</td><td>5</td><td>31</td></tr></table>"
+    )
+    assert (
+        "| City | Of note |  | Age |\n|---|---|---|---|\n"
+        "| Rome | 1 | 2 3 | 30 |\n| Rome | 4 | 5 | 31 |" in text
+    )
+    code = "```\na = 1\n  b\n```"
+    assert code in page("<pre>a = 1<br>  b</pre>")
+    assert code in page("<pre><code><div>a = 1</div><div>  b</div></code></pre>")
+    numbered = (
+        '<figure><table><tr><td class="gutter"><pre>1\n2</pre></td>'
+        '<td class="code"><pre>a = 1\n  b</pre></td></tr></table></figure>'
+    )
+    assert page(numbered).count("```") == 2 and code in page(numbered)
+
+
+def test_lists_and_figures_of_data_are_content_and_lists_of_links_are_not() -> None:
+    prose = "<p>" + "An ordinary sentence of this page, to be read at leisure. " * 5 + "</p>"
+    made = f"""<html><body>{prose}
+        <ul><li>200 g of flour</li><li>two eggs<ul><li>fresh ones</li></ul></li></ul>{prose}
+        <figure><table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>
+        <figcaption>What it says</figcaption></figure>
+        <ul><li><a href="/">Home</a></li><li><a href="/about">About us</a></li></ul>
+        </body></html>"""
+    text = page_text(made.encode())[0]
+    assert "  • 200 g of flour\n  • two eggs\n    • fresh ones" in text
+    assert "| a | b |\n|---|---|\n| 1 | 2 |" in text and "What it says" in text
+    assert "Home" not in text and "About us" not in text
+
+
+def test_what_scripts_have_drawn_is_not_said_twice() -> None:
+    drawn = (
+        'so <span class="MathJax_Preview">x2</span>'
+        '<span class="MathJax_CHTML"><span>x2</span></span>'
+        '<script type="math/tex">x^2</script> and <span class="MathJax_SVG"><svg></svg>'
+        "<span><math><mi>z</mi></math></span></span>"
+        '<script type="math/tex">z</script> in <m:math><m:mo>{</m:mo><m:mn>5</m:mn><m:mo>%</m:mo>'
+        "<m:mo>}</m:mo></m:math> ends"
+    )
+    assert r"so $x^2$ and $z$ in $\{5\%\}$ ends" in page(f"<p>{drawn}</p>")
+
+
 def test_encodings_are_taken_from_the_page() -> None:
     body = "<p>" + "Größe, Übermut und Maß. " * 20 + "</p>"
     declared = f'<html><head><meta charset="iso-8859-1"></head><body>{body}</body></html>'
     assert "Größe, Übermut" in page_text(declared.encode("latin-1"))[0]
     assert "Größe, Übermut" in page_text(f"<html><body>{body}</body></html>".encode())[0]
+    assert "Größe, Übermut" in page_text(declared.encode())[0]  # it says Latin-1, and is not
+    assert "Größe, Übermut" in page_text(declared.encode(), "no-such-encoding")[0]
 
 
 def test_pages_without_text_and_absurd_ones_are_refused_or_read() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,27 @@ validators: {verifier: exact}
         ("answer: string}", "answer: sting}", "no type 'sting'(.|\n)*'string'"),
         ("verifier: exact", "verifier: exakt", "'exakt'(.|\n)*'exact'"),
         ("name: mine", "name: yours", "the type is named 'yours'"),
+        ("domain: tests", "share: -1\ndomain: tests", r"mine\.yaml:3: share: .*\(it is -1\)"),
+        ("domain: tests", "domain: a\ndomain: b", r"mine\.yaml:4: the key 'domain' is there twice"),
+        ("{{ draft.question }}", "{{ draft.qestion }}", r"yaml:10: .*'qestion'(.|\n)*'question'"),
+        ("about {{ seed }}.", "about {{ seed | shuffled }}.", r"yaml:6: .*'shuffled'"),
+        ("- name: draft", "- name: seed", r"yaml:5: the name 'seed' is taken"),
+        ("steps:", "vary: {tone: []}\nsteps:", r"yaml:4: vary\.tone: nothing to draw from"),
+        ("question: string", "question: {minLength: '3'}", r"yaml:7: .*minLength: '3' is no value"),
+        (
+            '  answer: "{{ draft.answer }}"\n',
+            "",
+            r"yaml:12: the verifier 'exact' needs result.answer",
+        ),
+        ("{verifier", "{min_words: 9, max_words: 5, verifier", r"yaml:13: min_words 9 is above"),
+        ("role: assistant", "role: user", r"yaml:11: the last message is the user's"),
+        (
+            OWN[OWN.index("  messages") :],
+            "  turns: draft.answers",
+            r"yaml:9: no reply has 'draft.answers'",
+        ),
+        (OWN[OWN.index("  messages") :], "  turns: draft.answer", r"yaml:9: .* is no list"),
+        ("purpose: A", "purpose: [A", r"mine\.yaml:3: not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -128,6 +150,26 @@ def test_a_wrong_file_is_named(old: str, new: str, message: str, tmp_path: Path)
     path.write_text(OWN.replace(old, new, 1))
     with pytest.raises(PhikitError, match=message):
         read_types(tmp_path)
+
+
+def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(OWN.replace("own", "öwn").encode("latin-1"))
+    with pytest.raises(PhikitError, match=r"mine\.yaml:2: not UTF-8"):
+        read_types(tmp_path)
+
+
+def test_a_text_that_is_cut_off_makes_no_sample() -> None:
+    class Cut(Obliging):
+        async def ask(self, request: Request) -> Outcome:
+            return replace(await super().ask(request), cut=True)
+
+    summary = TYPES["reading-summary"]
+    made = asyncio.run(make(summary, Cut(), Seed("d", WORDS), "s", 0))
+    assert (made.status, len(made.asked)) == ("rejected", 1)
+    assert made.reason == f"draft: cut off at {summary.steps[0].max_tokens} tokens"
+    judged = TYPES["algebra-equation"]  # whole JSON is whole
+    assert all(step.reply for step in judged.steps)
+    assert asyncio.run(make(judged, Cut(), Seed(), "s", 0)).status == "done"
 
 
 def test_ones_own_types_stand_beside_the_shipped(tmp_path: Path) -> None:
@@ -182,7 +224,7 @@ def test_the_commands(name: str, teacher: str, tmp_path: Path) -> None:
     assert name in listed and f"{len(TYPES)} types" in listed
     assert run(app, ["synth", "show", name]).output.startswith(f"name: {name}")
     (tmp_path / "seed.txt").write_text(WORDS * 8)
-    arguments = ["synth", "try", name, "--url", teacher, "--model", "m",
+    arguments = ["synth", "try", name, "--teacher", teacher, "--model", "m",
                  "--store", str(tmp_path / "r.jsonl")]  # fmt: skip
     if TYPES[name].seed != "none":
         assert "--seed-file" in str(run(app, arguments).output)
@@ -193,3 +235,24 @@ def test_the_commands(name: str, teacher: str, tmp_path: Path) -> None:
     assert paid == len(TYPES[name].steps)
     assert run(app, arguments).output == shown  # from the store: nothing is paid twice
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == paid
+
+
+def test_trying_says_what_is_wrong_and_shows_what_was_paid_for(
+    teacher: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        OWN.replace("answer: string}", "answer: strings}").replace(
+            "Answer: {{ draft.answer }}", "{{ draft.answer[7] }}"
+        ).replace("{{ seed }}", "it")
+    )  # fmt: skip
+    (tmp_path / "no-text").write_bytes(b"\xff\xfe\x00")
+
+    def say(name: str, teacher: str, *more: str) -> str:
+        words = ["synth", "try", name, "--teacher", teacher, "--model", "m", *more]
+        return str(CliRunner().invoke(app, [*words, "--store", str(tmp_path / "r")]).output)
+
+    shown = say("mine", teacher, "--types", str(tmp_path))
+    assert "=== step draft" in shown and "=== no sample: rejected: form:" in shown
+    unread = say("reading-summary", teacher, "--seed-file", str(tmp_path / "no-text"))
+    assert "no-text: no text in UTF-8" in unread
+    assert "no model 'nowhere' on this machine" in say("algebra-equation", "nowhere")

@@ -55,6 +55,27 @@ def test_a_classifier_learns_what_can_be_learnt_and_says_so_when_it_cannot() -> 
         quality.fit(texts[:5], grades[:5], 3)
 
 
+def test_many_texts_are_learnt_from_as_few_are_and_without_holding_their_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quality, "FEATURES", 256)
+    texts = [d.text for d in mixed(256)]
+    grades = [float(i % 2) + (i % 7) / 10 for i in range(256)]
+    few = quality.fit(texts, grades, 1)
+    monkeypatch.setattr(quality, "_Dual", quality._Primal)
+    many = quality.fit(texts, grades, 1)
+    np.testing.assert_allclose(many.weights_F, few.weights_F, atol=2e-3)
+    assert many.bias == pytest.approx(few.bias, abs=2e-3)
+    assert many.threshold == pytest.approx(few.threshold, abs=2e-3)
+
+
+def test_other_scripts_have_words_too() -> None:
+    for text in ("Привет мир", "γειά σου κόσμε", "été à Nîmes", "你好世界"):
+        assert np.count_nonzero(quality.features([text])) >= 3
+    same = quality.features(["你好", "你 好"])
+    np.testing.assert_array_equal(same[0], same[1])
+
+
 def test_a_classifier_is_kept_and_read(tmp_path: Path) -> None:
     texts = [d.text for d in mixed(40)]
     made = quality.fit(texts, [float(i % 2) for i in range(40)], 1)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.remote_teacher import Endpoint, RemoteTeacher, completion
 from phikit.synth.replies import Outcome, ReplyStore, Request
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -185,6 +185,28 @@ def test_the_budget_is_never_exceeded_and_the_rest_is_unsent(
     assert tally["accepted"] + tally["unsent"] == 200
 
 
+def test_what_a_prompt_takes_is_estimated_with_the_form_it_asks_for(tmp_path: Path) -> None:
+    plain = Request(({"role": "user", "content": "x"},))
+    formed = Request(plain.messages, {**SCHEMA, "properties": {"n" * 3000: {"type": "integer"}}})
+    kana = Request(({"role": "user", "content": "かな" * 1000},))
+    teacher = RemoteTeacher(
+        Endpoint(url="http://127.0.0.1:1/v1", model="m"), ReplyStore(tmp_path / "r")
+    )
+    assert teacher.estimate(formed) > teacher.estimate(plain) + 900
+    assert teacher.estimate(kana) >= 2000
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"), [(None, (9, 1)), ({"completion_tokens": None, "prompt_tokens": 4}, (4, 1))]
+)
+def test_a_completion_without_counts_is_an_answer(usage: Any, tokens: tuple[int, int]) -> None:
+    choice = {"message": {"content": "yes"}, "finish_reason": "length"}
+    answer = completion({"choices": [choice], "usage": usage}, 9)
+    assert answer == ("yes", *tokens, True)
+    with pytest.raises(ValueError, match="no text"):
+        completion({"choices": [{"message": {"content": [{"type": "text"}]}}]}, 9)
+
+
 def test_equal_requests_at_the_same_time_are_one_call(server: Server, tmp_path: Path) -> None:
     outcomes, teacher = run(server, tmp_path / "r", requests(1) * 20)
     assert teacher.calls == 1 and len({o.request for o in outcomes}) == 1
@@ -201,7 +223,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_remote_teacher import requests
-from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
+from phikit.synth.remote_teacher import Endpoint, RemoteTeacher, completion
 from phikit.synth.replies import ReplyStore
 async def work():
     store = ReplyStore(Path({store!r}))

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_server import ChatServer
@@ -68,6 +69,25 @@ def test_what_a_batch_did_not_answer_is_asked_again(server: ChatServer, tmp_path
     outcomes = asyncio.run(ask(teacher, requests(40)))
     assert {o.status for o in outcomes} == {"accepted"}
     assert len(server.batches) > 1 and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("line", [b"null", b"5", b"[]", b"{", b'{"custom_id": {}}'])
+def test_a_batch_with_answers_that_are_none_fails_and_hangs_nobody(
+    line: bytes, server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = server._finish
+
+    def spoil(batch: dict[str, Any]) -> None:
+        finish(batch)
+        name = batch["output_file_id"]
+        server.files[name] = b"\n" + server.files[name].split(b"\n")[0] + b"\n" + line + b"\n"
+
+    monkeypatch.setattr(server, "_finish", spoil)
+    teacher = BatchTeacher(endpoint(server, tries=2), ReplyStore(tmp_path / "r"))
+    outcomes = asyncio.run(asyncio.wait_for(ask(teacher, requests(3)), 20))
+    assert sorted(o.status for o in outcomes) == ["accepted", "failed", "failed"]
+    assert len(server.batches) == 1  # what was paid for is not asked again
+    assert all("malformed" in o.reason for o in outcomes if o.status == "failed")
 
 
 @pytest.mark.parametrize("lost", ["after the id was written", "before it was"])

@@ -42,10 +42,16 @@ def show(name: _Name, types: _Types = None) -> None:
 
 def try_type(
     name: _Name,
-    url: Annotated[
-        str, typer.Option(metavar="URL", help="The teacher: an OpenAI-compatible .../v1 address.")
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            "--url",
+            metavar="URL|MODEL",
+            help="An OpenAI-compatible .../v1 address, or a model.",
+        ),
     ],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The teacher's model.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the URL.")] = "",
     seed_file: Annotated[
         Path | None, typer.Option("--seed-file", metavar="FILE", help="The text it starts from.")
     ] = None,
@@ -61,20 +67,13 @@ def try_type(
     """Write one sample, showing every prompt, reply and verdict.
 
     \b
-    phikit synth try school-word-problem --url http://127.0.0.1:8000/v1 --model smollm2
+    phikit synth try school-word-problem --teacher http://127.0.0.1:8000/v1 --model smollm2
+    phikit synth try reading-summary --teacher smollm2 --seed-file text.txt
     """
     from phikit import trying
 
-    print(
-        trying.one(
-            name,
-            trying.Endpoint(url=url, model=model, key_file=key_file),
-            store,
-            seed_file,
-            index,
-            types,
-        )
-    )
+    asked = trying.chosen(teacher, model, key_file)
+    print(trying.one(name, asked, store, seed_file, index, types))
 
 
 def run(

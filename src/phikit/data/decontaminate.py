@@ -211,6 +211,16 @@ class Decontaminator:
         """The contamination of a text, or None when it is clean."""
         return self._judge(text, hash_words([text]))
 
+    def same_words(self, texts: Sequence[str]) -> dict[int, Contamination]:
+        """What `check_all` finds of those texts that have the very same words as an item."""
+        result: dict[int, Contamination] = {}
+        for first, batch in _batches(texts):
+            found = hash_words(batch)
+            for number in np.flatnonzero(self._same(text_keys(found))).tolist():
+                if contamination := self._judge(batch[number], found.alone(number)):
+                    result[first + number] = contamination
+        return result
+
     def _judge(self, text: str, found: Words) -> Contamination | None:
         """`check` of a text whose words are known."""
         size = len(found.hashes)

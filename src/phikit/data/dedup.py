@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from rensa import RMinHash
 
 from phikit.data.ngrams import hash_words, text_keys, text_ngrams
@@ -36,6 +36,12 @@ class DedupConfig(Config):
         "candidates. With 14 bands of 8, pairs of similarity 0.75 are found with probability 0.77, "
         "of 0.85 with 0.99",
     )
+
+    @model_validator(mode="after")
+    def _bands_hold_hashes(self) -> DedupConfig:
+        if self.bands > self.hashes:
+            raise ValueError(f"{self.bands} bands cannot be cut from {self.hashes} hashes")
+        return self
 
 
 def signatures_of(

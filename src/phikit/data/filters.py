@@ -24,6 +24,7 @@ from phikit.stage import Config
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with", "is", "a", "in", "for"}
 _GENERATED = re.compile(
     r"(?i)\b(auto-?generated|generated (?:by|from|automatically)|do not (?:edit|modify))\b"
+    r"|@generated\b"
 )
 _COMMENT = re.compile(r"\s*(#|//|/?\*|\"\"\"|\'\'\')")
 _WORD = re.compile(r"\w+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from functools import cache
@@ -15,6 +16,10 @@ LOOK_ALIKES = str.maketrans(
     {
         **dict(zip("авгекмнорстухіјѕѵԁԛԝһ", "abrekmhopctyxijsvdqwh", strict=True)),  # Cyrillic
         **dict(zip("αβγεζηικνορτυχω", "abyeznikvoptuxw", strict=True)),  # Greek
+        **dict(zip("ӏѐґ", "leg", strict=True)),
+        **dict(zip("օսհցզո", "ouhgqn", strict=True)),  # Armenian
+        **dict(zip("ᎪᏴᏟᎠᎬᎻᎫᏦᏞᎷᎮᏚᎢᏤᎳᏃᎡᏀ", "abcdehjklmpstvwzrg", strict=True)),  # Cherokee
+        **dict(zip("ᴀʙᴄᴅᴇғɢʜɪᴊᴋʟᴍɴᴏᴘʀᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprtuvwyz", strict=True)),
         "ı": "i", "ł": "l", "ø": "o", "đ": "d", "ɑ": "a", "ɡ": "g",
     }
 )  # fmt: skip
@@ -26,12 +31,35 @@ _UNSPACED = re.compile(
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 
+# letters that are not drawn
+_INVISIBLE = "\u115f\u1160\u3164\uffa0"
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_ZERO_WIDTH = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")
+_WITH_ZERO_WIDTH = re.compile(r"\S*?[\u200b\u200c\u200d\u2060\ufeff]\S*")
+_LONGEST_WORD = 30  # letters; what is longer without its zero-width spaces is several words
+
+
+def revealed(text: str) -> str:
+    """A text without HTML's entities, and with spaces where zero-width ones part its words."""
+    if "&" in text:
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    if not text.isascii() and _ZERO_WIDTH.search(text):
+        text = _WITH_ZERO_WIDTH.sub(_parted, text)
+    return text
+
+
+def _parted(run: re.Match[str]) -> str:
+    visible = _ZERO_WIDTH.sub("", run[0])
+    return visible if len(visible) <= _LONGEST_WORD else _ZERO_WIDTH.sub(" ", run[0])
+
+
 def fold(text: str) -> str:
     """A text in which accents and look-alike letters are gone, and case where it is not ASCII's.
 
     All that is not ASCII and neither a letter nor a digit becomes a space; zero-width characters,
     soft hyphens and apostrophes vanish. Digits of all scripts become 0-9.
     """
+    text = revealed(text)
     if text.isascii():
         return text
     return _NOT_ASCII.sub(lambda run: run[0].translate(_FOLDING), text)
@@ -59,7 +87,7 @@ def _fold(char: str) -> str:
         return ""
     if category == "Nd":
         return str(unicodedata.digit(char))
-    if category[0] not in "LN" or not char.isalnum():
+    if category[0] not in "LN" or not char.isalnum() or char in _INVISIBLE:
         return " "
     return f" {char} " if _UNSPACED.fullmatch(char) else char.translate(LOOK_ALIKES)
 

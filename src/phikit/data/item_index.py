@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from phikit.data.ngram_work import Wanted
 from phikit.data.ngrams import Words, find_ngrams, text_ngrams
@@ -41,6 +41,15 @@ class DecontaminationConfig(Config):
         description="n-grams found in at least so many different items are allowed, too: they are "
         "the wording of the benchmark and tell no item from another. Never published",
     )
+
+    @model_validator(mode="after")
+    def _partial_is_less(self) -> DecontaminationConfig:
+        if self.partial_ratio > self.contaminated_ratio:
+            raise ValueError(
+                f"partial_ratio {self.partial_ratio} is above contaminated_ratio "
+                f"{self.contaminated_ratio}"
+            )
+        return self
 
 
 class ItemIndex:

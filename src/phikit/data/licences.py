@@ -6,8 +6,11 @@ import re
 
 _HEAD = 6000  # characters of a file in which its licence stands
 _SPDX = re.compile(
-    r"SPDX-License-Identifier:\s*\(?([A-Za-z0-9.+-]+(?:\s+(?:OR|AND|WITH)\s+[A-Za-z0-9.+-]+)*)"
+    r"SPDX-License-Identifier:[ \t]*"
+    r"((?:\([ \t]*)*[A-Z0-9.+-]+(?:[ \t()]+(?:OR|AND|WITH)[ \t()]+[A-Z0-9.+-]+)*[ \t]*\)*)",
+    re.IGNORECASE,
 )
+_PART = re.compile(r"[()]|[\w.+-]+")
 _SPACE = re.compile(r"[\s#/*;%-]+")
 # words that tell a licence, most telling first; all of one line must be there
 _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -25,6 +28,14 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("BSD-3-Clause", ("redistribution and use in source and binary forms", "neither the name")),
     ("BSD-2-Clause", ("redistribution and use in source and binary forms",)),
     ("CC0-1.0", ("cc0 1.0",)),
+    (
+        "Zlib",
+        (
+            "this software is provided 'as is', without any express or implied warranty",
+            "altered source versions must be plainly marked",
+        ),
+    ),
+    ("MIT", ("under the mit license",)),
     ("Unlicense", ("this is free and unencumbered software released into the public domain",)),
     ("Proprietary", ("all rights reserved", "confidential")),
 )
@@ -47,8 +58,43 @@ def licence_of(text: str) -> str:
 
 
 def allowed(licence: str, allow: tuple[str, ...]) -> bool:
-    """Whether a licence expression can be met with allowed licences alone."""
-    choices = re.split(r"\s+OR\s+", licence)
-    return any(
-        all(part.split(" WITH ")[0] in allow for part in re.split(r"\s+AND\s+", c)) for c in choices
-    )
+    """Whether a licence expression of SPDX can be met with allowed licences alone.
+
+    One that is no expression is met by nothing.
+    """
+    known = {name.lower() for name in allow}
+    if licence.lower() in known:  # whatever name it goes by
+        return True
+    parts = _PART.findall(licence)[::-1]  # the next one is at the end
+
+    def one() -> bool:
+        part = parts.pop()
+        if part == "(":
+            met = either()
+            if not parts or parts.pop() != ")":
+                raise ValueError("a bracket is not closed")
+            return met
+        if part.lower() in ("or", "and", "with", ")"):
+            raise ValueError(f"{part} is no licence")
+        if parts and parts[-1].lower() == "with":  # an exception only ever allows more
+            del parts[-2:]
+        return part.lower() in known
+
+    def both() -> bool:
+        met = one()
+        while parts and parts[-1].lower() == "and":
+            parts.pop()
+            met = one() and met
+        return met
+
+    def either() -> bool:
+        met = both()
+        while parts and parts[-1].lower() == "or":
+            parts.pop()
+            met = both() or met
+        return met
+
+    try:
+        return either() and not parts
+    except (ValueError, IndexError):
+        return False

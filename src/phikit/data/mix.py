@@ -8,6 +8,7 @@ stretch of the training data has the mixture's shares.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,8 +78,10 @@ def normalised(
             "give it a weight, 0 to leave it out",
         )
     total = sum(weights.values())
-    if total <= 0 or min(weights.values()) < 0:
-        raise PhikitError(f"the mixture's weights are {dict(weights)}: they must be positive")
+    if not (0 < total < math.inf) or min(weights.values()) < 0:
+        raise PhikitError(
+            f"the mixture's weights are {dict(weights)}: they must be positive numbers"
+        )
     return {s: w / total for s, w in sorted(weights.items()) if w > 0}
 
 

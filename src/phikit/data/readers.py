@@ -28,6 +28,7 @@ from phikit.data.reading.base import (
     Read,
     Reader,
     ReaderConfig,
+    check_readable,
     guarded,
     whole,
 )
@@ -125,6 +126,7 @@ def _reader(file: File) -> Reader | None:
     named = BY_SUFFIX.get(file.suffix)
     if named is None:
         return None
+    check_readable(file.path)
     with explain_os_errors(file.path, "reading"), file.open() as stream:
         head = stream.read(_HEAD)
     kind = _kind(file, head)

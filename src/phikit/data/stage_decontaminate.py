@@ -93,6 +93,7 @@ class _Kept:
     def __init__(self, path: Path, cls: type[R], text: Callable[[R], str]) -> None:
         self.path, self.cls, self.text = path, cls, text
         self.suspects: set[int] = set()
+        self.alone: dict[int, Contamination] = {}
         self.paraphrases: dict[int, Contamination] = {}
         self.read: Counter[str] = Counter()
         self.removed: Counter[str] = Counter()
@@ -103,6 +104,12 @@ class _Kept:
         """Notes which may share something with an item, and what is common among them."""
         for first, batch in self._batches():
             self.suspects.update(first + n for n in decontaminator.count(batch))
+        # a question too short for n-grams is told from what is said around it by standing alone
+        records = enumerate(iter_records(self.path, self.cls))
+        while some := list(islice(records, _AT_ONCE)):
+            said = [(n, m["content"]) for n, r in some for m in getattr(r, "messages", ())]
+            found = decontaminator.same_words([text for _, text in said])
+            self.alone.update({said[at][0]: hit for at, hit in found.items()})
 
     def compare(self, paraphrases: Paraphrases) -> None:
         """Notes which say what an item says."""
@@ -126,7 +133,7 @@ class _Kept:
                 self.read[kind] += 1
                 hit = decontaminator.check(self.text(record)) if number in self.suspects else None
                 if hit is None or hit.verdict == "partial":
-                    hit = self.paraphrases.get(number, hit)
+                    hit = self.alone.get(number, self.paraphrases.get(number, hit))
                 if hit is not None:
                     ledger.add(hit.row(record.id))
                     self.findings[hit.verdict] += 1

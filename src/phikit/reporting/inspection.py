@@ -17,7 +17,8 @@ from phikit.reporting.tables import Stored, Tables, stored
 from phikit.synth.seeds import documents_at
 
 _MEASURED = 2000  # texts whose tokens are counted
-_KEPT_OUT = ("rejected",)  # files of what did not come through
+# files of what did not come through, or is counted elsewhere
+_KEPT_OUT = ("rejected", "passed", "gathered")
 _FILES = "read_parquet(?, filename = true, union_by_name = true)"
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from phikit.errors import PhikitError
 from phikit.records import SCHEMAS, Document, Pair, Record, Rollout, Sample, Score
+from phikit.reporting.builds import KEPT, PASSED, step_of
 
 _KINDS: tuple[type[Record], ...] = (Document, Sample, Rollout, Pair, Score)
 _STAGE = re.compile(r"\d{2,}-(.+)")
@@ -29,7 +30,16 @@ class Stored:
 
     @property
     def role(self) -> str:
-        """What the file is among its stage's: "samples", "rejected", "documents", ..."""
+        """What the file is among its stage's: "samples", "rejected", "documents", ...
+
+        Of a corpus's steps "passed" is what the filters let through, and "gathered" what the
+        corpus's stage has in one file as well.
+        """
+        step = step_of(self.path)
+        if step == PASSED:
+            return "passed"
+        if step == KEPT and (self.path.parents[3] / "documents.parquet").exists():
+            return "gathered"
         return self.path.stem
 
 

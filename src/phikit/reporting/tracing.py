@@ -16,6 +16,7 @@ from typing import Any
 from phikit.errors import PhikitError
 from phikit.ledger import STAGE_FOLDER
 from phikit.records import Document, Sample
+from phikit.reporting.builds import followed, step_of
 from phikit.reporting.corpora import lines
 from phikit.reporting.run_dir import Done, Run
 from phikit.reporting.shards import Place, places
@@ -146,6 +147,8 @@ class _Trace:
             made.rows = [*made.rows, *((str(i), str(of), str(path)) for i, of, path in found)]
         yield made
         stages = Section("What it went into", "", ("stage", "verb", "made", "how it is known"))
+        if step_of(file.path):
+            stages.rows = list(followed(file.path, row["id"]))
         for root in self._runs():
             stages.rows = [*stages.rows, *self._consumers(root, file, row)]
         yield stages
@@ -167,6 +170,11 @@ class _Trace:
             (s for s in run.stages if s.folder.resolve() in file.path.resolve().parents), None
         )
         if home is None or file.role == "rejected":
+            return
+        whole = next(
+            (f for f in self.files if f.stage == home.name and f.role == "documents"), None
+        )
+        if file.role == "passed" and whole is not None and not self._holds(whole, row["id"]):
             return
         dropped = self._dropped(run, home, row["id"])
         for stage in run.consumers(home.name):

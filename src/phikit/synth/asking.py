@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from phikit.errors import PhikitError
 from phikit.records import Sample, Verdict, read_records, write_records
@@ -244,6 +244,12 @@ class DifficultyConfig(AskingConfig):
 
     low: float = Field(default=0.2, ge=0, le=1)
     high: float = Field(default=0.8, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DifficultyConfig:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}: nothing is between them")
+        return self
 
 
 def run_difficulty(

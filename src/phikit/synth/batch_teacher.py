@@ -45,7 +45,13 @@ class BatchTeacher(StoredTeacher):
         for row in list(self._journal.rows):
             if "ids" not in row or all(map(self._stored, row["ids"])):
                 continue
-            name = names.get(row["digest"]) or await self._find(row["digest"])
+            try:
+                name = names.get(row["digest"]) or await self._find(row["digest"])
+            except (Again, NoAnswer) as e:
+                raise PhikitError(
+                    f"cannot find out what became of an earlier batch: {e}",
+                    "run the same command again when the endpoint answers",
+                ) from e
             if name is not None:
                 for one in row["ids"]:
                     self._futures[one] = self._future()
@@ -118,7 +124,7 @@ class BatchTeacher(StoredTeacher):
             self.calls += len(names)
             name = await self._create(data, digest)
             await asyncio.to_thread(self._journal.append, {"digest": digest, "batch": name})
-        except (Again, NoAnswer, PhikitError) as e:
+        except (Again, NoAnswer, PhikitError, LookupError) as e:
             self._give_up(names, e)
             return
         await self._read(name, names)
@@ -160,20 +166,23 @@ class BatchTeacher(StoredTeacher):
                 if batch.get(role):
                     answer = await self._call(f"/files/{batch[role]}/content", method="GET")
                     for line in answer.body.splitlines():
-                        self._settle(json.loads(line))
+                        if line.strip():
+                            self._settle(json.loads(line))
             self._give_up(ids, Again(f"the batch {batch['status']} without an answer"))
-        except (Again, NoAnswer, ValueError, KeyError) as e:
+        except (Again, NoAnswer) as e:
             self._give_up(ids, e)
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            self._give_up(ids, NoAnswer(f"batch {name}: its answers are malformed ({e})"))
 
     def _settle(self, row: Mapping[str, Any]) -> None:
         future = self._futures.get(row["custom_id"])
         if future is None or future.done():
             return
         response = row.get("response") or {}
-        status = response.get("status_code", 0)
+        status = response.get("status_code") or 0
         try:
             if status == 200:
-                future.set_result(completion(response["body"], 0))
+                future.set_result(completion(response.get("body"), 0))
             elif status in (408, 409, 425, 429) or status >= 500 or not status:
                 future.set_exception(Again(f"status {status}"))
             else:
@@ -214,8 +223,8 @@ class BatchTeacher(StoredTeacher):
                 refuse(answer)
                 return answer
             except (Broken, TimeoutError) as error:
-                reason = f"no answer: {str(error) or 'time-out'}"
+                reason, asked = f"no answer: {str(error) or 'time-out'}", None
             except Again as again:
-                reason = again.reason
-            await asyncio.sleep(min(e.longest_pause, e.pause * 2**number))
+                reason, asked = again.reason, again.pause
+            await asyncio.sleep(min(e.longest_pause, max(e.pause * 2**number, asked or 0)))
         raise NoAnswer(f"{path}: {reason} ({e.tries} tries)")

@@ -72,6 +72,10 @@ async def make(
         if outcome.status != "accepted":
             made.status, made.reason = outcome.status, f"{step.name}: {outcome.reason}"
             return made
+        if outcome.cut and not step.reply:
+            made.status = "rejected"
+            made.reason = f"{step.name}: cut off at {request.max_tokens} tokens"
+            return made
         made.values[step.name] = outcome.value
     return made
 

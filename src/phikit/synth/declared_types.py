@@ -8,13 +8,13 @@ earlier steps by their names (`draft.question`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
@@ -27,6 +27,10 @@ from phikit.verify.base import BUILT_IN
 
 SHIPPED = Path(__file__).parent / "declared"
 _SHORT = ("string", "integer", "number", "boolean")  # a field's type in one word
+# verifiers that compare with an answer
+_WITH_GOLD = ("math", "number", "choice", "exact", "code")
+# what a template may name: of a step's structured reply its fields, of all else None
+Known = dict[str, set[str] | None]
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
 )
@@ -139,13 +143,20 @@ def read_type(path: Path) -> DeclaredType:
         PhikitError: names file, line and key, and the nearest right key.
     """
     with explain_os_errors(path, "reading"):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
+        text = raw.decode("utf-8")
         node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except UnicodeDecodeError as e:
+        line = raw[: e.start].count(b"\n") + 1
+        raise PhikitError(f"{path}:{line}: not UTF-8 ({e.reason})", "save it as UTF-8") from e
     except yaml.YAMLError as e:
-        raise PhikitError(f"{path}: not valid YAML: {e}") from e
+        mark = getattr(e, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise PhikitError(f"{place}: not valid YAML: {e}") from e
     if not isinstance(data, dict):
         raise PhikitError(f"{path}: not a mapping", "it begins with the line `name: ...`")
+    _check_keys(node, path)
     try:
         made = DeclaredType.model_validate(data)
     except ValidationError as e:
@@ -156,9 +167,31 @@ def read_type(path: Path) -> DeclaredType:
             known = _keys_at(first["loc"][:-1])
             hint = did_you_mean(str(first["loc"][-1]), known)
             raise PhikitError(f"{place}: no such key", hint) from e
-        raise PhikitError(f"{place}: {first['msg']}") from e
+        given = first["input"]
+        shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
+        raise PhikitError(f"{place}: {first['msg']}{shown}") from e
     _check(made, path, node)
     return made
+
+
+def _check_keys(root: Any, path: Path) -> None:
+    """That no mapping has a key twice: YAML would take the last and say nothing."""
+    left, met = [root], set()  # an alias is the same node again
+    while left:
+        node = left.pop()
+        if id(node) in met:
+            continue
+        met.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    at = f"{path}:{key.start_mark.line + 1}"
+                    raise PhikitError(f"{at}: the key {key.value!r} is there twice")
+                seen.add(key.value)
+                left.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> Iterable[str]:
@@ -189,45 +222,97 @@ def _line(node: Any, loc: Iterable[Any]) -> int:
 
 
 def _check(made: DeclaredType, path: Path, node: Any) -> None:
-    """That templates parse and use only names that exist by then."""
-    known = {"seed", "tests", *made.vary}
+    """That templates parse and use only names and fields that exist by then."""
+
+    def at(*loc: Any) -> str:
+        return f"{path}:{_line(node, loc)}"
+
+    known: Known = {"seed": None, "tests": None}
+    for name, entries in made.vary.items():
+        _check_new(name, known, at("vary", name))
+        if not entries:
+            raise PhikitError(f"{at('vary', name)}: vary.{name}: nothing to draw from")
+        known[name] = None
     for i, step in enumerate(made.steps):
-        at = f"{path}:{_line(node, ('steps', i))}"
-        for source in (step.role, step.prompt):
-            _check_template(source, known, at)
+        for key in ("role", "prompt"):
+            _check_template(getattr(step, key), known, at("steps", i, key))
         for name, kind in step.reply.items():
+            where = at("steps", i, "reply", name)
+            if not name.isidentifier():
+                raise PhikitError(f"{where}: reply: {name!r} is no name for a field")
             if isinstance(kind, str) and kind not in (*_SHORT, "strings"):
                 hint = did_you_mean(kind, (*_SHORT, "strings"))
-                raise PhikitError(f"{at}: reply.{name}: no type {kind!r}", hint)
-        if step.schema_of_reply:
-            check_schema(step.schema_of_reply, f"{at}: reply")
-        known.add(step.name)
-    at = f"{path}:{_line(node, ('result',))}"
-    result, validators = made.result, made.validators
-    if sum(map(bool, (result.messages, result.turns, result.text))) != 1:
-        raise PhikitError(f"{at}: result needs exactly one of messages, turns and text")
-    turns = f"{{{{ {result.turns} }}}}" if result.turns else ""
-    for source in (*(t.content for t in result.messages), result.text, result.answer, turns):
-        _check_template(source, known, at)
-    at = f"{path}:{_line(node, ('validators',))}"
-    for source in (validators.confirm, *validators.require):
-        _check_template(source, known, at)
-    if validators.verifier and validators.verifier not in BUILT_IN:
+                raise PhikitError(f"{where}: reply.{name}: no type {kind!r}", hint)
+            check_schema(_field(kind), f"{where}: reply.{name}")
+        _check_new(step.name, known, at("steps", i, "name"))
+        known[step.name] = set(step.reply) or None
+    _check_result(made, known, at)
+    rules = made.validators
+    for key, source in (("confirm", rules.confirm), *(("require", r) for r in rules.require)):
+        _check_template(source, known, at("validators", key))
+    where = at("validators", "verifier")
+    if rules.verifier and rules.verifier not in BUILT_IN:
         raise PhikitError(
-            f"{at}: no verifier {validators.verifier!r}",
-            did_you_mean(validators.verifier, BUILT_IN),
+            f"{where}: no verifier {rules.verifier!r}", did_you_mean(rules.verifier, BUILT_IN)
         )
-    if validators.grounded and made.seed == "none":
-        raise PhikitError(f"{at}: grounded needs a seed")
+    if rules.verifier in _WITH_GOLD and not made.result.answer:
+        raise PhikitError(f"{where}: the verifier {rules.verifier!r} needs result.answer")
+    if rules.confirm and not rules.verifier:
+        raise PhikitError(f"{at('validators', 'confirm')}: confirm needs a verifier")
+    if rules.min_words > rules.max_words:
+        raise PhikitError(
+            f"{at('validators', 'min_words')}: min_words {rules.min_words} is above max_words "
+            f"{rules.max_words}"
+        )
+    if rules.grounded and made.seed == "none":
+        raise PhikitError(f"{at('validators', 'grounded')}: grounded needs a seed")
 
 
-def _check_template(source: str, known: set[str], at: str) -> None:
+def _check_result(made: DeclaredType, known: Known, at: Callable[..., str]) -> None:
+    result = made.result
+    if sum(map(bool, (result.messages, result.turns, result.text))) != 1:
+        raise PhikitError(f"{at('result')}: result needs exactly one of messages, turns and text")
+    if result.messages and result.messages[-1].role != "assistant":
+        place = at("result", "messages", len(result.messages) - 1)
+        raise PhikitError(f"{place}: the last message is the {result.messages[-1].role}'s")
+    for i, turn in enumerate(result.messages):
+        _check_template(turn.content, known, at("result", "messages", i, "content"))
+    for key in ("text", "answer"):
+        _check_template(getattr(result, key), known, at("result", key))
+    if result.turns:
+        step, _, name = result.turns.partition(".")
+        kinds = {s.name: s.reply for s in made.steps}
+        if name not in kinds.get(step, {}):
+            there = [f"{s}.{field}" for s, reply in kinds.items() for field in reply]
+            raise PhikitError(
+                f"{at('result', 'turns')}: no reply has {result.turns!r}",
+                did_you_mean(result.turns, there),
+            )
+        if _field(kinds[step][name]).get("type") != "array":
+            raise PhikitError(f"{at('result', 'turns')}: {result.turns} is no list of strings")
+
+
+def _check_new(name: str, known: Known, at: str) -> None:
+    if name in known:
+        raise PhikitError(f"{at}: the name {name!r} is taken", "choose another")
+
+
+def _check_template(source: str, known: Known, at: str) -> None:
     try:
-        used = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+        parsed = _ENVIRONMENT.parse(source)
+        _ENVIRONMENT.compile(source)  # knows filters and tests
     except TemplateSyntaxError as e:
         raise PhikitError(f"{at}: in a template: {e.message}") from e
-    for name in sorted(used - known):
+    for name in sorted(meta.find_undeclared_variables(parsed) - known.keys()):
         raise PhikitError(f"{at}: {name!r} is not known here", did_you_mean(name, known))
+    for used in parsed.find_all(nodes.Getattr):
+        name = used.node.name if isinstance(used.node, nodes.Name) else ""
+        fields = known.get(name)
+        if fields and used.attr not in fields:
+            raise PhikitError(
+                f"{at}: the reply {name!r} has no field {used.attr!r}",
+                did_you_mean(used.attr, fields),
+            )
 
 
 def read_types(folder: Path | None = None) -> dict[str, DeclaredType]:

@@ -146,6 +146,7 @@ class LocalTeacher(StoredTeacher):
                 self.read(rollout.completion_ids),
                 len(rollout.prompt_ids),
                 len(rollout.completion_ids),
+                rollout.finish == "length",
             )
             loop.call_soon_threadsafe(_settle, batch[done.request][1], answer)
 

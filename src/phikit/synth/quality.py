@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from phikit.errors import PhikitError
 
 FEATURES = 1 << 13
-_WORD = re.compile(r"[A-Za-z]+|\d+|[^\w\s]")
+# where words are not parted by spaces, every character is one
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W\d_])+|\d+|[^\w\s]")
+_TOGETHER = 512  # texts whose features are held at once
 _LONGEST = 4000  # characters of a text that are looked at
 _STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
-# Legend: N texts, F features
+# Legend: N texts, F features, S strengths of the ridge
 Floats = NDArray[np.float32]
 
 
@@ -42,6 +45,12 @@ def features(texts: Sequence[str]) -> Floats:
     return x_NF
 
 
+def _products(texts: Sequence[str], weights_FS: Floats, together: int = _TOGETHER) -> Floats:
+    """(N, S): features of texts times several weights."""
+    parts = [features(texts[i : i + together]) @ weights_FS for i in range(0, len(texts), together)]
+    return np.concatenate([np.zeros((0, weights_FS.shape[1]), np.float32), *parts])
+
+
 @dataclass(frozen=True)
 class Classifier:
     """weights (F,), bias, and from which predicted grade on a text counts as good."""
@@ -50,13 +59,9 @@ class Classifier:
     bias: float
     threshold: float
 
-    def scores(self, texts: Sequence[str], together: int = 512) -> Floats:
+    def scores(self, texts: Sequence[str], together: int = _TOGETHER) -> Floats:
         """Predicted grades, in the order of the texts."""
-        parts = [
-            features(texts[i : i + together]) @ self.weights_F + self.bias
-            for i in range(0, len(texts), together)
-        ]
-        return np.concatenate([np.zeros(0, np.float32), *parts])
+        return _products(texts, self.weights_F[:, None], together)[:, 0] + self.bias
 
     def save(self, path: Path) -> None:
         np.savez(path, weights=self.weights_F, numbers=np.array([self.bias, self.threshold]))
@@ -88,19 +93,72 @@ def fit(texts: Sequence[str], grades: Sequence[float], good: float) -> Classifie
         raise PhikitError(
             f"{len(texts)} annotated texts are too few to learn from", "annotate more"
         )
-    x_NF, y_N = features(texts), np.asarray(grades, np.float32)
+    y_N = np.asarray(grades, np.float32)
     held = np.arange(len(texts)) % 5 == 4
-    kept = {s: _ridge(x_NF[~held], y_N[~held], s) for s in _STRENGTHS}
-    errors = {
-        s: float(np.mean((x_NF[held] @ w + b - y_N[held]) ** 2)) for s, (w, b) in kept.items()
-    }
-    best = min(errors, key=lambda s: (errors[s], s))
-    weights_F, bias = kept[best]
-    guessed = np.sort(x_NF[held] @ weights_F + bias)[::-1]
+    ridge = _Dual(texts, y_N, held) if len(texts) <= FEATURES else _Primal(texts, y_N, held)
+    kept = {s: ridge.fitted(s) for s in _STRENGTHS}
+    # predictions for the part that is held out, of all strengths in one pass
+    some = [text for text, out in zip(texts, held, strict=True) if out]
+    weights_FS = np.stack([weights_F for weights_F, _ in kept.values()], axis=1)
+    guesses = _products(some, weights_FS) + np.array([bias for _, bias in kept.values()])
+    errors = ((guesses - y_N[held, None]) ** 2).mean(0)
+    best = int(np.argmin(errors))
+    guessed = np.sort(guesses[:, best])[::-1]
     count = int((y_N[held] >= good).sum())
     threshold = float(guessed[min(max(count, 1), len(guessed)) - 1])
-    weights_F, bias = _ridge(x_NF, y_N, best)
+    weights_F, bias = ridge.fitted(_STRENGTHS[best], whole=True)
     return Classifier(weights_F, bias, threshold)
+
+
+class _Dual:
+    """Ridge regression of few texts: with as many unknowns as there are."""
+
+    def __init__(self, texts: Sequence[str], y_N: Floats, held: NDArray[np.bool_]) -> None:
+        self.x_NF, self.y_N, self.held = features(texts), y_N, held
+
+    def fitted(self, strength: float, whole: bool = False) -> tuple[Floats, float]:
+        """weights (F,) and bias, learnt from all texts or from those that are not held out."""
+        if whole:
+            return _ridge(self.x_NF, self.y_N, strength)
+        return _ridge(self.x_NF[~self.held], self.y_N[~self.held], strength)
+
+
+class _Primal:
+    """The same of any number of texts: of their features no more is kept than sums of products."""
+
+    def __init__(self, texts: Sequence[str], y_N: Floats, held: NDArray[np.bool_]) -> None:
+        self.sums = [_Sums(), _Sums()]  # of what is not held out, and of what is
+        for out, sums in enumerate(self.sums):
+            at = np.flatnonzero(held == out)
+            for begin in range(0, len(at), _TOGETHER):
+                these = at[begin : begin + _TOGETHER].tolist()
+                sums.add(features([texts[i] for i in these]), y_N[these])
+
+    def fitted(self, strength: float, whole: bool = False) -> tuple[Floats, float]:
+        """As of `_Dual`."""
+        parts = self.sums if whole else self.sums[:1]
+        count = sum(s.count for s in parts)
+        mean_F = np.sum([s.x_F for s in parts], axis=0) / count
+        mean = float(sum(s.y for s in parts) / count)
+        gram_FF = sum(s.xx_FF for s in parts) - count * np.outer(mean_F, mean_F)
+        gram_FF[np.diag_indices(FEATURES)] += strength
+        moment_F = np.sum([s.xy_F for s in parts], axis=0) - count * mean * mean_F
+        weights_F = np.linalg.solve(gram_FF, moment_F)
+        return weights_F.astype(np.float32), mean - float(mean_F @ weights_F)
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.count, self.y = 0, 0.0
+        self.x_F, self.xy_F = np.zeros(FEATURES), np.zeros(FEATURES)
+        self.xx_FF = np.zeros((FEATURES, FEATURES), np.float32)
+
+    def add(self, x_NF: Floats, y_N: Floats) -> None:
+        self.count += len(y_N)
+        self.y += float(y_N.sum())
+        self.x_F += x_NF.sum(0)
+        self.xy_F += x_NF.T @ y_N
+        self.xx_FF += x_NF.T @ x_NF
 
 
 def _ridge(x_NF: Floats, y_N: Floats, strength: float) -> tuple[Floats, float]:

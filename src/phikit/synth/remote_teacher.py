@@ -193,10 +193,16 @@ def completion(data: Any, prompt: int) -> Answer:
         ValueError: it is none.
     """
     try:
-        text = str(data["choices"][0]["message"]["content"] or "")
+        choice = data["choices"][0]
+        text = choice["message"]["content"] or ""
+        if not isinstance(text, str):
+            raise ValueError("the content is no text")
         usage = data.get("usage") or {}
-        made = usage.get("completion_tokens", int(len(text) / CHARACTERS_PER_TOKEN))
-        return Answer(text, int(usage.get("prompt_tokens", prompt)), int(made))
+        made, read = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        if made is None:
+            made = len(text.encode("utf-8", "replace")) / CHARACTERS_PER_TOKEN
+        cut = choice.get("finish_reason") == "length"
+        return Answer(text, int(prompt if read is None else read), int(made), cut)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("no chat completion") from error
 

@@ -41,13 +41,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A paid answer. `attempt` counts the answers to one request, from 0."""
+    """A paid answer. `attempt` counts the answers to one request, from 0; `cut`: it has as many
+    tokens as were allowed, and was not at its end."""
 
     request: str
     attempt: int
     text: str
     prompt_tokens: int
     completion_tokens: int
+    cut: bool = False
 
     @property
     def id(self) -> str:
@@ -59,7 +61,7 @@ class Outcome:
     """How a request ended: accepted with a `value`, or not, with a `reason`.
 
     "rejected": answered, but no answer held to the schema. "failed": never answered, will be asked
-    again by the next run. "unsent": the budget was spent before it.
+    again by the next run. "unsent": the budget was spent before it. `cut` is the accepted reply's.
     """
 
     request: str
@@ -67,6 +69,7 @@ class Outcome:
     value: Any = None
     reason: str = ""
     replies: tuple[str, ...] = ()
+    cut: bool = False
 
 
 @dataclass

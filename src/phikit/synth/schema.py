@@ -31,6 +31,14 @@ _KEYS = frozenset(
         "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
     )
 )  # fmt: skip
+# what a keyword's value has to be
+_VALUES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), int),
+    **dict.fromkeys(("minimum", "maximum"), (int, float)),
+    **dict.fromkeys(("enum", "required"), list),
+    **dict.fromkeys(("properties", "items"), dict),
+    "additionalProperties": bool,
+}
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
 
 
@@ -45,6 +53,10 @@ def check_schema(schema: Schema, where: str) -> None:
             raise PhikitError(
                 f"{where}: the schema keyword {key!r} is unknown", did_you_mean(key, _KEYS)
             )
+        if not isinstance(schema[key], _VALUES.get(key, object)) or isinstance(
+            schema[key], bool
+        ) != (key == "additionalProperties"):
+            raise PhikitError(f"{where}.{key}: {schema[key]!r} is no value for it")
     kind = schema.get("type")
     if kind is not None and kind not in _TYPES:
         raise PhikitError(f"{where}.type: no type {kind!r}", did_you_mean(str(kind), _TYPES))

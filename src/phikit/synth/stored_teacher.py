@@ -22,7 +22,9 @@ from phikit.stage import Config
 from phikit.synth.replies import Outcome, Reply, ReplyStore, Request, Status
 from phikit.synth.schema import read_reply
 
-CHARACTERS_PER_TOKEN = 3.0  # an estimate on the high side, for what is not answered yet
+CHARACTERS_PER_TOKEN = (
+    3.0  # bytes in UTF-8: an estimate on the high side, for what is not answered yet
+)
 
 
 class Budget(Config):
@@ -45,11 +47,12 @@ class Budget(Config):
 
 
 class Answer(NamedTuple):
-    """A model's answer and what it used."""
+    """A model's answer and what it used; `cut` where it was not at its end yet."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
+    cut: bool = False
 
 
 class NoAnswer(Exception):
@@ -117,12 +120,14 @@ class StoredTeacher(ABC):
                 reply = stored[attempt]
             value, reason = read_reply(reply.text, request.schema)
             if not reason:
-                return self._end(key, "accepted", value=value)
+                return self._end(key, "accepted", value=value, cut=reply.cut)
         return self._end(key, "rejected", reason=reason)
 
-    def _end(self, key: str, status: Status, value: Any = None, reason: str = "") -> Outcome:
+    def _end(
+        self, key: str, status: Status, value: Any = None, reason: str = "", cut: bool = False
+    ) -> Outcome:
         ids = tuple(reply.id for reply in self.store.replies.get(key, []))
-        return Outcome(key, status, value, reason, ids)
+        return Outcome(key, status, value, reason, ids, cut)
 
     async def _answer(self, request: Request, key: str, attempt: int) -> Reply:
         """An answer within the budget, stored."""
@@ -151,8 +156,8 @@ class StoredTeacher(ABC):
         """
 
     def estimate(self, request: Request) -> int:
-        """About how many tokens the prompt has."""
-        length = sum(len(m["content"]) for m in request.messages)
+        """About how many tokens the prompt has; writing of other scripts needs more of them."""
+        length = sum(len(m["content"].encode("utf-8", "replace")) for m in self.messages(request))
         return int(length / CHARACTERS_PER_TOKEN) + 8 * len(request.messages)
 
     def messages(self, request: Request) -> list[Mapping[str, str]]:

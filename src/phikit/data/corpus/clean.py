@@ -9,6 +9,7 @@ shares with them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -30,7 +31,7 @@ from phikit.records import Document, Sample, read_records, write_records
 
 _AT_ONCE = 1 << 19  # characters compared at once: their arrays stay in the cores' caches
 _EXCERPT = 300  # characters of a rejected document that are kept for reading
-_TRACKING = ("utm_", "fbclid", "gclid", "ref")
+_TRACKING = re.compile(r"utm_\w*|fbclid|gclid|ref|ref_src")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -158,16 +159,26 @@ def band_keys(signatures: NDArray[np.uint32], bands: int) -> NDArray[np.uint64]:
 
 
 def address_key(url: str) -> int:
-    """One integer for a web address, in which letter case, fragments and tracking do not count."""
+    """One integer for a web address.
+
+    Its scheme, the letter case of its host, fragments and what tracks visitors do not count.
+    """
     if not url:
         return 0
     try:
         parts = urlsplit(url.strip())
+        port = parts.port
     except ValueError:
         return 0
     host = (parts.hostname or "").removeprefix("www.")
-    query = [(k, v) for k, v in parse_qsl(parts.query) if not k.startswith(_TRACKING)]
-    plain = urlunsplit(("", host, parts.path.rstrip("/"), urlencode(sorted(query)), ""))
+    if port not in (None, 80, 443):
+        host += f":{port}"
+    # old pages are told apart by a query without a value: thread.php?1234
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    query = [(k, v) for k, v in pairs if not _TRACKING.fullmatch(k)]
+    # a fragment that begins so names another page, which a script fetches
+    fragment = parts.fragment if parts.fragment.startswith(("!", "/")) else ""
+    plain = urlunsplit(("", host, parts.path.rstrip("/"), urlencode(sorted(query)), fragment))
     return _integer(plain.encode()) or 1
 
 

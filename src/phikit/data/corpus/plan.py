@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phikit.data.readers import BY_SUFFIX, Read, read, read_file
-from phikit.data.reading.base import File, ReaderConfig
+from phikit.data.reading.base import BrokenFile, File, ReaderConfig, check_readable
 from phikit.files import explain_os_errors
 
 _CHUNK = 1 << 24  # bytes looked through at once for the ends of lines
@@ -49,6 +49,11 @@ def read_shard(shard: Shard, reader: ReaderConfig) -> Iterator[Read]:
 def _pieces(files: Sequence[File], shard_bytes: int) -> Iterator[tuple[File, int]]:
     for file in files:
         if file.suffix not in BY_SUFFIX:
+            continue
+        try:
+            check_readable(file.path)
+        except BrokenFile:
+            yield file, 0  # its reader will set it aside
             continue
         with explain_os_errors(file.path, "reading"):
             size = file.path.stat().st_size

@@ -30,7 +30,7 @@ def tokenise(folder: Path, shard: str, tokenizer: str) -> None:
     """
     encoder = Tokenizer.load(Path(tokenizer))
     end = np.array([chat_format(encoder).document_end_id], _DTYPE).tobytes()
-    lengths, classes, names = array("q"), array("B"), []
+    lengths, classes, names = array("q"), array("q"), []
     counts: Counter[str] = Counter()
     documents = iter_records(Path(shard) / "documents.parquet", Document)
     with (folder / "tokens.bin").open("wb") as out:

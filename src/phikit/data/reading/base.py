@@ -11,6 +11,8 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -172,12 +174,33 @@ def guarded(file: File, reader: Reader, settings: ReaderConfig) -> Iterator[Read
         yield Broken(file.name, "bad encoding", str(e))
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile) as e:
         yield Broken(file.name, "damaged or cut off", f"{type(e).__name__}: {e}")
+    except NotImplementedError as e:  # zipfile's word for a method of compression
+        yield Broken(file.name, "compressed in an unknown way", str(e))
     except (RecursionError, MemoryError) as e:  # how parsers refuse absurd nesting
         yield Broken(file.name, "too deeply nested", type(e).__name__)
     except OSError as e:
         if e.errno is not None:
             raise
         yield Broken(file.name, "damaged or cut off", f"{type(e).__name__}: {e}")
+
+
+def check_readable(path: Path) -> None:
+    """Tells what can never be read from what is only away for now, which must stop the run.
+
+    Raises:
+        BrokenFile: a link that leads nowhere or in a circle, a pipe or the like, or a file that
+            this user may not read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as e:
+        if path.is_symlink():
+            raise BrokenFile("a link that leads nowhere", f"to {path.readlink()}") from e
+        return
+    if not stat.S_ISREG(mode):
+        raise BrokenFile("no regular file", stat.filemode(mode))
+    if not os.access(path, os.R_OK):
+        raise BrokenFile("not allowed to read", stat.filemode(mode))
 
 
 def whole(reader: Reader) -> Reader:

@@ -11,12 +11,12 @@ import re
 from typing import Any
 
 _TEX = "application/x-tex"
+_SCRIPT = "math/tex"
 _FORMULA_CLASSES = re.compile(r"\b(math|mwe-math-fallback-image-\w+|tex|latex)\b")
 _SPACE = re.compile(r"\s+")
 _DRAWN = (
     ".//*[self::mjx-container or contains(concat(' ', @class, ' '), ' katex ')"
-    " or contains(concat(' ', @class, ' '), ' MathJax ')"
-    " or contains(concat(' ', @class, ' '), ' MathJax_Display ')]"
+    " or contains(concat(' ', @class), ' MathJax')]"  # _Display, _CHTML, _SVG, _Preview, ...
 )
 _SYMBOLS = {
     "∑": r"\sum", "∏": r"\prod", "∫": r"\int", "∞": r"\infty", "√": r"\sqrt", "±": r"\pm",
@@ -27,6 +27,7 @@ _SYMBOLS = {
     "θ": r"\theta", "λ": r"\lambda", "μ": r"\mu", "π": r"\pi", "ρ": r"\rho", "σ": r"\sigma",
     "τ": r"\tau", "φ": r"\phi", "χ": r"\chi", "ψ": r"\psi", "ω": r"\omega", "Γ": r"\Gamma",
     "Δ": r"\Delta", "Σ": r"\Sigma", "Φ": r"\Phi", "Ψ": r"\Psi", "Ω": r"\Omega",
+    "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
     "−": "-", "′": "'", "…": r"\dots", "⁢": "", "⁡": "", "\u2063": "", "\u2064": "",
 }  # fmt: skip
 _ACCENTS = {"^": "hat", "¯": "bar", "‾": "bar", "→": "vec", "~": "tilde", "˙": "dot", "ˆ": "hat"}
@@ -34,14 +35,20 @@ _ACCENTS = {"^": "hat", "¯": "bar", "‾": "bar", "→": "vec", "~": "tilde", "
 
 def keep_equations(body: Any) -> None:
     """Replaces the equations below `body` by their TeX, and <sup> and <sub> by ^ and _."""
+    for node in body.xpath(".//*[contains(name(), ':')]"):  # as EPUBs write it: <m:math>, <m:mi>
+        prefix, _, name = node.tag.partition(":")
+        if prefix in ("m", "mml", "math", "mathml"):
+            node.tag = name
     for node in body.xpath(_DRAWN):
-        if (math := node.find(".//math")) is not None:
+        if (after := node.getnext()) is not None and (after.get("type") or "").startswith(_SCRIPT):
+            replace(node, "")
+        elif (math := node.find(".//math")) is not None:
             replace(node, dollars(tex(math), _is_display(node, math)))
         else:
             replace(node, "")  # drawn from a source that stands in a script beside it
     for math in list(body.iter("math")):
         replace(math, dollars(tex(math), _is_display(math, math)))
-    for script in body.xpath(".//script[starts-with(@type, 'math/tex')]"):
+    for script in body.xpath(f".//script[starts-with(@type, '{_SCRIPT}')]"):
         replace(script, dollars(script.text or "", "display" in script.get("type")))
     for image in list(body.iter("img")):
         alt = (image.get("alt") or "").strip()
@@ -127,7 +134,7 @@ def _element(node: Any) -> str:
         return rf"\{name}{_braces(parts[0])}" if name else f"{_base(parts[0])}^{_braces(parts[1])}"
     if tag == "mfenced":
         inner = ",".join(_element(c) for c in _children(node))
-        return f"{node.get('open') or '('}{inner}{node.get('close') or ')'}"
+        return f"{_signs(node.get('open') or '(')}{inner}{_signs(node.get('close') or ')')}"
     if tag == "mtable":
         rows = [" & ".join(_row(cell) for cell in _children(row)) for row in _children(node)]
         return r"\begin{matrix}" + r" \\ ".join(rows) + r"\end{matrix}"
@@ -161,6 +168,10 @@ def _leaf(node: Any, tag: str) -> str:
         return rf"\text{{{text}}}"
     if tag == "mi" and len(text) > 1 and text.isascii() and text.isalpha():
         return rf"\{text}" if text in _FUNCTIONS else rf"\mathrm{{{text}}}"
+    return _signs(text)
+
+
+def _signs(text: str) -> str:
     return "".join(_SYMBOLS.get(c, c) for c in text)
 
 

@@ -8,6 +8,7 @@ cells as trafilatura, several times faster (docs/lab-notebook.md).
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,13 @@ _FURNITURE = (
     )
     + "]"
 )  # fmt: skip
+_LINE_NUMBERS = ".//*[" + " or ".join(
+    f"contains(concat(' ', @class, ' '), ' {name} ')"
+    for name in ("linenos", "lineno", "linenodiv", "rouge-gutter", "hljs-ln-numbers")
+) + "] | .//td[@class='gutter']"  # fmt: skip
+# resiliparse takes a list that lies less deep in the page than this for its navigation
+_LIST_DEPTH = 5
+_WIDEST = 100  # columns that a cell may span
 # what no page may hold; two of them mark fences below
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ue000\ue001\ufffe\uffff]")
 
@@ -66,7 +74,10 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
         raise PhikitError(
             "reading HTML needs lxml and resiliparse", "pip install 'phikit[data]'"
         ) from e
-    page = bytes_to_str(data, encoding or detect_encoding(data, from_html_meta=True) or "utf-8")
+    encoding = known_encoding(encoding) or detect_encoding(data, from_html_meta=True) or "utf-8"
+    if _is_utf8(data):
+        encoding = "utf-8"
+    page = bytes_to_str(data, encoding)
     page = _CONTROL.sub("", page)
     try:
         parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, huge_tree=True)
@@ -90,6 +101,28 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
     return text, title
 
 
+def known_encoding(name: str) -> str:
+    """The name, if Python knows such an encoding of text; servers send others, too."""
+    try:
+        return name if name and codecs.lookup(name)._is_text_encoding else ""
+    except LookupError:
+        return ""
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Whether there are letters beyond ASCII, and all are UTF-8: no other encoding looks so.
+
+    Many pages say they are Latin-1 and are not.
+    """
+    if data.isascii() or b"\0" in data:
+        return False
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def tidy(text: str) -> str:
     """Fences at the left edge, no trailing spaces, one blank line at most between paragraphs."""
     text = _FENCE.sub(lambda m: m[1], text)
@@ -101,6 +134,13 @@ def _prepare(body: Any, main: bool) -> None:
     if main:
         for part in body.xpath(_FURNITURE):
             replace(part, "")
+        _keep_lists(body)
+        for figure in body.xpath(".//figure[.//table or .//pre or .//math or .//blockquote]"):
+            figure.tag = "div"  # figures are left out as pictures are, with their captions
+            for caption in figure.iter("figcaption"):
+                caption.tag = "p"
+    for part in body.xpath(_LINE_NUMBERS):
+        replace(part, "")
     keep_equations(body)
     for table in list(body.iter("table")):
         _table(table)
@@ -118,9 +158,38 @@ def _prepare(body: Any, main: bool) -> None:
                 last.tail = (last.tail or "") + "`"
 
 
+def _keep_lists(body: Any) -> None:
+    """Lays lists deeper, except those of links alone, so that they count as content."""
+    for found in list(body.iter("ul")):
+        deep = sum(1 for _ in found.iterancestors())
+        text = found.text_content().strip()
+        links = sum(len(link.text_content().strip()) for link in found.iter("a"))
+        if deep >= _LIST_DEPTH or 2 * links > len(text):
+            continue
+        outer, tail, found.tail = found, found.tail, None
+        place = found.getprevious()
+        parent = found.getparent()
+        for _ in range(_LIST_DEPTH - deep):
+            layer = outer.makeelement("div")
+            layer.append(outer)
+            outer = layer
+        outer.tail = tail
+        parent.insert(0 if place is None else parent.index(place) + 1, outer)
+
+
+def _lines(node: Any) -> str:
+    """An element's text; where a line or a block in it ends, a new line begins."""
+    for part in list(node.iter("br", "p", "div", "li")):
+        tail = part.tail or ""
+        ended = tail.startswith("\n") or part.text_content().endswith("\n")
+        if part is not node and (part.tag == "br" or not ended):
+            part.tail = "\n" + tail
+    return str(node.text_content())
+
+
 def _code(block: Any) -> None:
     """Makes a <pre> one text with fences; their marks are taken away when the text is whole."""
-    text = block.text_content().strip("\n")
+    text = _lines(block).strip("\n")
     if block.get("data-table") or not text.strip():
         return
     language = _language(block)
@@ -153,8 +222,7 @@ def _table(table: Any) -> None:
     """Makes a table of data a Markdown table; layout (one column, nested, long cells) stays."""
     if table.xpath(".//table | .//pre | .//ul | .//ol | .//blockquote"):
         return
-    rows = [[_cell(c) for c in row if c.tag in ("td", "th")] for row in table.iter("tr")]
-    rows = [row for row in rows if any(row)]
+    rows = [row for row in _grid(table) if any(row)]
     width = max(map(len, rows), default=0)
     if width < 2 or len(rows) < 2 or max(len(cell) for row in rows for cell in row) > 1000:
         return
@@ -168,5 +236,40 @@ def _table(table: Any) -> None:
     table.set("data-table", "yes")
 
 
+def _grid(table: Any) -> list[list[str]]:
+    """The cells' texts, each in its column.
+
+    A cell over several rows stands in each of them; one over several columns in the first.
+    """
+    grid: list[list[str]] = []
+    hanging: dict[int, tuple[int, str]] = {}  # column: rows still to come, text
+    for tr in table.iter("tr"):
+        row: list[str] = []
+        cells = iter([c for c in tr if c.tag in ("td", "th")])
+        cell = next(cells, None)
+        while cell is not None or any(column >= len(row) for column in hanging):
+            left, text = hanging.pop(len(row), (0, ""))
+            if left:
+                if left > 1:
+                    hanging[len(row)] = left - 1, text
+                row.append(text)
+            elif cell is None:
+                row.append("")
+            else:
+                down, text = _span(cell, "rowspan"), _cell(cell)
+                for part in [text, *[""] * (min(_span(cell, "colspan"), _WIDEST) - 1)]:
+                    if down > 1:
+                        hanging[len(row)] = down - 1, part
+                    row.append(part)
+                cell = next(cells, None)
+        grid.append(row)
+    return grid
+
+
+def _span(cell: Any, name: str) -> int:
+    value = (cell.get(name) or "").strip()
+    return max(1, int(value)) if value.isascii() and value.isdigit() and len(value) < 6 else 1
+
+
 def _cell(node: Any) -> str:
-    return " ".join(node.text_content().split()).replace("|", "\\|")
+    return " ".join(_lines(node).split()).replace("|", "\\|")

@@ -49,4 +49,7 @@ def paragraphs(page: str) -> str:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    print("\n\n".join(pages(sys.argv[1])))
+    try:
+        print("\n\n".join(pages(sys.argv[1])))
+    except RuntimeError as e:  # all errors of the library are
+        sys.exit(str(e))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from phikit.data.reading.base import (
     Broken,
@@ -15,12 +15,14 @@ from phikit.data.reading.base import (
     decode,
     prose_class,
 )
-from phikit.files import explain_os_errors
+from phikit.files import canonical_json, explain_os_errors
 from phikit.records import Document
 
 PROSE = {".txt", ".md", ".rst"}
 CODE = {".c", ".cc", ".cpp", ".go", ".h", ".hpp", ".java", ".js", ".rb", ".rs", ".sh", ".ts"}
 _TEXT_FIELDS = ("text", "content")
+_AT_ONCE = 1 << 20  # bytes of a line that is passed over
+_BOMB = 20  # times `max_file_bytes`: no more of a packed line is passed over
 _OWN = {"text", "source", "licence", "license", "language", "meta", "id", "parents"}
 
 
@@ -50,31 +52,71 @@ def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
             number += 1
             where = f"{file.name}:{number}"
             if len(line) > settings.max_file_bytes:
-                raise BrokenFile("line too large", where)
+                begin += _pass_over(line, lines, file, where, settings)
+                yield Broken(where, "line too large", f"more than {settings.max_file_bytes} bytes")
+                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
                 yield row_document(json.loads(line), file.name, where, settings)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            except (ValueError, RecursionError) as e:
                 yield Broken(where, "bad line", f"{type(e).__name__}: {e}")
+
+
+def _pass_over(
+    line: bytes, lines: IO[bytes], file: File, where: str, settings: ReaderConfig
+) -> int:
+    """Reads on to the end of a line that begins so; returns how many bytes that took.
+
+    Raises:
+        BrokenFile: an unpacking stream goes on and on, as a bomb's does.
+    """
+    passed = 0
+    while line and not line.endswith(b"\n"):
+        line = lines.readline(_AT_ONCE)
+        passed += len(line)
+        if file.packing and passed > _BOMB * settings.max_file_bytes:
+            raise BrokenFile("line too large", f"{where}: more than {passed} bytes unpacked")
+    return passed
 
 
 def row_document(row: Any, path: str, where: str, settings: ReaderConfig) -> Document:
     """The document that a row of a table or a line of JSON is; its other fields become `meta`.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none; for the caller to set aside.
+        ValueError: it is none; for the caller to set aside.
     """
-    text = row[_text_field(row, settings)]
-    text.encode()  # JSON can spell half of a surrogate pair, which is no text
-    rest = {k: v for k, v in row.items() if k not in _OWN and _plain(v) and v is not text}
-    return Document(
+    if not isinstance(row, Mapping):
+        raise ValueError(f"an object with a text is needed, not {row!r:.80}")
+    field = _text_field(row, settings)
+    if field not in row:
+        raise ValueError(f"no field {field!r} (text_field) among {sorted(map(str, row))}")
+    text = row[field]
+    if isinstance(text, bytes):
+        text = text.decode()
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} holds no text but {text!r:.80}")
+    named = row.get("meta") or {}
+    if not isinstance(named, Mapping):
+        named = {"meta": named}
+    rest = {k: v for k, v in row.items() if k not in _OWN and _plain(v) and k != field}
+    meta = {"name": where, "kind": "text", **rest, **_jsonable(named), "path": path}
+    document = Document(
         text=text,
         source=str(row.get("source") or prose_class(text, settings)),
         licence=str(row.get("licence") or row.get("license") or settings.licence),
         language=str(row.get("language") or "en"),
-        meta={"name": where, "kind": "text", **rest, **(row.get("meta") or {}), "path": path},
+        meta=meta,
     )
+    # JSON can spell half of a surrogate pair, which no file can hold
+    for value in (text, document.source, document.licence, document.language, canonical_json(meta)):
+        value.encode()
+    return document
+
+
+def _jsonable(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what JSON has no word for (dates, bytes): that as text."""
+    return dict(json.loads(json.dumps(value, default=str)))
 
 
 def _text_field(row: Mapping[str, Any], settings: ReaderConfig) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
-from phikit.data.reading.html import page_text
+from phikit.data.reading.html import known_encoding, page_text
 from phikit.errors import PhikitError
 from phikit.records import Document
 
@@ -29,8 +30,8 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     seen = 0
     try:
-        with file.path.open("rb") as stream:
-            for record in ArchiveIterator(stream, record_types=kinds, parse_http=True):
+        with file.open() if file.packing in (".xz", ".bz2") else file.path.open("rb") as stream:
+            for record in ArchiveIterator(stream, record_types=kinds, parse_http=False):
                 seen += 1
                 yield from _page(record, file, settings)
     except (OSError, ValueError, EOFError, RuntimeError) as e:
@@ -41,30 +42,22 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
         raise BrokenFile("no records", "not a WARC archive, or an empty one")
 
 
-def _page(record: object, file: File, settings: ReaderConfig) -> Iterator[Read]:
-    headers = record.headers  # type: ignore[attr-defined]
+def _page(record: Any, file: File, settings: ReaderConfig) -> Iterator[Read]:
+    headers = record.headers
     address = headers.get("WARC-Target-URI", "")
-    http = record.http_headers  # type: ignore[attr-defined]
-    if http is not None and http.status_code != 200:
-        return
-    kind = http.get("Content-Type", "") if http is not None else headers.get("Content-Type", "")
-    kind = kind.split(";")[0].strip().lower()
-    if kind and kind not in _PAGES and kind != "text/plain":
-        return
     where = f"{file.name}#{headers.get('WARC-Record-ID', '')}"
     try:
-        data = record.reader.read(settings.max_file_bytes + 1)  # type: ignore[attr-defined]
-        if len(data) > settings.max_file_bytes:
-            raise BrokenFile("page too large", address)
-        charset = record.http_charset if http is not None else None  # type: ignore[attr-defined]
+        kind, charset, data = _content(record, settings)
         if kind == "text/plain":
-            text, title = data.decode(charset or "utf-8"), ""
+            text, title = data.decode(known_encoding(charset) or "utf-8"), ""
+        elif kind in _PAGES:
+            text, title = page_text(data, charset)
         else:
-            text, title = page_text(data, charset or "")
+            return
     except BrokenFile as e:
         yield Broken(where, e.reason, e.excerpt or address)
         return
-    except (UnicodeDecodeError, LookupError) as e:
+    except UnicodeDecodeError as e:
         yield Broken(where, "bad encoding", f"{address}: {e}")
         return
     yield Document(
@@ -76,3 +69,47 @@ def _page(record: object, file: File, settings: ReaderConfig) -> Iterator[Read]:
             "date": headers.get("WARC-Date", ""),
         },
     )  # fmt: skip
+
+
+def _content(record: Any, settings: ReaderConfig) -> tuple[str, str, bytes]:
+    """A record's media type ("" where it is of no use), charset, and content, unpacked.
+
+    Raises:
+        BrokenFile: it is cut off, too large, or not packed as its header says.
+    """
+    headers, most = record.headers, settings.max_file_bytes
+    data = record.reader.read(most + 1)
+    if len(data) > most:
+        raise BrokenFile("page too large")
+    # fastwarc yields what is left of a record at the end of a cut archive like any other
+    if len(data) < record.content_length or headers.get("Content-Length") is None:
+        raise BrokenFile("damaged or cut off", headers.get("WARC-Target-URI", ""))
+    if record.is_http:
+        return _payload(data, settings)
+    return *_media_type(headers.get("Content-Type") or ""), data
+
+
+def _payload(message: bytes, settings: ReaderConfig) -> tuple[str, str, bytes]:
+    """`_content` of what a server sent; of answers other than 200 nothing is of use."""
+    from fastwarc.warc import WarcRecord
+
+    record = WarcRecord()
+    record.is_http = True
+    record.set_bytes_content(message)
+    try:
+        record.parse_http(auto_decode="all", quirks_mode=True)
+        if record.http_headers.status_code != 200:
+            return "", "", b""
+        data = record.reader.read(settings.max_file_bytes + 1)
+    except (OSError, ValueError) as e:
+        raise BrokenFile("no HTTP, or not packed as its header says", str(e)) from e
+    if len(data) > settings.max_file_bytes:
+        raise BrokenFile("page too large", f"more than {settings.max_file_bytes} bytes unpacked")
+    return *_media_type(record.http_headers.get("Content-Type") or ""), data
+
+
+def _media_type(header: str) -> tuple[str, str]:
+    """Media type and charset of a Content-Type header; where there is none, a page is meant."""
+    kind, *parameters = header.split(";")
+    named = dict(p.strip().lower().partition("=")[::2] for p in parameters)
+    return kind.strip().lower() or _PAGES[0], named.get("charset", "").strip("\"' ")
