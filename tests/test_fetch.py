@@ -96,6 +96,10 @@ def test_paths_come_before_names(tmp_path: Path, monkeypatch) -> None:
     for nowhere in ("none.gguf", "./none", "models/of/mine"):
         with pytest.raises(PhikitError, match=f"{nowhere}: no such file or directory"):
             fetch.resolve(nowhere)
+    Path("mine").mkdir()
+    for nowhere in ("runs/none", "mine/none"):  # a folder that is here is no owner on the hub
+        with pytest.raises(PhikitError, match=f"{nowhere}: no such file or directory"):
+            fetch.resolve(nowhere)
     Path("empty").mkdir()
     with pytest.raises(PhikitError, match="empty: no model here"):
         fetch.resolve("empty")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from phikit import __version__
 from phikit.commands import (
     data,
     family,
@@ -25,13 +26,13 @@ from phikit.commands import (
 from phikit.errors import PhikitError
 
 _EPILOG = """\b
-A first run, about ten minutes on two cores:
+A first run, about six minutes on two cores:
   phikit run nano
   phikit chat runs/nano
 \b
 One stage alone:
-  phikit train                 which stages the package has
-  phikit train sft             what its settings are
+  phikit train                 list the stages of the group
+  phikit train sft             show the settings of one
   phikit train sft --input model=DIR --input samples=DIR --set lr=1e-4 --out DIR
   torchrun --nproc-per-node 2 -m phikit train sft ...      in several processes
 """
@@ -64,6 +65,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"phikit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself; `help` above is what its page says."""
+
 
 for _commands in (runs, talk, generate, serve, family, planning, quantize):
     _commands.add(app)

@@ -81,17 +81,28 @@ def resolve(name: str, say: Say = print) -> Path:
     if path.exists():
         return ledger.newest_model(path)
     member = find(name)
-    if member is None and (path.suffix == ".gguf" or name[:1] in "./~" or name.count("/") > 1):
-        raise PhikitError(f"{name}: no such file or directory")
+    if member is None and _is_path(path, name):
+        runs = path.parts[:1] == ("runs",)
+        raise PhikitError(
+            f"{name}: no such file or directory",
+            f"phikit run {path.parts[1]} makes it" if runs and len(path.parts) > 1 else "",
+        )
     if member is None and name.count("/") != 1:
         known = [m.name for m in MEMBERS]
         raise PhikitError(
-            f"{name}: no model here, and no member of the family is called so",
+            f"{name}: no such file or directory, and no member of the family has this name",
             did_you_mean(name.lower(), known),
         )
     if member is not None and member.config is SMOLLM2:
         return smollm2(say=say)
     return from_hub(member.repository if member else name, say)
+
+
+def _is_path(path: Path, name: str) -> bool:
+    """Is this meant as a path and not as OWNER/NAME on the hub? A folder's own files are here."""
+    if path.suffix == ".gguf" or name[:1] in "./~" or name.count("/") > 1:
+        return True
+    return name.count("/") == 1 and (path.parts[0] == "runs" or path.parent.is_dir())
 
 
 def fetch(name: str, out: Path | None = None, say: Say = print) -> Path:

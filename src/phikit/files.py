@@ -48,7 +48,8 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
                 "change the folder's permissions, or choose another folder",
             ) from e
         if e.errno == errno.ENOENT:
-            raise PhikitError(f"no such file: {doing} {e.filename or path}") from e
+            during = "" if doing == "reading" else f" ({doing})"
+            raise PhikitError(f"no such file: {e.filename or path}{during}") from e
         if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise PhikitError(f"{doing} {path}: {e.strerror}") from e
         raise

@@ -9,10 +9,11 @@ import inspect
 import re
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from phikit import ledger, progress
 from phikit.errors import PhikitError, did_you_mean
@@ -23,13 +24,13 @@ from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 
 
-def list_actions(package: str, command: str, about: str) -> str:
-    """The stages of a package, a line each."""
-    lines = [f"phikit {command}: {about}", ""]
-    for verb, stage in Registry().package(package).items():
-        action = verb.partition(".")[2]
-        lines.append(f"  phikit {command} {action:<12} {stage.help}")
-    lines += ["", f"`phikit {command} ACTION` shows its inputs and settings."]
+def list_actions(package: str, command: str) -> str:
+    """The stages of a package, a line each, as `phikit COMMAND --help` shows them."""
+    lines = ["Stages:"]
+    actions = {verb.partition(".")[2]: s for verb, s in Registry().package(package).items()}
+    width = max(map(len, actions))
+    lines += [f"  phikit {command} {name:<{width}}  {s.help}" for name, s in actions.items()]
+    lines += ["", f"`phikit {command} STAGE` shows its inputs and settings."]
     return "\n".join(lines)
 
 
@@ -42,7 +43,7 @@ def describe(package: str, command: str, action: str) -> str:
     notes = {"?": "may be left out", "*": "any number of folders"}
     for role in stage.inputs:
         lines.append(f"  input {role.rstrip('?*'):<12} {notes.get(role[-1], 'needed')}")
-    lines += ["", "Settings:", *_settings(stage.config, "")]
+    lines += ["", "Settings:", *_settings(stage.config)]
     return "\n".join(lines)
 
 
@@ -178,24 +179,48 @@ def _folders(stage: Stage[Any], inputs: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def _settings(config: type[Config], prefix: str) -> list[str]:
-    """One line per setting, those of nested models under dotted names."""
+def _settings(config: type[Config]) -> list[str]:
+    """One line per setting with its type and default, and what it means below."""
+    rows = list(_rows(config, ""))
+    names, types = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
     lines: list[str] = []
+    for name, kind, default, meaning in rows:
+        lines.append(f"  {name:<{names}}  {kind:<{min(types, 24)}}  {default}")
+        lines += textwrap.wrap(meaning, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _rows(config: type[Config], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each setting, those of nested models by dotted names."""
     explained = _explained(config)
     for name, field in config.model_fields.items():
         kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Config):
-            lines += _settings(kind, f"{prefix}{name}.")
-            continue
-        default = (
-            "needed"
-            if field.is_required()
-            else repr(field.get_default(call_default_factory=True, validated_data={}))
-        )
-        lines.append(f"  {prefix + name:<22} {_type_name(kind):<18} {default}")
-        if meaning := field.description or explained.get(name):
-            lines += textwrap.wrap(meaning, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return lines
+        nested = [part for part in (kind, *get_args(kind)) if _is_config(part)]
+        if kind not in nested:
+            default = (
+                "needed"
+                if field.is_required()
+                else _value(field.get_default(call_default_factory=True, validated_data={}))
+            )
+            meaning = field.description or explained.get(name, "")
+            yield prefix + name, "settings" if nested else _type_name(kind), default, meaning
+        for part in nested:
+            yield from _rows(part, f"{prefix}{name}.")
+
+
+def _value(default: Any) -> str:
+    """A default as `--set` takes it."""
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, tuple | list):
+        return f"[{', '.join(_value(part) for part in default)}]"
+    # plain words need no quotes in YAML, sentences do
+    quoted = isinstance(default, str) and not re.fullmatch(r"[\w./+-]+", default)
+    return repr(default) if quoted else str(default)
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Config)
 
 
 def _explained(config: type[Config]) -> dict[str, str]:
@@ -210,6 +235,18 @@ def _explained(config: type[Config]) -> dict[str, str]:
 
 
 def _type_name(kind: Any) -> str:
-    if get_args(kind):
-        return str(kind).replace("typing.", "")
-    return getattr(kind, "__name__", str(kind))
+    """A type as a reader of the help takes it: `bf16 | f32`, `dict of str: float`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:  # its validators say more than a reader wants, and an address
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    names = [_type_name(part) for part in inner if part is not Ellipsis]
+    if origin is dict:
+        return f"dict of {names[0]}: {names[1]}"
+    if origin in (list, tuple):
+        alike = origin is list or Ellipsis in inner
+        return f"list of {names[0]}" if alike else f"[{', '.join(names)}]"
+    if names:
+        return " | ".join(names)
+    return "null" if kind is NoneType else getattr(kind, "__name__", str(kind))

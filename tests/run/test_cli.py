@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def test_help_names_every_command_and_an_example() -> None:
     for word in ("run", "chat", "report", "recipes", "data", "synth", "train", "pivots", "eval",
                  "export", "phikit run nano"):  # fmt: skip
         assert word in out
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    status, out, _ = phikit("--version")
+    assert (status, out) == (0, f"phikit {version('phikit')}\n")
+
+
+def test_a_listing_cuts_no_command_s_purpose_short() -> None:
+    for group in ((), ("data",), ("synth",), ("pivots",), ("recipes",)):
+        lines = phikit(*group, "--help")[1].partition("Commands:\n")[2].splitlines()
+        assert lines and not [line for line in lines if line.endswith("...")], group
 
 
 def test_help_of_a_stage_shows_its_settings() -> None:
@@ -59,7 +71,10 @@ def test_one_stage_alone(tmp_path: Path) -> None:
         (("synth", "items", "--set", "count=few", "--out", "x"), "--set count=few: 'count'"),
         (("synth", "items", "--input", "a=b", "--out", "x"), "has no input 'a'"),
         (("synth", "procedural", "--input", "items=nowhere", "--out", "x"), "no such folder"),
-        (("chat", "nowhere"), "no model here"),
+        (("chat", "nowhere"), "no such file or directory, and no member of the family"),
+        (("chat", "runs/nano"), "phikit run nano makes it"),
+        (("report", "nowhere"), "error: no such file: nowhere"),
+        (("train", "sft", "--set", "lr=1"), "--out is missing"),
     ],
 )
 def test_errors_are_plain(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Recipes: what is accepted, and that a mistake is named with its line and the way out."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,12 @@ def test_every_stage_and_every_setting_says_what_it_is(package: str) -> None:
         for line, below in zip(settings, [*settings[1:], ""], strict=True):
             is_setting = line.startswith("  ") and not line.startswith("   ")
             assert not is_setting or below.startswith(" " * 6), f"{verb}: {line.strip()}"
+        assert "Annotated" not in page and "0x" not in page, "types are written for a reader"
+
+
+def test_the_settings_of_an_optional_part_are_explained_too() -> None:
+    page = single.describe("train", "train", "sft")
+    for name, kind, default in (("lora", "settings", "null"), ("lora.rank", "int", "16"),
+                                ("steps", "int | null", "null"), ("packing", "bool", "true"),
+                                ("lora.targets", "list of str", "[qkv_proj, ")):  # fmt: skip
+        assert re.search(rf"^  {name} +{re.escape(kind)} +{re.escape(default)}", page, re.MULTILINE)

@@ -47,6 +47,8 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
     )
     assert done == {"chats": 3, "problems": 2, "pairs": 3}
     samples = read_records(tmp_path / "samples.parquet", Sample)
+    asked = [sample for sample in samples if sample.verifier]
+    assert read_records(tmp_path / "items.parquet", Sample) == asked  # what evals.run reads
     assert [(s.response, s.verifier, s.answer) for s in samples] == [
         ("3", "", ""), ("3", "", ""), ("", "number", "3"), ("B", "choice", "B"),
     ]  # fmt: skip
@@ -92,5 +94,5 @@ def test_a_broken_line_is_named(line: Any, said: str, tmp_path: Path) -> None:
 def test_an_empty_or_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(PhikitError, match=r"own.jsonl: no line in it"):
         brought(tmp_path, ["", " "], {})
-    with pytest.raises(PhikitError, match=r"no such file: reading .*none.jsonl"):
+    with pytest.raises(PhikitError, match=r"no such file: .*none.jsonl"):
         IMPORT.run(Context(tmp_path), IMPORT.config(file=str(tmp_path / "none.jsonl")), {})

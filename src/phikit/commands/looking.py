@@ -19,19 +19,20 @@ _Width = Annotated[
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A run directory, a corpus, or documents of your own.")
+        Path,
+        typer.Argument(metavar="DIR", help="A run directory, a corpus, or your own documents."),
     ],
     samples: Annotated[
         int, typer.Option(min=0, metavar="N", help="Texts of each kind to read.")
     ] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of texts.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of texts.")] = 0,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Counts tokens [the run's own].")
+        Path | None, typer.Option(metavar="DIR", help="Count tokens with this one [the run's own].")
     ] = None,
     html: _Html = None,
     width: _Width = 0,
 ) -> None:
-    """What is in a corpus: counts, lengths, texts to read, what was rejected and why.
+    """Show what a corpus holds: counts, lengths, samples, rejections.
 
     \b
     phikit data inspect runs/nano
@@ -53,10 +54,10 @@ def trace(
     html: _Html = None,
     width: _Width = 0,
 ) -> None:
-    """Where a sample or document is from, and what it went into.
+    """Trace a sample or document to its origin and its uses.
 
-    Back to the document, the prompt, the teacher's replies and the verdicts; forward to shards,
-    runs and checkpoints.
+    Back to the source document, the prompt, the teacher's replies and the verdicts; forward to the
+    shards, runs and checkpoints that it went into.
 
     \b
     phikit data trace 5be0f52d9c11ab03

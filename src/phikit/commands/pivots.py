@@ -13,7 +13,10 @@ _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a fi
 
 def run(
     model: Annotated[
-        str, typer.Option(metavar="M", help="A model or run directory, a GGUF file, or a name.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="A model or run directory, a GGUF file, or a published name."
+        ),
     ],
     problems: Annotated[
         Path,
@@ -24,7 +27,7 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="Judges problems that name none: math, number, choice, exact, code, "
+            help="For problems that name none: math, number, choice, exact, code, "
             "refusal, format, gym.",
         ),
     ] = "",
@@ -46,19 +49,22 @@ def run(
     url: Annotated[
         str,
         typer.Option(
+            metavar="URL",
             help="Ask this endpoint (ending in /v1) for rollouts, as token ids, instead of "
-            "running the model."
+            "running the model.",
         ),
     ] = "",
-    name: Annotated[str, typer.Option(help="The model's name at --url [M].")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The model's name at --url [MODEL].")
+    ] = "",
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the key for --url.")
     ] = None,
 ) -> None:
-    """Search problems for the tokens that decide; write preference pairs.
+    """Search solutions for pivotal tokens; write preference pairs.
 
-    Killed at any moment, the same command goes on without drawing a sample twice. Verifiers read
-    the last \\boxed{...} or the last line "Answer: ..." of a solution.
+    After an interruption the same command goes on without sampling anything twice. The verifiers
+    read the last \\boxed{...} or the last line "Answer: ..." of a solution.
 
     \b
     phikit pivots run --model smollm2 --problems sums.jsonl --verifier math --out found
@@ -93,7 +99,9 @@ def show(
         int, typer.Option(min=1, metavar="N", help="Solutions on the page, the richest first.")
     ] = 200,
 ) -> None:
-    """Write a page to look at: solutions token by token, the curve of p(success), the evidence.
+    """Write an HTML page of the solutions and their pivotal tokens.
+
+    Token by token, with the curve of p(success) and the evidence for each pivot.
 
     \b
     phikit pivots show found
@@ -105,11 +113,13 @@ def show(
 
 def stats(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of finished searches.")
+        list[Path], typer.Argument(metavar="DIR", help="Folders of finished searches.")
     ],
     to_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
 ) -> None:
-    """What the pivots are: which tokens, where in a solution, how large; several searches as one.
+    """Print statistics of the pivots: tokens, positions, sizes.
+
+    Several searches are counted as one.
 
     \b
     phikit pivots stats found
@@ -130,15 +140,19 @@ def stats(
 def export(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of searches, or of other stages' pairs."),
+        typer.Argument(metavar="DIR", help="Folders of searches, or of other stages' pairs."),
     ],
-    form: Annotated[str, typer.Option("--to", metavar="FORM", help="trl, parquet or jsonl.")],
+    form: Annotated[
+        str, typer.Option("--to", metavar="trl|parquet|jsonl", help="The file's format.")
+    ],
     to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
     model: Annotated[
-        str, typer.Option(metavar="M", help="Whose tokenizer gives the texts [the search's].")
+        str, typer.Option(metavar="MODEL", help="Whose tokenizer decodes the ids [the search's].")
     ] = "",
 ) -> None:
-    """Write the preference pairs for a trainer: token ids, their texts, the evidence.
+    """Write the preference pairs as a file for a trainer.
+
+    Each with its token ids, their texts and the evidence.
 
     \b
     phikit pivots export found --to trl --out pairs.parquet
@@ -178,7 +192,9 @@ def plan(
         float | None, typer.Option(min=0.0, metavar="X", help="Of a million sampled tokens.")
     ] = None,
 ) -> None:
-    """What a number of pairs will take, judged by a pilot: problems, tokens, hours, money.
+    """Forecast what a number of pairs will take, from a pilot search.
+
+    In problems, tokens, hours and money.
 
     \b
     phikit pivots plan found --pairs 10000 --price-per-hour 2.5

@@ -11,7 +11,9 @@ import typer
 def plan_for(
     model: Annotated[
         str,
-        typer.Argument(help="A member, a model directory, or llama-3.1-8b, -70b, -405b."),
+        typer.Argument(
+            metavar="MODEL", help="A member, a model directory, or llama-3.1-8b, -70b, -405b."
+        ),
     ],
     gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many GPUs.")] = 1,
     gpu: Annotated[
@@ -19,42 +21,64 @@ def plan_for(
     ] = "h100",
     tokens: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Plan a training on so many tokens; else plan serving."),
+        typer.Option(metavar="N", help="Plan training on this many tokens [plan serving]."),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens per sequence [the model's].")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Weights when serving: bf16, int8, int4.")
+        str, typer.Option(metavar="bf16|int8|int4", help="Weights when serving.")
     ] = "bf16",
     utilisation: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1.0, help="Part of the GPU's peak [training: estimated, serving: 0.4]."
+            min=0.01,
+            max=1.0,
+            metavar="X",
+            help="Part of the GPU's peak [training: estimated, serving: 0.4].",
         ),
     ] = None,
-    price: Annotated[float, typer.Option(help="Of one GPU for one hour, an assumption.")] = 2.5,
+    price: Annotated[
+        float, typer.Option(metavar="X", help="Of one GPU for one hour, an assumption.")
+    ] = 2.5,
     sequences: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="At once: per GPU group [1], or served [what fits]."),
+        typer.Option(
+            min=1, metavar="N", help="At once: per GPU group [1], or served [all that fit]."
+        ),
     ] = None,
-    tensor: Annotated[int, typer.Option(min=1, help="Tensor parallelism (training).")] = 1,
-    pipeline: Annotated[int, typer.Option(min=1, help="Pipeline stages (training).")] = 1,
-    chunks: Annotated[
-        int, typer.Option(min=1, help="Pieces of each stage; above 1 they interleave.")
+    tensor: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tensor parallelism (training).")
     ] = 1,
-    microbatches: Annotated[int, typer.Option(min=1, help="Through the pipeline, per step.")] = 8,
-    context_parallel: Annotated[int, typer.Option(min=1, help="Pieces of each sequence.")] = 1,
+    pipeline: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Pipeline stages (training).")
+    ] = 1,
+    chunks: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Chunks per pipeline stage; above 1: interleaved."),
+    ] = 1,
+    microbatches: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Microbatches through the pipeline, per step.")
+    ] = 8,
+    context_parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Context parallelism (training).")
+    ] = 1,
     recompute: Annotated[
-        str, typer.Option(help="Activations made again backwards: none, selective, full.")
+        str,
+        typer.Option(
+            metavar="none|selective|full", help="Activations recomputed in the backward pass."
+        ),
     ] = "full",
-    float8: Annotated[bool, typer.Option("--float8", help="Products in float8.")] = False,
+    float8: Annotated[bool, typer.Option("--float8", help="Matrix products in float8.")] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Without torch.compile.")] = False,
     async_tensor: Annotated[
-        bool, typer.Option("--async-tensor", help="Overlap tensor parallelism's exchange.")
+        bool,
+        typer.Option("--async-tensor", help="Overlap the communication of tensor parallelism."),
     ] = False,
 ) -> None:
-    """What training or serving a model takes: memory, time, cost.
+    """Estimate memory, time and cost of training or serving a model.
+
+    With --tokens: of training. Without: of serving.
 
     \b
     phikit plan phi-4 --gpus 1920 --tokens 9.8e12 --context 4096 --utilisation 0.25

@@ -11,8 +11,13 @@ import typer
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="A model directory, or a published model's name.")],
-    to: Annotated[str, typer.Option("--to", help="int8 or int4.")] = "int4",
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model directory, or a published model's name."),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="int8|int4", help="The precision of the weights.")
+    ] = "int4",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the quantised model goes.")
     ] = None,
@@ -20,14 +25,17 @@ def quantize(
         int | None,
         typer.Option(
             metavar="N",
-            help="Weights that share a scale: 32, 64, 128; int8 also 0, whole rows [int4: 32, "
-            "int8: 0].",
+            help="Weights that share a scale: 32, 64 or 128; 0 (int8 only): a whole row "
+            "[int4: 32, int8: 0].",
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="rtn rounds to nearest; gptq is calibrated on text.")
+        str,
+        typer.Option(metavar="rtn|gptq", help="rtn: round to nearest; gptq: calibrated on text."),
     ] = "rtn",
-    head: Annotated[str, typer.Option(help="The output layer: same, bf16, int8 or int4.")] = "same",
+    head: Annotated[
+        str, typer.Option(metavar="same|bf16|int8|int4", help="The output layer's precision.")
+    ] = "same",
     text: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text to calibrate on [Python's documentation]."),
@@ -36,10 +44,10 @@ def quantize(
         bool, typer.Option("--check", help="Print a table of quality, size and speed.")
     ] = False,
 ) -> None:
-    """Make a quantised copy of a model, which chat and the other commands then run.
+    """Write a copy of a model with int8 or int4 weights.
 
-    Rounding to nearest reads the model tensor by tensor and never holds the whole of it. With
-    --check and no --out nothing is kept: the table tells what each way would cost.
+    `phikit chat`, generate, serve and eval run the copy like any other model. With --check and
+    without --out nothing is kept: every kind is made, and a table compares them.
 
     \b
     phikit quantize smollm2 --check

@@ -8,18 +8,21 @@ from typing import Annotated
 import typer
 
 recipes_app = typer.Typer(
-    help="Whole runs, as files: list the built-in ones, or show one.",
+    help="List the built-in recipes, or show one with all its settings.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
+_Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name, or a YAML file.")
+]
 _Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")
 ]
 
 
 def run_recipe(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name, or a YAML file.")],
+    recipe: _Recipe,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,16 +41,18 @@ def run_recipe(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="In place of the recipe's seed, in runs/NAME-seedN."),
+        typer.Option(metavar="N", help="Replaces the recipe's seed; the run is runs/NAME-seedN."),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete what the run directory holds first.")
+        bool, typer.Option("--fresh", help="Delete the contents of the run directory first.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every artefact against its recorded SHA-256.")
     ] = False,
 ) -> None:
-    """Run a recipe: whatever is done is skipped, whatever was killed goes on.
+    """Run a recipe, or go on where its run stopped.
+
+    Stages that are done are skipped; one that was interrupted goes on from its last checkpoint.
 
     \b
     phikit run nano
@@ -74,18 +79,18 @@ def run_recipe(
 
 
 def write_report(
-    directories: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     against: Annotated[
-        str, typer.Option(metavar="STAGE", help="Hold every model against this stage's.")
+        str, typer.Option(metavar="STAGE", help="Compare every model with this stage's.")
     ] = "",
     figure: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also draw the first run's picture, .svg or .png."),
+        typer.Option(metavar="FILE", help="Also draw the first run's figure, as .svg or .png."),
     ] = None,
 ) -> None:
-    """Write runs' report.html anew and print where they are.
+    """Write report.html of one or more runs, and print its path.
 
-    Given several runs of one recipe, also print the table of paired differences over them.
+    For several runs of one recipe, also print a table of paired differences across them.
 
     \b
     phikit report runs/nano --figure nano.svg
@@ -103,7 +108,7 @@ def write_report(
 
 
 def list_recipes() -> None:
-    """The recipes that come with phikit."""
+    """List the built-in recipes."""
     from phikit.recipes import load
 
     for name in load.built_in():
@@ -112,10 +117,17 @@ def list_recipes() -> None:
 
 
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="A built-in recipe's name, or a YAML file.")],
+    name: _Recipe,
     settings: _Settings = None,
 ) -> None:
-    """A recipe with every setting written out: the start of one of your own."""
+    """Print a recipe with every setting written out.
+
+    Its output is a recipe too: edit it and pass the file to `phikit run`.
+
+    \b
+    phikit recipes show nano
+    phikit recipes show nano --set sft.lr=1e-3
+    """
     from phikit.recipes import load, schema
 
     print(schema.as_yaml(load.load(name, settings or ())), end="")

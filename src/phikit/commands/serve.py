@@ -16,12 +16,18 @@ from phikit.errors import PhikitError
 def serve(
     model: Annotated[
         list[str],
-        typer.Argument(help="Models as for `phikit chat`, or NAME=MODEL to choose the name."),
+        typer.Argument(
+            metavar="MODEL", help="As for `phikit chat`, or NAME=MODEL to choose the name."
+        ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.")
+    ] = 8000,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys that clients must have, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Keys that clients may use, one a line.")
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -30,7 +36,9 @@ def serve(
             help="A LoRA adapter, served as a model of this name beside its own; repeatable.",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Samples generated at once, per model.")] = 64,
+    rows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples generated at once, per model.")
+    ] = 64,
     cache: Annotated[
         float | None,
         typer.Option(min=0, metavar="GIB", help="KV cache of each model [half of free memory]."),
@@ -39,21 +47,25 @@ def serve(
         str,
         typer.Option(
             metavar="int8|int4",
-            help="Round the weights first; kept in phikit's cache for the next time.",
+            help="Quantise the weights first; the copy is kept in phikit's cache.",
         ),
     ] = "",
     invariant: Annotated[
-        bool, typer.Option(help="The same bits whatever else is asked at the time; slower.")
+        bool,
+        typer.Option(
+            "--invariant", help="Answers that do not depend on concurrent requests; slower."
+        ),
     ] = False,
     speculate: Annotated[
         str,
         typer.Option(
             metavar="lookup|MODEL",
-            help="Guess tokens, from the text so far or by a small model; pays with few clients.",
+            help="Speculative decoding: guess from the text so far, or by a small model; helps "
+            "with few clients.",
         ),
     ] = "",
     kv_cache: Annotated[
-        str, typer.Option("--kv-cache", metavar="int8", help="Keys and values in 8 bits.")
+        str, typer.Option("--kv-cache", metavar="int8", help="Keep keys and values in 8 bits.")
     ] = "",
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The most a client may ask for.")
@@ -61,14 +73,21 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples running or waiting, per model.")
     ] = 1024,
-    max_requests: Annotated[int, typer.Option(min=1, metavar="N", help="In flight.")] = 256,
-    max_body: Annotated[float, typer.Option(min=0, metavar="MIB", help="Of a request.")] = 4.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
+    max_requests: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Requests in flight.")
+    ] = 256,
+    max_body: Annotated[float, typer.Option(min=0, metavar="MIB", help="Size of a request.")] = 4.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds a request may take.")
+    ] = 600.0,
     drain: Annotated[
-        float, typer.Option(min=0, help="Seconds for requests in flight after SIGTERM.")
+        float,
+        typer.Option(min=0, metavar="S", help="Seconds for requests in flight after SIGTERM."),
     ] = 30.0,
 ) -> None:
-    """Serve models over HTTP, as OpenAI's clients expect it.
+    """Serve models over an OpenAI-compatible HTTP API.
+
+    There is a chat page at /, the API under /v1, and metrics for Prometheus at /metrics.
 
     \b
     phikit serve runs/nano

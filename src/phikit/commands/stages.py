@@ -12,13 +12,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from phikit.errors import PhikitError
+
 GROUPS = (
-    ("data", "data", "Documents in, training shards out."),
-    ("synth", "synth", "Write and check new training data."),
-    ("train", "train", "Pretraining, midtraining, SFT, DPO, GRPO."),
-    ("pivots", "pivots", "Pivotal Token Search."),
+    ("data", "data", "Read, clean, mix and tokenise documents; look into a corpus."),
+    ("synth", "synth", "Write and check synthetic training data."),
+    ("train", "train", "Train: pretraining, midtraining, SFT, DPO, GRPO."),
+    ("pivots", "pivots", "Pivotal Token Search, and preference pairs from it."),
     ("eval", "evals", "Score a model on held-out problems."),
-    ("export", "export", "Out to other runtimes, behind a parity gate."),
+    ("export", "export", "Export to other runtimes, checked against them."),
 )
 
 
@@ -33,14 +35,16 @@ class _StageGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from phikit import single
 
-        formatter.write(single.list_actions(self.package, self.command, self.about))
+        parts = [f"phikit {self.command}: {self.about}"]
         if self.commands:
+            width = max(map(len, self.commands))
             lines = [
-                f"  phikit {self.command} {name:<12} {command.get_short_help_str(80)}"
+                f"  phikit {self.command} {name:<{width}}  {command.get_short_help_str(80)}"
                 for name, command in self.commands.items()
             ]
-            formatter.write("\n\nCommands:\n" + "\n".join(lines))
-        formatter.write("\n")
+            parts.append("\n".join(["Commands:", *lines]))
+        parts.append(single.list_actions(self.package, self.command))
+        formatter.write("\n\n".join(parts) + "\n")
 
     def _stage(self, action: str) -> Any:
         """The command that runs one stage by itself."""
@@ -49,7 +53,7 @@ class _StageGroup(TyperGroup):
             inputs: Annotated[
                 list[str] | None,
                 typer.Option(
-                    "--input", metavar="ROLE=DIR", help="A folder that another stage made."
+                    "--input", metavar="ROLE=DIR", help="A folder that another stage wrote."
                 ),
             ] = None,
             settings: Annotated[
@@ -69,8 +73,13 @@ class _StageGroup(TyperGroup):
         ) -> None:
             from phikit import single
 
-            if show_help or out is None:
+            if show_help or not (inputs or settings or out):
                 print(single.describe(self.package, self.command, action))
+            elif out is None:
+                raise PhikitError(
+                    f"phikit {self.command} {action}: --out is missing",
+                    "name a new folder for what the stage writes: --out DIR",
+                )
             else:
                 single.run(self.package, action, inputs or (), settings or (), out, seed, threads)
 

@@ -15,7 +15,7 @@ _Name = Annotated[str, typer.Argument(metavar="TYPE", help="A dataset type's nam
 
 
 def list_types(types: _Types = None) -> None:
-    """The dataset types that are files: what each is for, and what it starts from."""
+    """List the dataset types: what each is for, and its seed."""
     from phikit.synth import declared_types
 
     found = declared_types.read_types(types)
@@ -30,7 +30,7 @@ def list_types(types: _Types = None) -> None:
 
 
 def show(name: _Name, types: _Types = None) -> None:
-    """A dataset type as its file: the start of one of your own."""
+    """Print a dataset type's YAML file, to copy and change."""
     from phikit.synth import declared_types
 
     found = declared_types.read_types(types)
@@ -56,13 +56,15 @@ def try_type(
         Path | None, typer.Option("--seed-file", metavar="FILE", help="The text it starts from.")
     ] = None,
     index: Annotated[int, typer.Option(min=0, metavar="N", help="Which sample of it.")] = 0,
-    key_file: Annotated[str, typer.Option(metavar="FILE", help="Holds the endpoint's key.")] = "",
+    key_file: Annotated[
+        str, typer.Option("--api-key-file", metavar="FILE", help="Holds the endpoint's key.")
+    ] = "",
     store: Annotated[
         Path, typer.Option(metavar="FILE", help="Where paid replies are kept.")
     ] = Path("replies.jsonl"),
     types: _Types = None,
 ) -> None:
-    """Write one sample with a teacher, showing every prompt, reply and verdict.
+    """Write one sample, showing every prompt, reply and verdict.
 
     \b
     phikit synth try school-word-problem --teacher http://127.0.0.1:8000/v1 --model smollm2
@@ -77,7 +79,7 @@ def try_type(
 def run(
     types: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TYPE]...", help="Dataset types [all that the seeds allow]."),
+        typer.Argument(metavar="TYPE", help="Dataset types [all that the seeds allow]."),
     ] = None,
     teacher: Annotated[
         str,
@@ -92,19 +94,26 @@ def run(
     ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the URL.")] = "",
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Samples to accept.")] = 100,
-    key_file: Annotated[str, typer.Option(metavar="FILE", help="Holds the endpoint's key.")] = "",
+    key_file: Annotated[
+        str, typer.Option("--api-key-file", metavar="FILE", help="Holds the endpoint's key.")
+    ] = "",
     items: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Evaluation items that must not be asked.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Evaluation items that the corpus must not hold."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="See `phikit synth declared --help`."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random stream.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", help="For a model in this process.")] = 2,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random stream.")] = 0,
+    threads: Annotated[
+        int, typer.Option(metavar="N", help="CPU threads, for a model in this process.")
+    ] = 2,
     folder: _Types = None,
 ) -> None:
-    """Write a corpus with a teacher; the same command goes on where it stopped.
+    """Write a corpus with a teacher model.
+
+    After an interruption the same command goes on where it stopped; no reply is paid for twice.
 
     \b
     phikit synth run --seeds docs/ --teacher http://127.0.0.1:8000/v1 --model smollm2 --out corpus
@@ -127,13 +136,13 @@ def run(
 def report(
     corpus: Annotated[Path, typer.Argument(metavar="DIR", help="A corpus of `phikit synth run`.")],
     samples: Annotated[int, typer.Option(min=0, metavar="N", help="Samples to read.")] = 3,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of samples.")] = 0,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page in place of text.")
     ] = None,
     width: Annotated[int, typer.Option(min=0, metavar="N", help="Columns.")] = 0,
 ) -> None:
-    """What a corpus cost, what came of it and what it covers.
+    """Report a corpus's yield, cost and coverage.
 
     \b
     phikit synth report corpus

@@ -12,34 +12,44 @@ import typer
 def chat(
     model: Annotated[
         str,
-        typer.Argument(help="A model or run directory, a GGUF file, or a published model's name."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A model or run directory, a GGUF file, or a published model's name.",
+        ),
     ],
     prompt: Annotated[
         str, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and stop.")
     ] = "",
     image: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A picture that the prompt is about; may be repeated."),
+        typer.Option(metavar="FILE", help="An image for the prompt; repeatable."),
     ] = None,
     audio: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A recording likewise; may be the whole prompt."),
+        typer.Option(
+            metavar="FILE", help="A recording for the prompt, or in place of it; repeatable."
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, help="0 is greedy [as published, else 0.5; about files 0]."),
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="0 is greedy [as published, else 0.5; 0 with images or audio].",
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="1 keeps all [as published, else 0.95].")
+        float | None, typer.Option(metavar="X", help="1 keeps all [as published, else 0.95].")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of each answer [until it ends].")
+        int | None, typer.Option(min=1, metavar="N", help="Limit of each answer [none].")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Talk to a model: the last one of a run, any model directory, or a published one.
+    """Talk to a model: a run's last, one in a directory, or published.
 
-    A name such as microsoft/phi-4 is fetched from the Hugging Face hub when it is not here.
+    A name such as microsoft/phi-4 is fetched from the Hugging Face hub unless it is in the hub's
+    cache already. With -p, or with text on standard input, answer once and stop.
 
     \b
     phikit chat runs/nano

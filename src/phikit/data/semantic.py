@@ -142,5 +142,5 @@ SEMANTIC: Stage[SemanticConfig] = Stage(
     run=run_semantic,
     inputs=("documents",),
     estimate=lambda _: Estimate("all documents of its input, some 20 a second and core", 600),
-    help="Removes documents that say the same as an earlier one in other words.",
+    help="remove documents that say the same as an earlier one in other words",
 )

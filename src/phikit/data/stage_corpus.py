@@ -82,7 +82,7 @@ FILTER: Stage[FilteringConfig] = Stage(
     run=run_filter,
     inputs=("documents",),
     estimate=lambda _: Estimate("all documents of its input", 30),
-    help="Keeps the documents that pass the named filters, and notes what these found.",
+    help="keep the documents that pass the named filters, and note what these found",
 )
 CORPUS: Stage[CorpusStageConfig] = Stage(
     verb="data.corpus",
@@ -91,5 +91,5 @@ CORPUS: Stage[CorpusStageConfig] = Stage(
     inputs=("items?",),
     resumable=True,
     estimate=lambda _: Estimate("all files of its paths", 600),
-    help="Builds a corpus of any size, shard by shard.",
+    help="build a corpus of any size, shard by shard",
 )

@@ -169,5 +169,5 @@ DECONTAMINATE: Stage[DecontaminateConfig] = Stage(
     run=run_decontaminate,
     inputs=("items", "samples?", "pairs?", "tokenizer?"),
     estimate=lambda _: Estimate("all samples and pairs of its inputs", 5),
-    help="Removes samples, problems and preference pairs that hold evaluation items.",
+    help="remove samples, problems and preference pairs that contain evaluation items",
 )

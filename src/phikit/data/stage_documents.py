@@ -125,5 +125,5 @@ DOCUMENTS: Stage[DocumentsConfig] = Stage(
     run=run_documents,
     inputs=("items",),
     estimate=_estimate,
-    help="Reads organic documents, filters, deduplicates and decontaminates them.",
+    help="read organic documents; filter, deduplicate and decontaminate them",
 )

@@ -63,5 +63,5 @@ PART: Stage[PartConfig] = Stage(
     run=run_part,
     inputs=("documents",),
     estimate=lambda c: Estimate(f"{c.end - c.start:.0%} of its input", 2),
-    help="Takes a part of the documents, by a hash of their ids: to hold some out.",
+    help="take a part of the documents, by a hash of their ids: to hold some out",
 )

@@ -238,7 +238,7 @@ TOKENIZER: Stage[TokenizerConfig] = Stage(
     estimate=lambda c: Estimate(
         f"{c.vocab_size} tokens from {c.max_chars / 1e6:.0f} M characters", 3 + c.max_chars / 1e6
     ),
-    help="Learns a byte-level BPE tokenizer on the mixture.",
+    help="learn a byte-level BPE tokenizer on the mixture",
 )
 SHARDS: Stage[ShardsConfig] = Stage(
     verb="data.shards",
@@ -248,5 +248,5 @@ SHARDS: Stage[ShardsConfig] = Stage(
     estimate=lambda c: Estimate(
         f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6, tokens=c.tokens
     ),
-    help="Tokenises documents and samples and writes the mixture in the order of training.",
+    help="tokenise documents and samples, and write the mixture in training order",
 )

@@ -1,4 +1,4 @@
-"""A model from whatever file or folder it is in: `phikit.load`."""
+"""A model from whatever file or folder it is in, its weights not quantised: see `phikit.load`."""
 
 from __future__ import annotations
 

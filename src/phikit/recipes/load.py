@@ -38,7 +38,7 @@ def find(name: str) -> tuple[Path, str]:
         return path, str(path)
     raise PhikitError(
         f"no recipe is named {name!r}, and there is no such file",
-        did_you_mean(name, known) + " `phikit recipes list` shows those that come with phikit",
+        did_you_mean(name, known) + "; `phikit recipes list` describes the built-in ones",
     )
 
 

@@ -8,10 +8,10 @@ A line is one of these; which of them, its keys say:
     {"prompt": "...", "chosen": "...", "rejected": "..."}
     {"prompt_ids": [5, 9], "chosen_ids": [7], "rejected_ids": [8]}
 
-Chats and problems become samples.parquet (for train.sft, train.grpo and train.rollouts),
-preferences pairs.parquet (for train.dpo). Ids are taken as they stand; texts are laid out by the
-model's chat format, end token included. The heavy imports are inside the functions, so that a
-recipe is read and checked without torch.
+Chats and problems become samples.parquet (for train.sft, train.grpo and train.rollouts), problems
+items.parquet too (for evals.run and decontamination), preferences pairs.parquet (for train.dpo).
+Ids are taken as they stand; texts are laid out by the model's chat format, end token included. The
+heavy imports are inside the functions, so that a recipe is read and checked without torch.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def run_import(
         raise PhikitError(f"{settings.file}: no line in it holds anything")
     if samples:
         write_records(ctx.dir / "samples.parquet", samples, Sample)
+    if problems := [s for s in samples if s.verifier]:
+        write_records(ctx.dir / "items.parquet", problems, Sample)
     if pairs:
         write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     return {
