@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from test_train_stages import SHAPE, inputs, question
+from test_train_stages import run as stage
 from train_fixtures import tiny_model
 from train_runs import StopAfter, grpo, run
 
+from phikit.records import Sample, Verdict, write_records
 from phikit.stage import Context
 from phikit.train.adapters import adapt
 from phikit.train.objectives.drawing import PooledDrawer
 from phikit.train.objectives.grpo_settings import GeneratorSettings
 from phikit.train.settings import LoraSettings
 from phikit.train.stage_grpo import GrpoSettings
+from phikit.verify.base import VERIFIERS, Problem
 
+__all__ = ["inputs"]  # the fixture of that name
 POOL = GeneratorSettings(kind="ray", workers=2)
 New = Callable[..., Context]
 
@@ -116,6 +123,49 @@ def test_training_is_the_same_through_a_death_and_goes_on_to_the_bit(
     run("grpo-ray", pieces)
     for file in ("model/model.safetensors", "metrics.jsonl"):
         assert (pieces.dir / file).read_bytes() == (whole.dir / file).read_bytes(), file
+
+
+class EvenLength:
+    """Right when the answer has an even number of characters: an untrained model is, at times."""
+
+    name = "even-length"
+
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [
+            Verdict(passed=len(t) % 2 == 0, score=0.0, reason="", verifier=self.name)
+            for _, t in items
+        ]
+
+
+@pytest.mark.slow
+def test_the_stage_with_a_pool_trains_what_it_trains_without(
+    inputs: dict[str, Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    root = inputs["root"]
+    shape = {"model": SHAPE, "context": 64, "batch_rows": 4, "steps": 2, "lr": 1e-2}
+    stage("train.pretrain", tmp_path / "pre", shape, shards=root, tokenizer=root)
+    monkeypatch.setitem(VERIFIERS, "even-length", EvenLength)
+    asked = [replace(question(i), verifier="even-length", id="") for i in range(12)]
+    write_records(tmp_path / "samples.parquet", asked, Sample)
+    settings = {
+        "lr": 1e-3, "warmup": 0, "steps": 2, "precision": "f32",
+        "rollouts": {"prompts": 4, "group": 4, "max_tokens": 12, "think": False, "reward": "sign",
+                     "max_batch": 5},
+    }  # fmt: skip
+    found = {}
+    for name, generator in (("local", {}), ("ray", {"kind": "ray", "workers": 2, "threads": 1})):
+        told = settings | {"generator": generator}
+        done = stage(
+            "train.grpo", tmp_path / name, told, model=tmp_path / "pre", problems=tmp_path
+        )  # fmt: skip
+        assert done["groups_kept"] > 0
+        found[name] = Context(tmp_path / name)
+    assert len(losses(found["ray"])) == 2 and all(losses(found["ray"]))
+    assert losses(found["ray"]) == pytest.approx(losses(found["local"]), abs=1e-5)
+    model, same = (load_file(tmp_path / n / "model" / "model.safetensors") for n in found)
+    for name, weight in model.items():
+        torch.testing.assert_close(same[name], weight, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

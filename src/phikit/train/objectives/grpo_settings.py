@@ -51,7 +51,9 @@ class RolloutSettings(Config):
     balance: bool = Field(
         default=False, description="keep all right answers and as many wrong ones, at random"
     )
-    max_batch: int = Field(default=256, ge=1, description="answers in the making at once")
+    max_batch: int = Field(
+        default=256, ge=1, description="answers in the making at once, in each engine"
+    )
     precision: Literal["f32", "bf16"] = Field(
         default="f32", description="f32: the trained weights themselves; bf16: a rounded copy"
     )
