@@ -28,8 +28,9 @@ from phikit.train.adapters import adapt, merged
 from phikit.train.models import extended
 from phikit.train.objectives.dpo import Dpo, reference_logprobs
 from phikit.train.objectives.dpo_settings import DpoLoss
+from phikit.train.objectives.drawing import drawer
 from phikit.train.objectives.grpo import Grpo
-from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
+from phikit.train.objectives.grpo_settings import GeneratorSettings, GrpoLoss, RolloutSettings
 from phikit.train.objectives.next_token import NextToken
 from phikit.train.settings import (
     LoraSettings,
@@ -129,7 +130,12 @@ def samples() -> list[list[int]]:
     return [[stream.randrange(2, 64) for _ in range(stream.randrange(6, 20))] for _ in range(40)]
 
 
-def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
+def grpo(
+    model: Any,
+    loss: GrpoLoss | None = None,
+    generator: GeneratorSettings | None = None,
+    **rollouts: Any,
+) -> Grpo:
     VERIFIERS["even"] = Even
     problems = [
         Sample(kind="toy", source="toy", verifier="even",
@@ -142,6 +148,7 @@ def grpo(model: Any, loss: GrpoLoss | None = None, **rollouts: Any) -> Grpo:
     return Grpo(
         model, ToyChat(), problems, settings, loss or GrpoLoss(),  # type: ignore[arg-type]
         STEPS["grpo"], 10_000, "f32", seed=3,
+        drawer=drawer(settings, generator or GeneratorSettings()),
     )  # fmt: skip
 
 
@@ -150,10 +157,10 @@ def run(name: str, ctx: Context, every: int = 3, tensor: int = 1, context: int =
     model = tiny_model(kv_heads=4 if name == "four" else 2)
     kind = "muon" if name == "muon" else "adamw"
     settings = TrainSettings(
-        lr=3e-3 if name in ("dpo", "pivots", "grpo") else 1e-2,
+        lr=3e-3 if name in ("dpo", "pivots", "grpo", "grpo-ray") else 1e-2,
         precision="bf16" if name == "bf16" else "f32",
         optimiser=OptimiserSettings(kind=kind),  # type: ignore[arg-type]
-        checkpoint_every=2 if name == "grpo" else every,
+        checkpoint_every=2 if name.startswith("grpo") else every,
         warmup=2,
         parallel=ParallelSettings(tensor=tensor, context=context),
     )
@@ -162,8 +169,9 @@ def run(name: str, ctx: Context, every: int = 3, tensor: int = 1, context: int =
     if name == "lora":
         adapt(model, LoraSettings(rank=4, alpha=16), 3)
     objective: Any
-    if name == "grpo":
-        objective = grpo(model, GrpoLoss(updates=2, kl=0.1, kl_to="reference"))
+    if name in ("grpo", "grpo-ray"):
+        pool = GeneratorSettings(kind="ray", workers=2) if name == "grpo-ray" else None
+        objective = grpo(model, GrpoLoss(updates=2, kl=0.1, kl_to="reference"), pool)
         objective.reference = tiny_model()
     elif name in ("dpo", "pivots"):
         chosen = pairs(20, 8 if name == "dpo" else 1)
@@ -171,7 +179,12 @@ def run(name: str, ctx: Context, every: int = 3, tensor: int = 1, context: int =
         objective = Dpo(chosen, reference, DpoLoss(), 8, 100, seed=3)
     else:
         objective = NextToken(Batches(next_token_rows(name), 8, 3), microbatch=3)
-    loop.train(ctx, model, objective, settings, STEPS.get(name, 12))
+    steps = STEPS["grpo"] if name == "grpo-ray" else STEPS.get(name, 12)
+    try:
+        loop.train(ctx, model, objective, settings, steps)
+    finally:
+        if isinstance(objective, Grpo):
+            objective.drawer.close()
     model = parallel.whole(model)
     if parallel.rank() == 0:
         checkpoint.save(merged(model), ctx.dir / "model", torch.float32)

@@ -9,7 +9,6 @@ its request alone they are the same samples.
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from phikit.engine import ray_worker
 from phikit.engine.base import Finished, Request, can_run, check
+from phikit.engine.ray_cluster import cause, connect, imported
 from phikit.errors import PhikitError
 from phikit.models.architectures import read_config
 
@@ -80,16 +80,13 @@ class RayPool:
         attempts: int = 3,
         patience: float = 300.0,
     ) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as e:
-            raise PhikitError("a pool of engines needs Ray", "pip install 'phikit[ray]'") from e
+        ray = imported()
         if min(engines, threads, max_batch, attempts) < 1:
             raise PhikitError("engines, threads, max_batch and attempts must be at least 1")
         self._ray, self.directory, self.max_batch = ray, directory.resolve(), max_batch
         self.attempts, self.patience, self.config = attempts, patience, read_config(directory)
         if not ray.is_initialized():
-            _connect(ray, address)
+            connect(ray, address)
         kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
         self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
         self._settings = (str(self.directory), max_batch, threads)
@@ -133,7 +130,7 @@ class RayPool:
         try:
             self._ray.get(engine.ready)
         except self._ray.exceptions.RayError as e:
-            raise PhikitError(f"an engine of {self.directory} did not start: {_cause(e)}") from e
+            raise PhikitError(f"an engine of {self.directory} did not start: {cause(e)}") from e
         engine.up = True
 
     def pids(self) -> list[int]:
@@ -217,7 +214,7 @@ class RayPool:
             self._replace(engine, todo)
             return
         except self._ray.exceptions.RayError as e:
-            raise PhikitError(f"request {part.index}: {_cause(e)}") from e
+            raise PhikitError(f"request {part.index}: {cause(e)}") from e
         del engine.parts[reference]
         [rollouts] = ray_worker.unpacked_rollouts(data, [part.request])
         for number, rollout in enumerate(rollouts):
@@ -250,24 +247,3 @@ def _parts(requests: Sequence[Request]) -> Iterator[_Part]:
             n = min(_SAMPLES, request.n - offset)
             part = replace(request, n=n, first_sample=request.first_sample + offset)
             yield _Part(index, offset, part)
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    way = "start one: ray start --head, and on the other nodes ray start --address HOST:PORT"
-    try:
-        if address and ":" in address and "://" not in address:
-            # Ray itself would try for minutes, and then end this process
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        ray.init(address=address, include_dashboard=None if address else False,
-                 log_to_driver=False)  # fmt: skip
-    except (ConnectionError, OSError, RuntimeError, ValueError) as e:
-        raise PhikitError(
-            f"there is no Ray cluster at {address or 'this machine'}: {e}", way
-        ) from e
-
-
-def _cause(error: Exception) -> str:
-    """The inner error of one that Ray wraps, without its pages of advice."""
-    inner = getattr(error, "cause", None) or error
-    return getattr(inner, "message", "") or str(inner).strip().splitlines()[0]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from phikit.errors import PhikitError
 from phikit.stage import Context, Estimate, Stage
-from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
+from phikit.train.objectives.grpo_settings import GeneratorSettings, GrpoLoss, RolloutSettings
 from phikit.train.schedules import Schedule
 from phikit.train.settings import TrainSettings
 from phikit.verify.base import read_problems
@@ -28,6 +28,7 @@ class GrpoSettings(TrainSettings):
     warmup: float = Field(default=10, ge=0, description="steps of warm-up, or their share below 1")
     steps: int = Field(default=90, ge=1, description="optimiser steps")
     rollouts: RolloutSettings = RolloutSettings()
+    generator: GeneratorSettings = GeneratorSettings()
     loss: GrpoLoss = GrpoLoss()
     micro_tokens: int = Field(
         default=16_384, ge=1, description="tokens computed at once (changes memory, not maths)"
@@ -39,6 +40,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     from phikit.chat.format import chat_format
     from phikit.train import loop, parallel
     from phikit.train.models import load_model, load_tokenizer, starting_model
+    from phikit.train.objectives.drawing import drawer
     from phikit.train.objectives.grpo import Grpo
     from phikit.train.result import finish, last_steps
 
@@ -65,15 +67,19 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     frozen = None
     if settings.loss.kl_to == "reference":  # below an adapter the first weights are still there
         frozen = model if settings.lora is not None else load_model(inputs["model"])
+    draws = drawer(settings.rollouts, settings.generator)
     objective = Grpo(
         model, chat, problems, settings.rollouts, settings.loss, settings.steps,
         settings.micro_tokens, settings.precision, ctx.seed, frozen,
-        parallel.lanes(model.config.parameters, ctx.threads) * parallel.world(),
+        parallel.lanes(model.config.parameters, ctx.threads) * parallel.world(), draws,
     )  # fmt: skip
-    result = finish(
-        ctx, model, inputs["model"] / "model", settings,
-        lambda: loop.train(ctx, model, objective, settings, settings.steps),
-    )  # fmt: skip
+    try:
+        result = finish(
+            ctx, model, inputs["model"] / "model", settings,
+            lambda: loop.train(ctx, model, objective, settings, settings.steps),
+        )  # fmt: skip
+    finally:
+        draws.close()
     return (
         result
         | {"problems": len(problems), "left_out": len(read) - len(problems)}

@@ -3,8 +3,9 @@
 Source: Phi-4-reasoning report, section 4.1; stabilisers: Phi-4-mini-reasoning report, section 3.
 Shapes: N completion tokens of a forest, S completions.
 
-Every iteration asks the local engine, on the very weights being trained, for a group of answers to
-each problem, has them verified and rewarded, and compares each with its group. The engine draws
+Every iteration asks an engine, on the very weights being trained, or a pool of engines with copies
+of them, for a group of answers to each problem, has them verified and rewarded, and compares each
+with its group. Engines draw
 under slightly other rounding than training computes; the difference of log-probabilities is logged
 in every step and corrected for by truncated importance weights (Yao et al. 2025).
 """
@@ -21,13 +22,13 @@ import torch
 from torch import Tensor
 
 from phikit.chat.format import ChatFormat
-from phikit.engine.base import Request, Sampling, collect
-from phikit.engine.local import LocalEngine
+from phikit.engine.base import Request, Sampling
 from phikit.models.decoder import Decoder
 from phikit.records import Rollout, Sample
 from phikit.train import parallel
 from phikit.train.adapters import merged, without
 from phikit.train.loop import Loss, StepBatch, autocast
+from phikit.train.objectives.drawing import Drawer, LocalDrawer
 from phikit.train.objectives.grouping import Group, balanced, keep, mean, reward_group
 from phikit.train.objectives.grpo_settings import GrpoLoss, RolloutSettings
 from phikit.train.objectives.trees import Forest, groups, plant
@@ -88,7 +89,8 @@ class Grpo:
     """Problems in, rollouts, rewards and advantages made on the way.
 
     `reference` is a frozen copy of the first weights, if the KL term is measured against it; the
-    model itself when an adapter is trained, for it is taken off then.
+    model itself when an adapter is trained, for it is taken off then. `drawer` is where rollouts
+    come from; the local engine when left out. Whoever gave it closes it.
     """
 
     def __init__(
@@ -104,17 +106,14 @@ class Grpo:
         seed: int,
         reference: Decoder | None = None,
         lanes: int = 1,
+        drawer: Drawer | None = None,
     ) -> None:
         self.model, self.chat, self.problems = model, chat, problems
         self.rollouts, self.settings = rollouts, loss
         self.steps, self.micro_tokens, self.precision = steps, micro_tokens, precision
         self.seed, self.reference, self.lanes = seed, reference, lanes
         self.verifier = ByName()
-        self.engine = LocalEngine(
-            merged(model),
-            rollouts.max_batch,
-            torch.bfloat16 if rollouts.precision == "bf16" else None,
-        )
+        self.drawer = drawer or LocalDrawer(rollouts)
         self.waiting: list[StepBatch[RolloutBatch]] = []
         self.accuracy: dict[int, float] = {}  # of each problem, when it was last asked
 
@@ -151,9 +150,9 @@ class Grpo:
     def _iteration(self, step: int) -> list[StepBatch[RolloutBatch]]:
         """Samples, verifies, rewards and filters; one batch per update.
 
-        Several processes all draw the same: each gathers the whole weights for it.
+        Several processes all get the same rollouts: each gathers the whole weights for it.
         """
-        self.engine.model = merged(parallel.whole(self.model))
+        policy = merged(parallel.whole(self.model))
         iteration = step // self.settings.updates
         temperature = self.temperature(step)
         numbers = self._chosen(iteration)
@@ -172,7 +171,7 @@ class Grpo:
             )
             for i, s in enumerate(samples)
         ]
-        made = self._judged(samples, collect(self.engine, requests))
+        made = self._judged(samples, self.drawer.draw(policy, requests))
         for number, group in zip(numbers, made, strict=True):
             self.accuracy[number] = mean([float(x) for x in group.right])
         stream = np.random.default_rng([self.seed, _SHUFFLE, 1, iteration])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from phikit.stage import Config
 
@@ -51,10 +51,44 @@ class RolloutSettings(Config):
     balance: bool = Field(
         default=False, description="keep all right answers and as many wrong ones, at random"
     )
-    max_batch: int = Field(default=256, ge=1, description="answers in the making at once")
+    max_batch: int = Field(
+        default=256, ge=1, description="answers in the making at once, in each engine"
+    )
     precision: Literal["f32", "bf16"] = Field(
         default="f32", description="f32: the trained weights themselves; bf16: a rounded copy"
     )
+    invariant: bool = Field(
+        default=False,
+        description="answers and their log-probabilities are of the same bits whatever is drawn "
+        "beside them, and by however many engines; slower",
+    )
+
+
+class GeneratorSettings(Config):
+    """Which engines draw the answers: the one in this process, or a pool on a Ray cluster."""
+
+    kind: Literal["local", "ray"] = Field(
+        default="local",
+        description="local: an engine on the trained weights themselves; ray: a pool of engines, "
+        "which get the weights before each iteration (pip install 'phikit[ray]')",
+    )
+    workers: int = Field(
+        default=1, ge=1, description="ray: engines, each with a copy of the weights"
+    )
+    threads: int = Field(default=1, ge=1, description="ray: CPUs of each engine")
+    address: str | None = Field(
+        default=None,
+        description="ray: HOST:PORT of the cluster; one on this machine when left out",
+    )
+
+    @model_validator(mode="after")
+    def _only_of_a_pool(self) -> Self:
+        if self.kind == "local" and (self.workers, self.threads, self.address) != (1, 1, None):
+            raise ValueError(
+                "workers, threads and address are a pool's: add generator.kind=ray, or leave "
+                "them out"
+            )
+        return self
 
 
 class GrpoLoss(Config):
