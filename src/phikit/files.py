@@ -31,6 +31,23 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def fingerprint(path: Path) -> str:
+    """Changes when what is there does: a file by its bytes, a folder by its files' sizes and times.
+
+    Empty when nothing is there.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        return ""
+    listing = sorted(
+        (str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns)
+        for file in path.rglob("*")
+        if file.is_file()
+    )
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+
+
 @contextmanager
 def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
     """Turns a full disk or a forbidden path into a `PhikitError` that names the path."""

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,12 @@ _OWN_FILES = ("started.json", "stage.json")
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a stage's result depends on. `inputs`: role → addresses of the stages given."""
+    """All that a stage's result depends on.
+
+    Attributes:
+        inputs: role → addresses of the stages given.
+        files: path → fingerprint of what it reads from outside the run.
+    """
 
     verb: str
     config: Mapping[str, Any]
@@ -45,6 +50,7 @@ class Identity:
     seed: int
     threads: int
     code: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -65,6 +71,9 @@ class Identity:
         for role, addresses in self.inputs.items():
             if list(old["inputs"].get(role, ())) != list(addresses):
                 return f"its input {role} changed"
+        for path, mark in self.files.items():
+            if old.get("files", {}).get(path) != mark:
+                return f"{path} changed"
         return "its code changed" if old["code"] != self.code else "its inputs changed"
 
 

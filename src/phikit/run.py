@@ -24,6 +24,7 @@ from phikit.files import (
     Journal,
     canonical_json,
     explain_os_errors,
+    fingerprint,
     read_json,
     write_atomic,
     write_json,
@@ -75,6 +76,7 @@ def plan(recipe: Recipe, sources: Sources) -> list[Step]:
             seed=stage_seed(recipe.seed, spec.name),
             threads=recipe.threads,
             code=sources.version(roots),
+            files={path: fingerprint(Path(path)) for path in spec.stage.reads(spec.config)},
         )
         inputs = {}
         for role, names in spec.inputs.items():

@@ -9,7 +9,7 @@ starts with an empty folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -122,6 +122,8 @@ class Stage(Generic[C]):
             one ending in "*" takes any number of stages (passed as "name.0", "name.1", ...).
         resumable: it can go on from what a killed run left in its folder.
         estimate: settings → `Estimate`, for `--dry-run`.
+        reads: settings → the files and folders outside the run that it reads; a recipe's stage runs
+            again when one of them changes.
     """
 
     verb: str
@@ -131,6 +133,7 @@ class Stage(Generic[C]):
     resumable: bool = False
     estimate: Callable[[C], Estimate] | None = None
     help: str = ""
+    reads: Callable[[C], Sequence[str]] = lambda settings: ()
 
 
 def given(inputs: Mapping[str, Path], role: str) -> list[Path]:

@@ -30,7 +30,12 @@ def changed(path: Path, old: str, new: str) -> Path:
 def test_a_recipe_is_read_with_its_defaults(recipe_file: Path) -> None:
     recipe = load(str(recipe_file), registry=REGISTRY)
     assert [s.name for s in recipe.stages] == ["one", "two", "sum", "twice"]
-    assert recipe.stages[0].config.model_dump() == {"steps": 4, "start": 0, "pause": 0.0}
+    assert recipe.stages[0].config.model_dump() == {
+        "steps": 4,
+        "start": 0,
+        "file": "",
+        "pause": 0.0,
+    }
     assert recipe.stages[3].inputs == {"first": ("sum",), "more": ("sum", "two")}
 
 

@@ -148,6 +148,20 @@ def test_dry_run_says_what_and_why_and_writes_nothing(recipe_file: Path, out: Pa
     assert why("seed=9")[0].startswith("seed was ")
 
 
+def test_a_changed_file_outside_the_run_reruns_what_read_it(recipe_file: Path, out: Path) -> None:
+    own, folder = out.parent / "own.jsonl", out.parent / "documents"
+    own.write_text("one")
+    folder.mkdir()
+    for path, new in ((own, own), (folder, folder / "more.txt")):
+        setting = f"two.file={path}"
+        go(recipe_file, out, setting)
+        assert go(recipe_file, out, setting)[0] == []
+        new.write_text("another")
+        recipe = load(str(recipe_file), [setting], registry=REGISTRY)
+        assert [c.why for c in preview(recipe, out)][:2] == ["", f"{path} changed"]
+        assert go(recipe_file, out, setting)[0] == ["two", "sum", "twice"]
+
+
 def test_fresh_starts_again(recipe_file: Path, out: Path) -> None:
     go(recipe_file, out)
     (out / "notes.txt").write_text("mine")

@@ -22,6 +22,7 @@ REGISTRY = Registry({"toy": __name__})
 class Count(Config):
     steps: int = Field(5, ge=1, description="How many steps to make.")
     start: int = Field(0, description="Where to begin.")
+    file: str = Field("", description="Read from outside the run.")
     pause: float = Field(0.0, description="Seconds of sleep after each step.")
 
 
@@ -73,7 +74,8 @@ def fail(context: Context, config: Fail, inputs: Mapping[str, Path]) -> dict[str
 
 
 STAGES = [
-    Stage("toy.count", Count, count, resumable=True, help="Counts."),
+    Stage("toy.count", Count, count, resumable=True, help="Counts.",
+          reads=lambda s: [s.file] if s.file else []),
     Stage("toy.add", Add, add, inputs=("first", "more*", "maybe?"), help="Adds."),
     Stage("toy.fail", Fail, fail, inputs=("first?",)),
-]
+]  # fmt: skip

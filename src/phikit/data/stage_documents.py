@@ -125,5 +125,6 @@ DOCUMENTS: Stage[DocumentsConfig] = Stage(
     run=run_documents,
     inputs=("items",),
     estimate=_estimate,
+    reads=lambda settings: [settings.reader.root] if settings.reader.root else [],
     help="read organic documents; filter, deduplicate and decontaminate them",
 )

@@ -53,7 +53,7 @@ class ImportSettings(Config):
 
     file: str = Field(
         description="JSON lines: messages, or a prompt with its response, or with answer and "
-        "verifier, or with chosen and rejected. It is read once: --fresh reads a changed one"
+        "verifier, or with chosen and rejected"
     )
     verifier: str = Field(default="", description="judges the answers of lines that name none")
     kind: PairKind = Field(default="judge", description="of the preferences that name none")
@@ -178,7 +178,7 @@ def _pair(row: Mapping[str, Any], where: str, chat: ChatFormat | None, kind: str
 STAGES: list[Stage[Any]] = [
     Stage(
         "train.import", ImportSettings, run_import, ("model?",),
-        estimate=lambda s: Estimate(s.file),
+        estimate=lambda s: Estimate(s.file), reads=lambda s: [s.file],
         help="your own chats, problems or preferences, from JSON lines",
     ),
 ]  # fmt: skip

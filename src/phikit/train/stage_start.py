@@ -51,13 +51,21 @@ def _find(name: str) -> Path:
     places = [Path(name), Path.home() / ".cache" / "phikit" / name]
     member = find(name)
     if member is not None:
-        hub = Path.home() / ".cache" / "huggingface" / "hub"
-        folder = hub / f"models--{member.repository.replace('/', '--')}"
+        folder = _hub_cache() / f"models--{member.repository.replace('/', '--')}"
         places += sorted(folder.glob("snapshots/*"))
     for place in places:
         if (place / "config.json").exists():
             return place
     raise PhikitError(f"no model {name!r} on this machine", f"phikit fetch {name}")
+
+
+def _hub_cache() -> Path:
+    """Where the hub's client keeps what it fetches (HF_HOME); without it, where it would."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return Path.home() / ".cache" / "huggingface" / "hub"
+    return Path(HF_HUB_CACHE)
 
 
 def _start_size(settings: StartSettings) -> Estimate:
