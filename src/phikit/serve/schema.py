@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -72,16 +72,22 @@ class ChatMessage(_Body):
     """One message; `developer` is another name for `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] = ""
+    content: str | list[TextPart] | None = None
     reasoning_content: str = ""
     name: str = ""
     tool_calls: list[Call] = []
     tool_call_id: str = ""
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.tool_calls or self.reasoning_content):
+            raise ValueError(f"a message of the role {self.role} has no content")
+        return self
+
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
+        if isinstance(self.content, str | None):
+            return self.content or ""
         return "".join(part.text for part in self.content)
 
 
@@ -154,7 +160,7 @@ class _Common(_Whole):
     return_token_ids: bool = False
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=300)
     response_format: ResponseFormat | None = None
     user: str = ""
