@@ -169,6 +169,29 @@ def test_sigterm_lets_requests_finish(tiny):
             socket.create_connection((host, int(port)), timeout=1)
 
 
+def test_what_is_not_finished_in_time_is_told_why(tiny):
+    with running(f"tiny={tiny}", "--cache", "0.02", "--drain", "0.5") as (url, process):
+        answers = {}
+
+        def ask(stream):
+            body = LONG | {"max_tokens": 500, "n": 64, "stream": stream}
+            answers[stream] = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+        for thread in threads:
+            thread.start()
+        while figure(url, "phikit_samples_running") < 64:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    whole, streamed = answers[False], answers[True].text
+    assert whole.status_code == 503 and whole.headers["Retry-After"] == "1"
+    assert whole.json()["error"]["code"] == "shutting_down"
+    assert '"code":"shutting_down"' in streamed and "[DONE]" not in streamed
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),

@@ -92,7 +92,7 @@ def _errors(app: FastAPI) -> None:
         if isinstance(error, Busy):
             return _error(429, in_a_line(error), code="queue_full")
         if isinstance(error, Down):
-            return _error(503, in_a_line(error), code="engine_failed")
+            return _error(503, in_a_line(error), code=error.code)
         if isinstance(error, _Missing):
             return _error(404, in_a_line(error), "model", "model_not_found")
         param = error.param if isinstance(error, Refused) else None
