@@ -208,13 +208,13 @@ def right_value(schema, document):
     """Values as a schema of the OpenAPI document wants them, small ones."""
     if "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
+    if "anyOf" in schema and "properties" not in schema:
         return st.one_of([right_value(s, document) for s in schema["anyOf"]])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     kind = schema.get("type")
     if kind == "object" and "properties" in schema:
-        needed = set(schema.get("required", ()))
+        needed = {*schema.get("required", ()), *schema.get("anyOf", [{}])[0].get("required", ())}
         fields = {k: right_value(v, document) for k, v in schema["properties"].items()}
         return st.fixed_dictionaries(
             {k: v for k, v in fields.items() if k in needed},

@@ -68,11 +68,18 @@ class Call(_Body):
     function: FunctionCall
 
 
+_SAYINGS = ("content", "reasoning_content", "tool_calls")  # a message has one of them
+
+
 class ChatMessage(_Body):
     """One message; `developer` is another name for `system`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [name]} for name in _SAYINGS]}
+    )
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[TextPart] = ""
     reasoning_content: str = ""
     name: str = ""
     tool_calls: list[Call] = []
@@ -80,14 +87,14 @@ class ChatMessage(_Body):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and not (self.tool_calls or self.reasoning_content):
+        if self.model_fields_set.isdisjoint(_SAYINGS):
             raise ValueError(f"a message of the role {self.role} has no content")
         return self
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str | None):
-            return self.content or ""
+        if isinstance(self.content, str):
+            return self.content
         return "".join(part.text for part in self.content)
 
 
