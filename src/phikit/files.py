@@ -98,9 +98,26 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        PhikitError: it cannot be read, or is not in UTF-8.
+    """
     with explain_os_errors(path, "reading"):
-        text = path.read_text()
+        data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise PhikitError(
+            f"{path}:{line}: byte {data[e.start]:#04x} is not UTF-8 text",
+            "give the file in UTF-8",
+        ) from e
+
+
+def read_json(path: Path) -> Any:
+    text = read_text(path)
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:

@@ -56,6 +56,34 @@ def test_the_command_on_a_tiny_model(tmp_path: Path) -> None:
     layer = load(out).model.layers[0].mlp.down_proj
     assert isinstance(layer, QuantLinear) and layer.scheme == Scheme("int8", 0)
     assert CliRunner().invoke(app, ["quantize", dense, "--to", "int8"]).exit_code != 0
+    again = CliRunner().invoke(app, ["quantize", dense, "--to", "int4", "--out", str(out)])
+    assert again.exit_code == 0 and load(out).model.layers[0].mlp.down_proj.scheme == Scheme()
+
+
+@pytest.mark.parametrize("out", ["dense", "mine", "file"])
+def test_nothing_but_a_quantised_model_is_written_over(tmp_path: Path, out: str) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    checkpoint.save(make(replace(CONFIGS["phi"], **sizes)), tmp_path / "dense")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    ran = CliRunner().invoke(
+        app, ["quantize", str(tmp_path / "dense"), "--out", str(tmp_path / out)]
+    )
+    assert ran.exit_code == 2 and "choose another folder" in ran.stderr
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_a_text_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    checkpoint.save(make(replace(CONFIGS["phi"], **sizes)), tmp_path / "dense")
+    (tmp_path / "text").write_bytes(b"a\n\xff")
+    command = ["quantize", str(tmp_path / "dense"), "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, [*command, "--text", str(tmp_path / "text")])
+    assert ran.exit_code == 2 and "--method is rtn" in ran.stderr
+    ran = CliRunner().invoke(app, [*command, "--method", "gptq", "--text", str(tmp_path / "text")])
+    assert ran.exit_code == 2 and "text:2: byte 0xff" in ran.stderr
 
 
 @pytest.mark.slow

@@ -73,6 +73,29 @@ def test_frequencies_and_logprobs(sampling):
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.3}])
+def test_hardly_any_temperature_takes_the_highest(filters):
+    for temperature in (1e-300, 1e-45, 1e-40, 1e-9):
+        settings = Settings.of([Sampling(temperature, **filters)], CPU)
+        drawn = draw(torch.tensor([LOGITS]), settings, torch.tensor([0.99]))
+        assert drawn.token_N.tolist() == [0] and drawn.logprob_N.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": math.nan}, {"temperature": math.inf}, {"presence_penalty": math.nan},
+        {"frequency_penalty": math.inf}, {"repetition_penalty": 1e-40},
+        {"repetition_penalty": math.inf}, {"logit_bias": ((3, math.nan),)},
+        {"logit_bias": ((3, math.inf),)},
+    ],
+)  # fmt: skip
+def test_settings_that_would_break_the_arithmetic_are_refused(setting):
+    with pytest.raises(PhikitError, match=next(iter(setting))):
+        Sampling(**setting)
+
+
 def test_rows_with_different_settings_do_not_mix():
     mixed = [*SETTINGS, Sampling(temperature=0)]
     logits = torch.tensor([LOGITS] * len(mixed))

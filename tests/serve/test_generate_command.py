@@ -2,13 +2,16 @@
 
 import json
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
+from phikit.chat.tokenizer import train_bpe
 from phikit.cli import app
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
 from phikit.models import lora
+from phikit.models.checkpoint import save
 from phikit.models.load import load
 from phikit.train import adapters
 
@@ -54,11 +57,61 @@ def test_rollouts_of_a_form_and_up_to_a_stop_text(tiny, tmp_path):
     assert done.exit_code == 2 and "give one of them" in done.stderr
 
 
-def test_a_wrong_line_is_named(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question": "b"}', "is no prompt"),
+        ("{", "is not valid JSON"),
+        ('{"prompt": ""}', "the prompt is empty"),
+        ('{"prompt": "\\ud800"}', "prompt is no text"),
+        ('{"prompt_ids": ["a"]}', "no list of whole numbers: ['a']"),
+        ('{"prompt_ids": [1.5]}', "no list of whole numbers: [1.5]"),
+        ('{"prompt_ids": [99999]}', "token id 99999"),
+        ('{"messages": ["a"]}', "messages is no list"),
+        ('{"messages": [{"role": "usr", "content": "a"}]}', "the role 'usr'"),
+        ('{"prompt": "a", "max_tokens": 5}', "--max-tokens"),
+        ('{"prompt": "a", "adapter": 5}', "adapter is no name"),
+        ('{"prompt": "a", "adapter": "x"}', "no adapter 'x'"),
+        (json.dumps({"prompt": "cat " * 600}), "601 tokens"),
+    ],
+)
+def test_a_wrong_line_is_named(tiny, tmp_path, line, said):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    file.write_text(f'{{"prompt": "a"}}\n\n{line}\n')
     done = CliRunner().invoke(app, ["generate", str(tiny), str(file)])
-    assert done.exit_code == 2 and "line 2 is no prompt" in done.stderr
+    assert done.exit_code == 2 and f"{file}: line 3" in done.stderr, done.output
+    assert said in done.stderr
+
+
+def test_files_that_are_none_and_options_without_effect(tiny, tmp_path):
+    file, binary = tmp_path / "prompts.jsonl", tmp_path / "binary.jsonl"
+    file.write_text('"a"\n')
+    binary.write_bytes(b'"a"\n\xff\n')
+    for arguments, said in [
+        ([binary], "binary.jsonl:2: byte 0xff"),
+        ([file, "--out", tmp_path / "no" / "out.jsonl"], "no such file"),
+        ([file, "--out", tmp_path], "Is a directory"),
+        ([file, "--url", "http://localhost:1/v1", "--speculate", "lookup"], "--speculate: not"),
+        ([file, "--ray", "local", "--kv-cache", "int8", "--invariant"], "--invariant, --kv-cache"),
+        ([file, "--ray", "local", "--url", "http://localhost:1/v1"], "two places"),
+        ([file, "--name", "x"], "give --url"),
+    ]:
+        done = CliRunner().invoke(app, ["generate", str(tiny), *map(str, arguments)])
+        assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+def test_a_model_that_cannot_chat_continues_texts(tiny, tmp_path):
+    base, file, out = tmp_path / "base", tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    save(load(tiny), base)
+    train_bpe(["the cat sat on the mat"] * 3, 300, ("<end>",)).save(base)
+    file.write_text('"the cat"\n')
+    command = ["generate", str(base), str(file), *OPTIONS, str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert len(out.read_text().splitlines()) == 2
+    file.write_text('{"messages": [{"role": "user", "content": "cat"}]}\n')
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and "cannot chat" in done.stderr
 
 
 def test_prompts_choose_their_adapters(tiny, tmp_path):

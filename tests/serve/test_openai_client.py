@@ -15,6 +15,7 @@ from phikit.models.load import load
 from phikit.train import adapters
 
 ASK = [{"role": "user", "content": "the cat"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 TOOL = {
     "type": "function",
     "function": {"name": "weather", "description": "of a town", "parameters": {"type": "object"}},
@@ -116,6 +117,16 @@ def test_penalties_and_biases_reach_the_engine(client):
     assert len(set(varied.choices[0].token_ids)) > len(set(plain))
 
 
+def test_hardly_any_temperature_is_none(client):
+    """Its inverse is no float32, which once ended the engine, and with it everyone's answers."""
+    ask = {"model": "tiny", "prompt": "the cat", "max_tokens": 12, "seed": 5}
+    greedy = client.completions.create(**ask, temperature=0).choices[0].text
+    for filters in ({}, {"top_k": 5}, {"min_p": 0.1}, {"top_p": 0.5}, {"presence_penalty": 1e-9}):
+        for temperature in (1e-300, 1e-45, 1e-38, 1e-9):
+            cold = client.completions.create(**ask, temperature=temperature, extra_body=filters)
+            assert cold.choices[0].text == greedy, (filters, temperature)
+
+
 def test_ids_go_in_and_come_out(client, tiny, offline):
     ids = Tokenizer.load(tiny).encode("on the mat")
     answer = client.completions.create(
@@ -129,6 +140,14 @@ def test_ids_go_in_and_come_out(client, tiny, offline):
     assert [c.index for c in answer.choices] == [0, 1, 2, 3]
     assert [tuple(c.token_ids) for c in answer.choices] == [r.completion_ids for r in rollouts]
     assert answer.usage.prompt_tokens == len(ids) + 2 and answer.usage.completion_tokens == 28
+
+
+def test_completions_name_every_token_differently(client):
+    """Also those that are parts of characters, of which a byte-level vocabulary has many."""
+    answer = client.completions.create(model="tiny", prompt="the cat", max_tokens=9, logprobs=20)
+    column = answer.choices[0].logprobs
+    assert [len(likeliest) for likeliest in column.top_logprobs] == [20] * len(column.tokens)
+    assert any(re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", t) for t in column.top_logprobs[0])
 
 
 def test_an_adapter_is_a_model_beside_its_own(client, tiny, adapter):
@@ -165,6 +184,8 @@ def test_tokenize_and_back(server):
     ids = httpx.post(f"{server}/tokenize", json={"model": "tiny", "prompt": text}).json()["tokens"]
     back = httpx.post(f"{server}/detokenize", json={"model": "tiny", "tokens": ids}).json()
     assert back == {"prompt": text}
+    answer = httpx.post(f"{server}/detokenize", json={"model": "tiny", "tokens": [5, 99999]})
+    assert answer.status_code == 400 and "99999" in answer.json()["error"]["message"]
 
 
 def test_models_health_and_figures(server, client):
@@ -188,11 +209,19 @@ def test_models_health_and_figures(server, client):
         ({"response_format": {"type": "regex", "regex": "(a"}}, 400, "response_format"),
         ({"presence_penalty": 3}, 400, "presence_penalty"),
         ({"logit_bias": {"cat": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"--5": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"²": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, 400, "logit_bias"),
+        ({"stop": ["a"] * 17}, 400, "stop"),
+        ({"stop": ["a", ""]}, 400, "stop.1"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "messages.0.content.0.type"),
         ({"tool_choice": "required"}, 400, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "no"}}}, 400, "tool_choice"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 1000}, 400, "n"),
         ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0"),
         ({"messages": [{"role": "user", "content": "cat " * 999}]}, 400, "messages"),
     ],
 )

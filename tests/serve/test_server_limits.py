@@ -169,6 +169,29 @@ def test_sigterm_lets_requests_finish(tiny):
             socket.create_connection((host, int(port)), timeout=1)
 
 
+def test_what_is_not_finished_in_time_is_told_why(tiny):
+    with running(f"tiny={tiny}", "--cache", "0.02", "--drain", "0.5") as (url, process):
+        answers = {}
+
+        def ask(stream):
+            body = LONG | {"max_tokens": 500, "n": 64, "stream": stream}
+            answers[stream] = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+        for thread in threads:
+            thread.start()
+        while figure(url, "phikit_samples_running") < 64:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    whole, streamed = answers[False], answers[True].text
+    assert whole.status_code == 503 and whole.headers["Retry-After"] == "1"
+    assert whole.json()["error"]["code"] == "shutting_down"
+    assert '"code":"shutting_down"' in streamed and "[DONE]" not in streamed
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -185,13 +208,13 @@ def right_value(schema, document):
     """Values as a schema of the OpenAPI document wants them, small ones."""
     if "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
+    if "anyOf" in schema and "properties" not in schema:
         return st.one_of([right_value(s, document) for s in schema["anyOf"]])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     kind = schema.get("type")
     if kind == "object" and "properties" in schema:
-        needed = set(schema.get("required", ()))
+        needed = {*schema.get("required", ()), *schema.get("anyOf", [{}])[0].get("required", ())}
         fields = {k: right_value(v, document) for k, v in schema["properties"].items()}
         return st.fixed_dictionaries(
             {k: v for k, v in fields.items() if k in needed},

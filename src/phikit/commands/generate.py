@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -117,43 +118,37 @@ def generate(
     phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
     from phikit import fetch
+    from phikit.commands.prompts import Asker, read
 
-    asked = _read(prompts)
+    _check_place(
+        url, ray,
+        {"--invariant": invariant, "--speculate": speculate, "--kv-cache": kv_cache,
+         "--adapter": adapter},
+        {"--name": name, "--api-key-file": api_key_file},
+    )  # fmt: skip
+    asked = read(prompts)
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
-    from phikit.chat.format import chat_format
-    from phikit.chat.load import load_tokenizer
     from phikit.engine.base import Generator, Request, Sampling
     from phikit.engine.load import open_engine
     from phikit.engine.ray_pool import RayPool
     from phikit.engine.remote import RemoteGenerator
     from phikit.engine.stops import before_stop
+    from phikit.files import read_text
     from phikit.train.adapters import load as load_adapter
 
-    tokenizer = load_tokenizer(directory)
-    form = chat_format(tokenizer)
+    asker = Asker(directory)
     sampling = Sampling(
-        temperature, top_k, top_p, min_p, max_tokens, form.stop_ids, tuple(stop or ()),
+        temperature, top_k, top_p, min_p, max_tokens, asker.ends, tuple(stop or ()),
         constraint=_constraint(schema, regex, grammar),
     )  # fmt: skip
-    requests = []
-    for number, line in enumerate(asked, 1):
-        if "prompt_ids" in line:
-            ids = line["prompt_ids"]
-        elif "messages" in line:
-            ids = form.render(line["messages"], generation_prompt=True).ids
-        else:
-            ids = tokenizer.encode(line["prompt"])
-        if not ids:
-            raise PhikitError(f"{prompts}: line {number}: the prompt is empty")
-        chosen = line.get("adapter", "")
-        requests.append(Request(tuple(ids), sampling, n, seed, adapter=chosen))
+    requests = [
+        Request(asker.ids(prompt), sampling, n, seed, adapter=prompt.adapter) for prompt in asked
+    ]
     engine: Generator
     if url:
-        key = _key(api_key_file) if api_key_file else ""
-        engine = RemoteGenerator(url, name or model, key, tokenizer, in_flight=batch)
+        key = read_text(api_key_file).strip() if api_key_file else ""
+        engine = RemoteGenerator(url, name or model, key, asker.tokenizer, in_flight=batch)
     elif ray:
-        if adapter:
-            raise PhikitError("engines on a Ray cluster run without adapters", "leave out --ray")
         engine = RayPool(directory, engines, threads, batch, None if ray == "local" else ray)
     else:
         if speculate not in ("", "lookup"):
@@ -167,27 +162,64 @@ def generate(
             if not folder:
                 raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
             load_adapter(weights, Path(folder), called)
-    target = out.open("w", encoding="utf-8") if out else sys.stdout
+        for prompt, request in zip(asked, requests, strict=True):
+            with prompt.named():
+                engine.check(request)
     try:
-        for done in engine.generate(requests):
-            rollout = done.rollout
-            line = {
-                "prompt": done.request,
-                "sample": done.sample,
-                "text": before_stop(form.text(rollout.completion_ids), sampling.stop),
-                "finish": rollout.finish,
-                "prompt_ids": rollout.prompt_ids,
-                "completion_ids": rollout.completion_ids,
-                "logprobs": rollout.logprobs,
-                "raw_logprobs": rollout.raw_logprobs,
-                **({"meta": rollout.meta} if rollout.meta else {}),
-            }
-            print(json.dumps(line, ensure_ascii=False), file=target, flush=True)
+        with _writer(out) as write:
+            for done in engine.generate(requests):
+                rollout = done.rollout
+                write({
+                    "prompt": done.request,
+                    "sample": done.sample,
+                    "text": before_stop(asker.text(rollout.completion_ids), sampling.stop),
+                    "finish": rollout.finish,
+                    "prompt_ids": rollout.prompt_ids,
+                    "completion_ids": rollout.completion_ids,
+                    "logprobs": rollout.logprobs,
+                    "raw_logprobs": rollout.raw_logprobs,
+                    **({"meta": rollout.meta} if rollout.meta else {}),
+                })  # fmt: skip
     finally:
-        if out:
-            target.close()
         if isinstance(engine, RayPool):
             engine.close()
+
+
+def _check_place(
+    url: str, ray: str, of_engines: Mapping[str, object], of_urls: Mapping[str, object]
+) -> None:
+    """Refuses options that would be ignored.
+
+    Raises:
+        PhikitError: there are two places to run, or an option is none of the place's.
+    """
+    if url and ray:
+        raise PhikitError("--url and --ray are two places to run", "give one of them")
+    given = [option for option, value in of_engines.items() if value] if url or ray else []
+    if given:
+        place = "an endpoint (--url)" if url else "engines on a Ray cluster (--ray)"
+        raise PhikitError(f"{', '.join(given)}: not for {place}", "leave it out, or run it here")
+    given = [] if url else [option for option, value in of_urls.items() if value]
+    if given:
+        raise PhikitError(f"{', '.join(given)}: only for an endpoint", "give --url as well")
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes a value as a line of JSON, at once."""
+    from phikit.files import explain_os_errors
+
+    with ExitStack() as stack:
+        target: TextIO = sys.stdout
+        if out is not None:
+            with explain_os_errors(out, "writing"):
+                target = stack.enter_context(out.open("w", encoding="utf-8"))
+
+        def write(value: dict[str, Any]) -> None:
+            with explain_os_errors(out or Path("/dev/stdout"), "writing"):
+                print(json.dumps(value, ensure_ascii=False), file=target, flush=True)
+
+        yield write
 
 
 def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constraint | None:
@@ -197,7 +229,7 @@ def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constr
         PhikitError: there are two, or its file cannot be read.
     """
     from phikit.engine.base import Constraint
-    from phikit.files import explain_os_errors
+    from phikit.files import read_text
 
     given = [(k, v) for k, v in (("json_schema", schema), ("grammar", grammar)) if v is not None]
     if len(given) + bool(regex) > 1:
@@ -207,50 +239,7 @@ def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constr
     if not given:
         return None
     kind, path = given[0]
-    with explain_os_errors(path, "reading"):
-        return Constraint(kind, path.read_text(encoding="utf-8"))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The prompts, each with exactly one of the three forms.
-
-    Raises:
-        PhikitError: the file cannot be read, or a line is no prompt; names the line.
-    """
-    from phikit.files import explain_os_errors
-
-    with explain_os_errors(path, "reading"):
-        text = path.read_text(encoding="utf-8")
-    found = list(_lines(path, text))
-    if not found:
-        raise PhikitError(f"{path} has no prompts")
-    return found
-
-
-def _lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as e:
-            raise PhikitError(f"{path}: line {number} is not valid JSON: {e}") from e
-        value = {"prompt": value} if isinstance(value, str) else value
-        forms = {"prompt": str, "messages": list, "prompt_ids": list}
-        given = [k for k in forms if isinstance(value, dict) and k in value]
-        if len(given) != 1 or not isinstance(value[given[0]], forms[given[0]]):
-            raise PhikitError(
-                f"{path}: line {number} is no prompt",
-                'give {"prompt": "text"}, {"messages": [...]} or {"prompt_ids": [...]}',
-            )
-        yield value
-
-
-def _key(path: Path) -> str:
-    from phikit.files import explain_os_errors
-
-    with explain_os_errors(path, "reading"):
-        return path.read_text(encoding="utf-8").strip()
+    return Constraint(kind, read_text(path))
 
 
 def add(app: typer.Typer) -> None:

@@ -61,7 +61,7 @@ def quantize(
     from phikit.engine.quant.settings import Settings
     from phikit.errors import PhikitError
     from phikit.evals import quantised
-    from phikit.files import explain_os_errors
+    from phikit.files import read_text
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -77,8 +77,9 @@ def quantize(
     source = fetch.resolve(model, say=say)
     texts = None
     if text is not None:
-        with explain_os_errors(text, "reading"):
-            texts = [text.read_text()]
+        if out is not None and method != "gptq":
+            raise PhikitError(f"--text calibrates gptq; --method is {method}", "leave one out")
+        texts = [read_text(text)]
 
     def make(how: Settings, where: Path) -> None:
         shown = [0]

@@ -151,7 +151,11 @@ def _quantised(directory: Path, kind: str) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as unfinished:
             calibrate.quantise(directory, Path(unfinished) / "whole", how)
-            (Path(unfinished) / "whole").rename(place)
+            try:
+                (Path(unfinished) / "whole").rename(place)
+            except OSError:
+                if not place.exists():  # else another server has made the same meanwhile
+                    raise
     return place
 
 

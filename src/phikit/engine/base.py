@@ -7,6 +7,7 @@ and where, is the generator's business. Prompts go in as token ids and rollouts 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from phikit.records import Rollout
 Precision = Literal["stored", "bf16", "f32"]
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
+_PENALTY = 100.0  # the most that repetition_penalty divides by, or multiplies with
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,8 @@ class Sampling:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise PhikitError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise PhikitError(f"temperature is {self.temperature}; it must be a number from 0 on")
         if not 0 < self.top_p <= 1:
             raise PhikitError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
@@ -92,10 +94,20 @@ class Sampling:
                 f"top_k is {self.top_k} and max_tokens {self.max_tokens}; "
                 "they must be at least 0 and 1"
             )
-        if not self.repetition_penalty > 0:
+        if not 1 / _PENALTY <= self.repetition_penalty <= _PENALTY:
             raise PhikitError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is none)"
+                f"repetition_penalty is {self.repetition_penalty}; it must be between "
+                f"{1 / _PENALTY:g} and {_PENALTY:g} (1 is none)"
             )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise PhikitError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        for token, value in self.logit_bias:
+            if not value < math.inf:
+                raise PhikitError(
+                    f"logit_bias of token {token} is {value}; it must be a number, or -inf to "
+                    "keep the token out"
+                )
         if any(not text for text in self.stop):
             raise PhikitError("a stop text is empty; every completion would end at once")
         if self.top_logprobs < 0:

@@ -91,12 +91,17 @@ class LocalEngine:
         requests = list(requests)
         for index, request in enumerate(requests):
             try:
-                self._check(request)
+                self.check(request)
             except PhikitError as error:
                 raise PhikitError(f"request {index}: {error.message}", error.hint) from None
         return self._run(requests)
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Whether the engine can take a request.
+
+        Raises:
+            PhikitError: it cannot.
+        """
         config = self.model.config
         check(request, config.vocab_size, config.max_positions, Adapters(self.model).names)
         can_run(request, self.tokenizer is not None)
@@ -151,7 +156,7 @@ class LocalEngine:
         Raises:
             PhikitError: as `generate`; or more than one sample is asked for.
         """
-        self._check(request)
+        self.check(request)
         if request.n != 1:
             raise PhikitError(f"only one sample can be streamed; n is {request.n}")
         return self._stream(request)

@@ -199,7 +199,7 @@ class RemoteGenerator:
                     return _json(answer)
                 last = f"status {answer.status_code}: {_message(answer)}"
                 if answer.status_code not in _AGAIN:
-                    if not fatal and answer.status_code in (400, 404, 422):
+                    if not fatal and answer.status_code in (400, 422):
                         return {}
                     raise PhikitError(f"{self.url} refuses: {last}")
                 told = answer.headers.get("Retry-After", "")

@@ -28,6 +28,8 @@ Top = tuple[tuple[int, float, float], ...]
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 64  # the inverse CDF looks for the block first, then inside it
 _CANDIDATES = 32  # enough for most nuclei; rows that need more are sorted whole
+# below it a temperature's inverse is no float32; here already all but the highest logit are at 0
+_COLDEST = float(np.finfo(np.float32).tiny)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -76,7 +78,7 @@ class Settings:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return cls(
-            temperature_N1=column([s.temperature or 1.0 for s in rows])[:, None],
+            temperature_N1=column([max(s.temperature or 1.0, _COLDEST) for s in rows])[:, None],
             top_k_N=column([s.top_k for s in rows], torch.int64),
             top_p_N=column([s.top_p for s in rows]),
             min_p_N=column([s.min_p for s in rows]),

@@ -161,15 +161,23 @@ class Sample:
             offsets.append(at)
             at += _letters(table[token])
         tops = [
-            {table[token].decode(errors="replace"): raw for token, raw in reversed(top)}
-            for top in self.tops[start:]
+            {_name(table[token]): raw for token, raw in reversed(top)} for top in self.tops[start:]
         ]
         return {
-            "tokens": [table[t].decode(errors="replace") for t in self.token_ids[start:]],
+            "tokens": [_name(table[t]) for t in self.token_ids[start:]],
             "token_logprobs": self.raw_logprobs[start:],
             "top_logprobs": tops or None,
             "text_offset": offsets,
         }
+
+
+def _name(data: bytes) -> str:
+    """How `/v1/completions` names a token: by its text, or by bytes that are no whole characters,
+    so that two tokens never have the same name."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _letters(data: bytes) -> int:

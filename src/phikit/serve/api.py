@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.serve.generation import Generation
-from phikit.serve.guard import Guard, error_body
+from phikit.serve.guard import Guard, error_body, in_a_line
 from phikit.serve.metrics import Metrics
 from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
@@ -87,36 +87,52 @@ def _model(served: Mapping[str, Served], name: str) -> Served:
 def _errors(app: FastAPI) -> None:
     """Every error is OpenAI's error object, with a status that says whose fault it is."""
 
-    def text(error: PhikitError) -> str:
-        return f"{error.message}; {error.hint}" if error.hint else error.message
-
     @app.exception_handler(PhikitError)
     async def phikit(_: Request, error: PhikitError) -> Response:
         if isinstance(error, Busy):
-            return _error(429, text(error), code="queue_full")
+            return _error(429, in_a_line(error), code="queue_full")
         if isinstance(error, Down):
-            return _error(503, text(error), code="engine_failed")
+            return _error(503, in_a_line(error), code=error.code)
         if isinstance(error, _Missing):
-            return _error(404, text(error), "model", "model_not_found")
+            return _error(404, in_a_line(error), "model", "model_not_found")
         param = error.param if isinstance(error, Refused) else None
         param = "response_format" if isinstance(error, BadForm) else param
-        return _error(400, text(error), param)
+        return _error(400, in_a_line(error), param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        first, where = _nearest(error)
         if first["type"] == "extra_forbidden":
             return _error(400, f"unknown parameter {where!r}", where, "unknown_parameter")
         if first["type"] == "json_invalid":
             return _error(400, f"the body is not valid JSON (at {where})")
-        return _error(400, f"{where or 'the body'}: {first['msg']}", where or None)
+        what = first["msg"].removeprefix("Value error, ")
+        return _error(400, f"{where or 'the body'}: {what}", where or None)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         answer = _error(error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
+
+
+def _nearest(error: RequestValidationError) -> tuple[dict[str, Any], str]:
+    """What is wrong, and where. Where several forms are allowed, each has its own complaint: that
+    of the one which fits furthest into the body is told, without the forms' names; of equals, one
+    that the body is of the right type for."""
+    found = []
+    for one in error.errors():
+        inside, place = error.body, list[str]()
+        for part in one["loc"][1:]:
+            try:
+                inside = inside[part]
+            except (KeyError, IndexError, TypeError):  # not in the body
+                if part != one["loc"][-1] or one["type"] not in ("missing", "json_invalid"):
+                    continue  # the name of a form
+            place.append(str(part))
+        found.append((one, place))
+    one, place = max(found, key=lambda pair: (len(pair[1]), not pair[0]["type"].endswith("_type")))
+    return one, ".".join(place)
 
 
 def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None:
@@ -159,7 +175,12 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Any:
-        return {"prompt": _model(served, body.model).tokenizer.decode(body.tokens)}
+        model = _model(served, body.model)
+        if wrong := [token for token in body.tokens if token >= model.vocab_size]:
+            raise Refused(
+                "tokens", f"token id {wrong[0]} is not in the vocabulary of {model.vocab_size}"
+            )
+        return {"prompt": model.tokenizer.decode(body.tokens)}
 
 
 def _generation(app: FastAPI, served: Mapping[str, Served], limits: Limits) -> None:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from phikit.engine.base import Request as Ask
 from phikit.errors import PhikitError
 from phikit.serve.answers import Sample, event, head, usage
-from phikit.serve.guard import error_body
+from phikit.serve.guard import error_body, in_a_line
 from phikit.serve.requests import Limits
 from phikit.serve.schema import ChatBody, CompletionBody
 from phikit.serve.served import Served
@@ -28,8 +28,8 @@ _LEFT = 499  # nobody reads it, but the figures tell: the client has left
 
 def _failure(error: PhikitError) -> tuple[int, Any]:
     """The status and body for an error that ended an answer."""
-    status = 503 if isinstance(error, Down) else 500
-    return status, error_body(status, str(error), code="engine_failed")
+    status, code = (503, error.code) if isinstance(error, Down) else (500, Down.code)
+    return status, error_body(status, in_a_line(error), code=code)
 
 
 class _Stream(StreamingResponse):
@@ -116,7 +116,7 @@ class Generation:
                 work.result()
             except PhikitError as error:
                 status, body = _failure(error)
-                return JSONResponse(body, status)
+                return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
         finally:
             work.cancel()
             leaving.cancel()

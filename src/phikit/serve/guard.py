@@ -32,6 +32,10 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def in_a_line(error: PhikitError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
 def read_keys(path: Path) -> list[str]:
     """API keys, one a line; empty lines and those that begin with # are left out.
 

@@ -93,7 +93,7 @@ def engine_requests(
         repetition_penalty=body.repetition_penalty,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        logit_bias=_bias(body),
+        logit_bias=_bias(model, body),
         constraint=constraint(model, body),
         top_logprobs=body.top_logprobs if isinstance(body, ChatBody) else body.logprobs or 0,
     )
@@ -113,15 +113,16 @@ def engine_requests(
     return found
 
 
-def _bias(body: ChatBody | CompletionBody) -> tuple[tuple[int, float], ...]:
+def _bias(model: Served, body: ChatBody | CompletionBody) -> tuple[tuple[int, float], ...]:
     """What is added to single tokens' logits; OpenAI's interface names tokens by text."""
-    try:
-        return tuple((int(token), value) for token, value in sorted(body.logit_bias.items()))
-    except ValueError:
-        wrong = next(token for token in body.logit_bias if not token.lstrip("-").isdigit())
-        raise Refused(
-            "logit_bias", f"logit_bias names {wrong!r}", "name tokens by their ids"
-        ) from None
+    for token in body.logit_bias:
+        number = token.isascii() and token.isdecimal() and len(token) < 10
+        if not number or int(token) >= model.vocab_size:
+            raise Refused(
+                "logit_bias", f"logit_bias names {token[:40]!r}; the ids of {model.name}'s tokens "
+                f"are 0 to {model.vocab_size - 1}", "name tokens by their ids"
+            )  # fmt: skip
+    return tuple((int(token), value) for token, value in sorted(body.logit_bias.items()))
 
 
 def _max_tokens(model: Served, body: ChatBody | CompletionBody, prompt: int, limits: Limits) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from phikit.chat.load import load_tokenizer
 from phikit.errors import PhikitError
@@ -14,6 +16,8 @@ from phikit.serve.served import Served
 from phikit.serve.worker import Settings, Worker
 
 Say = Callable[[str], None]
+
+_LAST_WORDS = 5  # seconds to tell clients that the time for their requests is over
 
 
 def serve(
@@ -73,12 +77,26 @@ def serve(
             api.build(served, limits, keys),
             log_level="warning",
             lifespan="on",
-            timeout_graceful_shutdown=int(limits.drain),
+            timeout_graceful_shutdown=int(limits.drain) + _LAST_WORDS,
             timeout_keep_alive=30,
             backlog=2048,
         )
         say(f"listening on http://{host}:{sock.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[sock])
+        _server(config, workers, limits.drain).run(sockets=[sock])
     finally:
         for worker in workers:
             worker.abandon()
+
+
+def _server(config: Any, workers: Sequence[Worker], drain: float) -> Any:
+    """A server which tells clients why, when their requests are not finished after `drain` seconds
+    of shutting down."""
+    import uvicorn
+
+    class Draining(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for worker in workers:
+                asyncio.get_running_loop().call_later(drain, worker.give_up)
+            await super().shutdown(sockets)
+
+    return Draining(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,8 +68,15 @@ class Call(_Body):
     function: FunctionCall
 
 
+_SAYINGS = ("content", "reasoning_content", "tool_calls")  # a message has one of them
+
+
 class ChatMessage(_Body):
     """One message; `developer` is another name for `system`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [name]} for name in _SAYINGS]}
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] = ""
@@ -77,6 +84,12 @@ class ChatMessage(_Body):
     name: str = ""
     tool_calls: list[Call] = []
     tool_call_id: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.model_fields_set.isdisjoint(_SAYINGS):
+            raise ValueError(f"a message of the role {self.role} has no content")
+        return self
 
     @property
     def text(self) -> str:
@@ -154,7 +167,7 @@ class _Common(_Whole):
     return_token_ids: bool = False
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=300)
     response_format: ResponseFormat | None = None
     user: str = ""

@@ -79,6 +79,14 @@ class Busy(PhikitError):
 class Down(PhikitError):
     """The engine has died and is being started again; the request may be sent again later."""
 
+    code = "engine_failed"
+
+
+class Closing(Down):
+    """The server is being shut down, and the time for what was running is over."""
+
+    code = "shutting_down"
+
 
 class BadForm(PhikitError):
     """The form that was asked for cannot be kept to."""
@@ -242,6 +250,11 @@ class Worker:
         if self._life is not None and not self.alive:
             self._life.cancel()  # so that none is started any more
         await self._child.stop()
+
+    def give_up(self) -> None:
+        """Ends all jobs with an error: the server is being shut down."""
+        error = Closing("the server is being shut down", "ask again when it is there again")
+        self._fail(list(self._jobs), error)
 
     def abandon(self) -> None:
         """Ends the process, if it still runs."""

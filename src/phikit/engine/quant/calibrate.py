@@ -196,8 +196,10 @@ def quantise(
         count, length: how many calibration sequences, and their tokens.
 
     Raises:
-        PhikitError: as `files.convert`; for GPTQ also `Calibration`, or a tokenizer is missing.
+        PhikitError: as `files.convert` and `files.check_place`; for GPTQ also `Calibration`, or a
+            tokenizer is missing.
     """
+    files.check_place(out)
     if how.method == "rtn":
         files.convert(source, out, how, progress=progress)
         return

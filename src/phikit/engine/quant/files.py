@@ -76,6 +76,24 @@ def dense_tensors(source: Path) -> Iterator[tuple[str, Tensor]]:
     return tensors_for(read_config(source), checkpoint.read_tensors(source))
 
 
+def check_place(out: Path) -> None:
+    """Refuses to write over what is no quantised model: the dense one, or anything else.
+
+    Raises:
+        PhikitError: something else is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise PhikitError(f"{out}: a file is there", "choose another folder with --out")
+    if any(out.iterdir()) and not (
+        (out / "config.json").is_file() and checkpoint.quantisation(out) == settings.METHOD
+    ):
+        raise PhikitError(
+            f"{out}: not empty, and holds no quantised model", "choose another folder with --out"
+        )
+
+
 def convert(
     source: Path,
     out: Path,
