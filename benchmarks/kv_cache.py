@@ -71,9 +71,9 @@ def quality() -> list[dict[str, Any]]:
         kl.append(float((a_LV.exp() * (a_LV - b_LV)).sum(-1).mean()))
         same.append(float((a_LV.argmax(-1) == b_LV.argmax(-1)).float().mean()))
     wide, narrow = (float(np.exp(np.mean(loss[name]))) for name in ("", "int8"))
-    memory = {name: float(r.block_bytes) for name, r in runners.items()}
+    memory = {name: r.block_bytes / r.block_size for name, r in runners.items()}
     return [
-        line("bytes of a block, int8 and bf16", memory["int8"], memory[""], None),
+        line("bytes of a position, int8 and bf16", memory["int8"], memory[""], None),
         line("perplexity, int8 and bf16", narrow, wide, None),
         line("KL, nats a token", float(np.mean(kl)), None, None),
         line("same likeliest token", float(np.mean(same)), None, None),
