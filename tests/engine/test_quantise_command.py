@@ -123,7 +123,8 @@ def test_neither_the_source_nor_the_result_is_whole_in_memory(tmp_path: Path) ->
 def test_gptq_is_nearer_than_rounding_on_a_real_model(tmp_path: Path) -> None:
     source = fetch.resolve("smollm2", say=lambda line: None)
     for method in ("rtn", "gptq"):
-        calibrate.quantise(source, tmp_path / method, Settings(Scheme(), method=method), None)
+        how = Settings(Scheme(), method=method)
+        calibrate.quantise(source, tmp_path / method, how, count=16)
     made = {method: tmp_path / method for method in ("rtn", "gptq")}
     _, rtn, gptq = quantised.compare(source, made, items=2)
     assert gptq.distance.kl < 0.5 * rtn.distance.kl
