@@ -137,3 +137,23 @@ def test_training_between_two_calls_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     changed = collect(engine, request)
     assert changed != first
     assert changed == collect(LocalEngine(model, max_batch=N), request)
+
+
+@pytest.mark.parametrize("how", ["native", "no tiles", "portable"])
+def test_what_is_no_number_is_not_taken_for_one(how: str) -> None:
+    """A broken model must not look whole: one such key spoils what attends to it."""
+    config = model_of("phi", "three").config
+    built = library(COMPILERS[how])
+    assert built is not None
+    h, g, k = config.heads, config.kv_heads, config.head_dim
+    pool = Pool(config, 8, 16, torch.bfloat16, torch.device("cpu"))
+    for store in (*pool.k, *pool.v):
+        store.normal_(generator=torch.Generator().manual_seed(0))
+    pool.k[0][2, 0, 3] = float("nan")  # position 19 of the first row's first head
+    table = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
+    position = torch.tensor([40, 40], dtype=torch.int32)
+    still = torch.ones(2, 1, config.rotary_dim), torch.zeros(2, 1, config.rotary_dim)
+    qkv = torch.randn(2, (h + 2 * g) * k, generator=torch.Generator().manual_seed(1)).bfloat16()
+    out = Between(built, config).attending(pool, table, position, still)(0, qkv).view(2, h, k)
+    assert out[0, : h // g].isnan().all()
+    assert out[0, h // g :].isfinite().all() and out[1].isfinite().all()

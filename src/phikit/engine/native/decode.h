@@ -45,42 +45,11 @@ static inline float fast_exp(float x) {
   return p * power;
 }
 
-#if PHIKIT_AVX512
-/* Sixteen of them: e^x for x of at most 0. */
-static inline __m512 exp_16(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
-#endif
-
 static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 
 /* One row of SwiGLU: the gate and its partner lie one after the other. */
 static inline void gate_row(const uint16_t *restrict both, int inner, uint16_t *restrict out) {
   for (int i = 0; i < inner; i++) out[i] = to_bf16(silu(from_bf16(both[i])) * from_bf16(both[inner + i]));
-}
-
-/* Scores first..last to e^(scale (score - the largest)), in place; their sum. */
-static inline float weigh_scores(float *score, int first, int last, float scale) {
-  float largest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : largest)
-  for (int at = first; at <= last; at++) largest = score[at] > largest ? score[at] : largest;
-#pragma omp simd reduction(+ : sum)
-  for (int at = first; at <= last; at++) {
-    score[at] = fast_exp(scale * (score[at] - largest));
-    sum += score[at];
-  }
-  return sum;
 }
 
 /* --- attention, tile by tile --------------------------------------------------------------------

@@ -164,6 +164,19 @@ static inline void weigh_values(const Shape *c, const float *values, const int32
   }
 }
 
+/* Scores first..last to e^(scale (score - the largest)), in place; their sum. */
+static float weigh_scores(float *score, int first, int last, float scale) {
+  float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+  for (int at = first; at <= last; at++) largest = score[at] > largest ? score[at] : largest;
+#pragma omp simd reduction(+ : sum)
+  for (int at = first; at <= last; at++) {
+    score[at] = fast_exp(scale * (score[at] - largest));
+    sum += score[at];
+  }
+  return sum;
+}
+
 static __attribute__((noinline)) void attend_head(const Attention *s, int row, int head, float *score) {
   const Shape *c = s->shape;
   const int k = c->head_dim, last = s->position[row], group = head / (c->heads / c->kv_heads);

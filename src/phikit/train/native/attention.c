@@ -242,22 +242,6 @@ static void by_pairs(const uint16_t *rows, int count, int k, uint32_t *to) {
 
 /* --- probabilities ------------------------------------------------------------------------------*/
 
-/* e^x to about 2e-7 for x below 88. */
-static inline __m512 exp16(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x); /* in this order what is no number stays so */
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
-}
-
 /* Which of the sixteen keys from `at` on a query at `position` sees; `branches` of its document. */
 static inline __mmask16 seen(const int32_t *branches, int position, int at) {
   const int left = position + 1 - at;
@@ -282,7 +266,7 @@ static float weigh(const float *scores, const int32_t *branches, int position, i
   const float largest = scale * _mm512_reduce_max_ps(most);
   for (int at = 0; at < keys; at += 16) {
     const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + at), _mm512_set1_ps(scale), _mm512_set1_ps(largest));
-    const __m512 p = _mm512_maskz_mov_ps(seen(branches, position, at), exp16(x));
+    const __m512 p = _mm512_maskz_mov_ps(seen(branches, position, at), exp_16(x));
     sum = _mm512_add_ps(sum, p);
     narrow16(to + at, p);
   }
@@ -298,7 +282,7 @@ static void unweigh(float *scores, float *slopes, const int32_t *branches, int p
   __m512 mean = _mm512_setzero_ps();
   for (int at = 0; at < keys; at += 16) {
     const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + at), _mm512_set1_ps(scale), _mm512_set1_ps(log_z));
-    const __m512 p = _mm512_maskz_mov_ps(seen(branches, position, at), exp16(x));
+    const __m512 p = _mm512_maskz_mov_ps(seen(branches, position, at), exp_16(x));
     mean = _mm512_fmadd_ps(p, _mm512_loadu_ps(slopes + at), mean);
     _mm512_storeu_ps(scores + at, p);
   }
