@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from phikit.engine import policy_worker
-from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.ray_cluster import cause, connect, imported
+from phikit.engine.base import Finished, Request
+from phikit.engine.ray_cluster import Engines, cause, check_all
 from phikit.engine.ray_worker import packed, unpacked_rollouts
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -60,7 +60,7 @@ class _Engine:
     deaths: int = 0
 
 
-class PolicyPool:
+class PolicyPool(Engines[_Engine]):
     """A `Generator` over engines on a Ray cluster, for a model whose weights change.
 
     With `invariant`, results are a function of the weights and the request alone, bit by bit, and
@@ -80,7 +80,6 @@ class PolicyPool:
 
     Attributes:
         version: of the current weights, from 1 on; 0 before there are any.
-        replaced: engines that died, so far.
         refused: answers from other weights, so far.
 
     Raises:
@@ -99,20 +98,17 @@ class PolicyPool:
         attempts: int = 3,
         patience: float = 300.0,
     ) -> None:
-        ray = imported()
         if min(engines, threads, max_batch, attempts) < 1:
             raise PhikitError("engines, threads, max_batch and attempts must be at least 1")
-        self._ray, self.config, self.max_batch, self.dtype = ray, config, max_batch, dtype
-        self.attempts, self.patience = attempts, patience
-        if not ray.is_initialized():
-            connect(ray, address)
-        new = ray.remote(policy_worker.PolicyWorker)
+        super().__init__(address, patience)
+        self.config, self.max_batch, self.dtype, self.attempts = config, max_batch, dtype, attempts
+        new = self._ray.remote(policy_worker.PolicyWorker)
         self._new: Any = new.options(**policy_worker.options(threads))
         named = str(dtype).removeprefix("torch.")
         self._settings = (config, named, max_batch, threads, invariant)
         self._weights: Any = None
         self._drawing = False
-        self.version = self.replaced = self.refused = 0
+        self.version = self.refused = 0
         self.engines = [self._start() for _ in range(engines)]
 
     def _start(self, deaths: int = 0) -> _Engine:
@@ -153,22 +149,10 @@ class PolicyPool:
             self._send(engine)
         return self.version
 
-    def pids(self) -> list[int]:
-        """The engines' process numbers on their nodes, once all have the current weights."""
-        found: list[int] = self._ray.get([e.ready for e in self.engines], timeout=self.patience)
-        return found
-
     def close(self) -> None:
         """Ends the engines and lets go of the weights; the cluster stays."""
-        for engine in self.engines:
-            self._ray.kill(engine.actor)
-        self.engines, self._weights = [], None
-
-    def __enter__(self) -> PolicyPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().close()
+        self._weights = None
 
     # --- generating ------------------------------------------------------------------------------
 
@@ -180,22 +164,13 @@ class PolicyPool:
                 again and again.
         """
         requests = list(requests)
-        for index, request in enumerate(requests):
-            try:
-                check(request, self.config.vocab_size, self.config.max_positions)
-                can_run(request)
-            except PhikitError as error:
-                raise PhikitError(f"request {index}: {error.message}", error.hint) from None
+        check_all(requests, self.config)
         self._check_open()
         if self._weights is None:
             raise PhikitError("the engines of this pool have no weights", "call `load` first")
         if self._drawing:
             raise PhikitError("this pool is at work already", "give it all requests at once")
         return self._run(requests)
-
-    def _check_open(self) -> None:
-        if not self.engines:
-            raise PhikitError("this pool is closed", "make a new one")
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
         todo = deque(parts(requests, len(self.engines), self.max_batch))
@@ -228,12 +203,7 @@ class PolicyPool:
         patience = None if working else self.patience
         found, _ = self._ray.wait([*working, *waiting], num_returns=1, timeout=patience)
         if not found:
-            have = self._ray.available_resources().get("CPU", 0)
-            raise PhikitError(
-                f"no engine had its weights after {self.patience:.0f} seconds; the cluster has "
-                f"{have:.0f} CPUs free",
-                "start more nodes, or ask for fewer workers or threads",
-            )
+            raise self._none_ready("had its weights", "workers or threads")
         if found[0] in waiting:
             self._greet(waiting[found[0]])
         else:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from phikit.engine import ray_worker
-from phikit.engine.base import Finished, Request, can_run, check
-from phikit.engine.ray_cluster import cause, connect, imported
+from phikit.engine.base import Finished, Request
+from phikit.engine.ray_cluster import Engines, cause, check_all
 from phikit.errors import PhikitError
 from phikit.models.architectures import read_config
 
@@ -53,7 +53,7 @@ class _Engine:
         return sum(p.request.n for p in self.parts.values())
 
 
-class RayPool:
+class RayPool(Engines[_Engine]):
     """A `Generator` over engines on a Ray cluster.
 
     Args:
@@ -80,19 +80,16 @@ class RayPool:
         attempts: int = 3,
         patience: float = 300.0,
     ) -> None:
-        ray = imported()
         if min(engines, threads, max_batch, attempts) < 1:
             raise PhikitError("engines, threads, max_batch and attempts must be at least 1")
-        self._ray, self.directory, self.max_batch = ray, directory.resolve(), max_batch
-        self.attempts, self.patience, self.config = attempts, patience, read_config(directory)
-        if not ray.is_initialized():
-            connect(ray, address)
+        self.directory, self.max_batch, self.attempts = directory.resolve(), max_batch, attempts
+        self.config = read_config(directory)
+        super().__init__(address, patience)
         kept = ray_worker.options(threads, int(_AHEAD * max_batch) + 2)
-        self._new: Any = ray.remote(ray_worker.EngineWorker).options(**kept)
+        self._new: Any = self._ray.remote(ray_worker.EngineWorker).options(**kept)
         self._settings = (str(self.directory), max_batch, threads)
         self._texts = ray_worker.knows_texts(self.directory)
         self._jobs = 0
-        self.replaced = 0
         self.engines = [self._start() for _ in range(engines)]
         try:
             self._wait_for_one()
@@ -113,12 +110,7 @@ class RayPool:
         waiting = {e.ready: e for e in self.engines if not e.up}
         ready, _ = self._ray.wait(list(waiting), timeout=self.patience)
         if not ready:
-            have = self._ray.available_resources().get("CPU", 0)
-            raise PhikitError(
-                f"no engine was ready after {self.patience:.0f} seconds; the cluster has "
-                f"{have:.0f} CPUs free",
-                "start more nodes, or ask for fewer threads",
-            )
+            raise self._none_ready("was ready", "threads")
         self._greet(waiting[ready[0]])
 
     def _greet(self, engine: _Engine) -> None:
@@ -133,23 +125,6 @@ class RayPool:
             raise PhikitError(f"an engine of {self.directory} did not start: {cause(e)}") from e
         engine.up = True
 
-    def pids(self) -> list[int]:
-        """The engines' process numbers on their nodes, once all are ready."""
-        found: list[int] = self._ray.get([e.ready for e in self.engines], timeout=self.patience)
-        return found
-
-    def close(self) -> None:
-        """Ends the engines; the cluster stays."""
-        for engine in self.engines:
-            self._ray.kill(engine.actor)
-        self.engines = []
-
-    def __enter__(self) -> RayPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # --- generating ------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Finished]:
@@ -159,17 +134,11 @@ class RayPool:
             PhikitError: a request is wrong for the model, or a part's engines died again and again.
         """
         requests = list(requests)
-        for index, request in enumerate(requests):
-            try:
-                check(request, self.config.vocab_size, self.config.max_positions)
-                can_run(request, self._texts)
-            except PhikitError as error:
-                raise PhikitError(f"request {index}: {error.message}", error.hint) from None
+        check_all(requests, self.config, self._texts)
         return self._run(requests)
 
     def _run(self, requests: list[Request]) -> Iterator[Finished]:
-        if not self.engines:
-            raise PhikitError("this pool is closed", "make a new one")
+        self._check_open()
         self._jobs += 1
         todo: deque[_Part] = deque(_parts(requests))
         try:
