@@ -68,6 +68,9 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
     [
         ('{"prompt": ', "own.jsonl:3: not valid JSON"),
         ("[1]", "own.jsonl:3: a list, not an object"),
+        ('{"prompt": "x", "answer": NaN, "verifier": "number"}', "own.jsonl:3: NaN is no number"),
+        (r'{"prompt": "\ud83d", "response": "y"}', "own.jsonl:3: .* is half a character"),
+        ("[" * 100_000, "own.jsonl:3: nested too deeply"),
         ({"promt": "x", "response": "y"}, "own.jsonl:3: has no text under 'prompt'"),
         ({"prompt": "x", "respnse": "y"}, "own.jsonl:3: neither .* to learn from"),
         ({"prompt": "x", "response": 5}, "own.jsonl:3: has no text under 'response'"),

@@ -17,18 +17,17 @@ heavy imports are inside the functions, so that a recipe is read and checked wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import explain_os_errors
 from phikit.records import Pair, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.train.objectives.mixing import PairKind
-from phikit.verify.problems import PROMPTS, check_verifier, messages_of
+from phikit.verify.problems import PROMPTS, check_verifier, json_lines, messages_of
 
 if TYPE_CHECKING:
     from phikit.chat.format import ChatFormat
@@ -68,7 +67,7 @@ def run_import(
     chat = chat_format(load_tokenizer(inputs["model"])) if "model" in inputs else None
     samples: list[Sample] = []
     pairs: list[Pair] = []
-    for where, row in _rows(Path(settings.file)):
+    for where, row in json_lines(Path(settings.file)):
         if any(key in row for key in (*_ANSWERS, *_IDS)):
             pairs.append(_pair(row, where, chat, settings.kind))
         else:
@@ -86,26 +85,6 @@ def run_import(
         "problems": sum(bool(s.verifier) for s in samples),
         "pairs": len(pairs),
     }
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of the file, with the file and line it stands in."""
-    with explain_os_errors(path, "reading"):
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as e:
-            raise PhikitError(f"{path}: not UTF-8 at byte {e.start}", "save it as UTF-8") from e
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise PhikitError(f"{where}: not valid JSON: {e.msg} (column {e.colno})") from e
-        if not isinstance(row, dict):
-            raise PhikitError(f"{where}: a {type(row).__name__}, not an object")
-        yield where, row
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

@@ -50,7 +50,7 @@ def load_problems(path: Path, verifier: str = "") -> list[Sample]:
         except PhikitError as e:
             raise PhikitError(e.message, "give a Parquet file of samples, or JSON lines") from e
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        samples = list(_json_lines(path, verifier))
+        samples = [_problem(row, where, verifier) for where, row in json_lines(path, _EXAMPLE)]
     else:
         raise PhikitError(
             f"{path}: not a kind of file that problems are read from",
@@ -79,16 +79,29 @@ def check_verifier(name: str, where: str) -> str:
     return name
 
 
-def _json_lines(path: Path, verifier: str) -> Iterator[Sample]:
+def json_lines(path: Path, form: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a file, with the file and line that it stands in.
+
+    Args:
+        form: a hint for whoever wrote something else.
+
+    Raises:
+        PhikitError: a line is no object, or holds what can be neither stored nor compared (half a
+            character, a number that JSON does not know); names the line.
+    """
     with explain_os_errors(path, "reading"):
         data = path.read_bytes()
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            yield _problem(line, f"{path}:{number}", verifier)
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        row = _parsed(line, where)
+        if not isinstance(row, dict):
+            raise PhikitError(f"{where}: a {type(row).__name__}, not an object", form)
+        yield where, row
 
 
 def _parsed(line: bytes, where: str) -> Any:
-    """The line's value; what can be neither stored nor compared is refused."""
     try:
         row = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
         canonical_json(row).encode()
@@ -113,10 +126,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _problem(line: bytes, where: str, verifier: str) -> Sample:
-    row = _parsed(line, where)
-    if not isinstance(row, dict):
-        raise PhikitError(f"{where}: a {type(row).__name__}, not an object", _EXAMPLE)
+def _problem(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
     judge = row.get("verifier") or verifier
     if not judge:
         raise PhikitError(
