@@ -110,7 +110,7 @@ def mini_subjects(runner: NativeRunner, context: int) -> list[Subject]:
     pool = Pool(replace(c, layers=_LAYERS), 1 + ROWS * width, size, runner.dtype, runner.device)
     for store in (*pool.k, *pool.v):
         fill(store)
-    pool.k, pool.v = (each * (c.layers // _LAYERS) for each in (pool.k, pool.v))
+    pool.layers *= c.layers // _LAYERS
     runner.pool = pool
     caches = ROWS * context * 4 * c.kv_heads * c.head_dim * c.layers
     streamed = shapes.streamed_bytes(runner.model) + caches

@@ -36,7 +36,7 @@ def available_memory() -> int:
 
 
 class Pool:
-    """Attributes: k, v: per layer, [P, G, S, K]."""
+    """Attributes: k, v: per layer, [P, G, S, K]; layers: both of each layer, for the kernels."""
 
     def __init__(
         self,
@@ -50,12 +50,8 @@ class Pool:
         self.size, self.kv_heads, self.head_dim = size, config.kv_heads, config.head_dim
         self.k = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self.v = [zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.layers: list[tuple[Tensor, ...]] = list(zip(self.k, self.v, strict=True))
         self._head_G = torch.arange(config.kv_heads, device=device) * size
-
-    @property
-    def layers(self) -> list[tuple[Tensor, ...]]:
-        """What the kernels are given: of each layer keys and values."""
-        return list(zip(self.k, self.v, strict=True))
 
     @property
     def strides(self) -> tuple[int, int, int]:

@@ -113,6 +113,7 @@ IFEVAL_STAGE: Stage[Any] = Stage(
     config=IfevalConfig,
     run=run_ifeval,
     inputs=("model",),
+    reads=lambda c: [c.path] if c.path else [],
     estimate=lambda c: Estimate(
         f"{c.items or 541} prompts, answers ≤ {c.max_tokens} tokens",
         seconds=2.0,
