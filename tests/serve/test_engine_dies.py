@@ -2,14 +2,13 @@
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 from serve_fixtures import running
-from test_server_limits import LONG, figure, wait_for_quiet
+from test_server_limits import cut_short, figure, wait_for_quiet
 
 GREEDY = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0,
           "ignore_eos": True, "return_token_ids": True}  # fmt: skip
@@ -40,21 +39,8 @@ def test_a_killed_engine_is_started_again(tiny):
             answer = httpx.post(f"{url}/v1/completions", json=GREEDY, timeout=60)
             return answer.json()["choices"][0]["token_ids"]
 
-        before, answers = ids(), {}
-
-        def ask(stream):
-            body = LONG | {"max_tokens": 500, "n": 64, "stream": stream}
-            answers[stream] = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
-
-        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
-        for thread in threads:
-            thread.start()
-        while figure(url, "phikit_samples_running") < 64:
-            time.sleep(0.02)
-        os.kill(engine_of(server), signal.SIGKILL)
-        for thread in threads:
-            thread.join()
-        whole, streamed = answers[False], answers[True].text
+        before = ids()
+        whole, streamed = cut_short(url, lambda: os.kill(engine_of(server), signal.SIGKILL))
         assert whole.status_code == 503 and whole.json()["error"]["code"] == "engine_failed"
         assert "the engine of tiny died" in whole.json()["error"]["message"]
         assert '"code":"engine_failed"' in streamed and "[DONE]" not in streamed

@@ -23,6 +23,25 @@ from phikit.models.load import load
 LONG = {"model": "tiny", "prompt": [5, 6, 7], "ignore_eos": True}
 
 
+def cut_short(url, stop):
+    """The answers, whole and as a stream's text, to long requests that `stop` is called during."""
+    answers = {}
+
+    def ask(stream):
+        body = LONG | {"max_tokens": 500, "n": 64, "stream": stream}
+        answers[stream] = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+    for thread in threads:
+        thread.start()
+    while figure(url, "phikit_samples_running") < 64:
+        time.sleep(0.02)
+    stop()
+    for thread in threads:
+        thread.join()
+    return answers[False], answers[True].text
+
+
 def figure(url, name, model="tiny"):
     text = httpx.get(f"{url}/metrics").text
     found = re.search(rf'^{name}{{model="{model}"}} (\S+)$', text, re.M)
@@ -171,22 +190,8 @@ def test_sigterm_lets_requests_finish(tiny):
 
 def test_what_is_not_finished_in_time_is_told_why(tiny):
     with running(f"tiny={tiny}", "--cache", "0.02", "--drain", "0.5") as (url, process):
-        answers = {}
-
-        def ask(stream):
-            body = LONG | {"max_tokens": 500, "n": 64, "stream": stream}
-            answers[stream] = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
-
-        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
-        for thread in threads:
-            thread.start()
-        while figure(url, "phikit_samples_running") < 64:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
+        whole, streamed = cut_short(url, lambda: process.send_signal(signal.SIGTERM))
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
-    whole, streamed = answers[False], answers[True].text
     assert whole.status_code == 503 and whole.headers["Retry-After"] == "1"
     assert whole.json()["error"]["code"] == "shutting_down"
     assert '"code":"shutting_down"' in streamed and "[DONE]" not in streamed

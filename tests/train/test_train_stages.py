@@ -170,13 +170,20 @@ def test_what_a_user_may_get_wrong(inputs: dict[str, Path], tmp_path: Path) -> N
         run("train.grpo", tmp_path / "x", bad, model=model, problems=root)
 
 
-def test_what_does_not_fit_the_model_is_named(inputs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def start(inputs: dict[str, Path], tmp_path: Path) -> Path:
+    """The folder of a model that has made one step."""
+    folder, root = tmp_path / "start", inputs["root"]
+    settings = {"model": SHAPE, "context": 64, "steps": 1}
+    run("train.pretrain", folder, settings, shards=root, tokenizer=root)
+    return folder
+
+
+def test_what_does_not_fit_the_model_is_named(
+    inputs: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
     """Never read from beside the weights, whatever a user hands in."""
-    root, start = inputs["root"], tmp_path / "start"
-    run(
-        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
-        shards=root, tokenizer=root,
-    )  # fmt: skip
+    root = inputs["root"]
 
     def refused(verb: str, said: str, settings: dict[str, Any], **folders: Path) -> None:
         with pytest.raises(PhikitError, match=said):
@@ -225,12 +232,7 @@ def test_what_does_not_fit_the_model_is_named(inputs: dict[str, Path], tmp_path:
     assert "phikit train start --set model=" in str(e.value)
 
 
-def test_what_cannot_be_learned_from_is_counted(inputs: dict[str, Path], tmp_path: Path) -> None:
-    root, start = inputs["root"], tmp_path / "start"
-    run(
-        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
-        shards=root, tokenizer=root,
-    )  # fmt: skip
+def test_what_cannot_be_learned_from_is_counted(start: Path, tmp_path: Path) -> None:
     asked = Sample(kind="x", source="x", messages=({"role": "user", "content": "?"},))
     write_records(tmp_path / "samples.parquet", [question(1), question(2), asked], Sample)
     longer = {"steps": 1, "context": 80, "rope_theta": 2e4}
@@ -252,13 +254,11 @@ def test_what_cannot_be_learned_from_is_counted(inputs: dict[str, Path], tmp_pat
     assert done["left_out"] == 1 and done["pairs"] == {"pivot": 1}
 
 
-def test_preferences_of_a_model_in_several_files(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_preferences_of_a_model_in_several_files(
+    inputs: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
     """As published ones are: the reference is stored under the content of all of them."""
-    root, start = inputs["root"], tmp_path / "start"
-    run(
-        "train.pretrain", start, {"model": SHAPE, "context": 64, "steps": 1},
-        shards=root, tokenizer=root,
-    )  # fmt: skip
+    root = inputs["root"]
     tensors = load_file(start / "model" / "model.safetensors")
     (start / "model" / "model.safetensors").unlink()
     names = sorted(tensors)
