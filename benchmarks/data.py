@@ -17,7 +17,6 @@ import gzip
 import json
 import multiprocessing
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from phikit.data.corpus.units import Here
 from phikit.data.decontaminate import Decontaminator
 from phikit.data.filter_steps import FilteringConfig
 from phikit.data.pack import pack
+from phikit.memory import PeakMemory
 
 PIECE = 1000
 NAMES = ("deduplicate", "decontaminate", "tokenise", "all")
@@ -170,8 +170,10 @@ def timed(run: Callable[[], set[str]]) -> tuple[float, set[str]]:
 def alone(what: str, path: Path, work: Path) -> tuple[float, set[str], float]:
     """As `timed`, of all pieces, in a process of its own; and its peak memory in GiB."""
     dedup = partial(our_dedup, path, work)
-    seconds, removed = timed(our_decontamination(path, work) if what == "decontaminate" else dedup)
-    return seconds, removed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with PeakMemory() as peak:  # getrusage would tell of the process that started this one, too
+        run = our_decontamination(path, work) if what == "decontaminate" else dedup
+        seconds, removed = timed(run)
+    return seconds, removed, peak.bytes / 2**30
 
 
 def peer(python: Path, what: str, path: Path, work: Path) -> tuple[float, set[str]]:
