@@ -276,12 +276,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
     options = parser.parse_args()
+    if strange := [name for name in options.cases if name not in CASES]:
+        parser.error(f"no case {strange[0]}; there are {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
     model = shapes.model(config("smollm2"), "bf16")
     rows: list[dict[str, Any]] = []
-    for name in options.cases:
+    for name in options.cases or CASES:
         found = CASES[name](model, options)
         print(table(found), flush=True)
         rows += found

@@ -196,8 +196,10 @@ def main() -> None:
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
     options = parser.parse_args()
+    if strange := [name for name in options.cases if name not in CASES]:
+        parser.error(f"no case {strange[0]}; there are {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     for name in options.cases or CASES:
