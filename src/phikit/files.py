@@ -20,6 +20,9 @@ from typing import Any
 
 from phikit.errors import PhikitError
 
+_TEMPORARY = ".tmp"  # how the hidden name ends of what is being written
+_OLD = ".old"  # and of what is being removed
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
@@ -72,6 +75,16 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
         raise
 
 
+def temporary_name(path: Path) -> Path:
+    """Where a file or directory is written before it takes its name."""
+    return path.with_name(f".{path.name}{_TEMPORARY}")
+
+
+def _old(path: Path) -> Path:
+    """Where a directory is moved before it is removed."""
+    return path.with_name(f".{path.name}{_OLD}")
+
+
 def fsync_path(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -83,7 +96,7 @@ def fsync_path(path: Path) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is never seen half-written, even after a crash."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     with explain_os_errors(path, "writing"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as f:
@@ -124,10 +137,26 @@ def read_json(path: Path) -> Any:
         raise PhikitError(f"{path}:{e.lineno}: not valid JSON: {e.msg}") from e
 
 
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that no half of it is ever found under its name.
+
+    What an earlier removal left, killed half-way, goes too; that there is neither is no error.
+    """
+    shutil.rmtree(_old(path), ignore_errors=True)
+    if path.exists():
+        path.rename(_old(path))
+        shutil.rmtree(_old(path))
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path lies in what a process killed while it wrote, or removed, has left."""
+    return any(p.startswith(".") and p.endswith((_TEMPORARY, _OLD)) for p in path.parts)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Gives an empty directory to fill; on success it takes `path`'s place in one rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     with explain_os_errors(path, "writing"):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -137,11 +166,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 fsync_path(file)
             if path.exists():
-                old = path.with_name(f".{path.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
+                shutil.rmtree(_old(path), ignore_errors=True)
+                path.rename(_old(path))
                 temporary.rename(path)
-                shutil.rmtree(old)
+                shutil.rmtree(_old(path))
             else:
                 temporary.rename(path)
             fsync_path(path.parent)
@@ -155,7 +183,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = temporary_name(path)
 
     def __enter__(self) -> LineFile:
         with explain_os_errors(self.path, "writing"):

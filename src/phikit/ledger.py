@@ -29,7 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from phikit.errors import PhikitError
-from phikit.files import canonical_json, explain_os_errors, read_json, sha256_file, write_json
+from phikit.files import (
+    canonical_json,
+    explain_os_errors,
+    is_leftover,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 STAGE_FOLDER = re.compile(r"\d{2,}-(.+)")
 _OWN_FILES = ("started.json", "stage.json")
@@ -114,11 +121,15 @@ def newest_model(path: Path) -> Path:
 
 
 def artefacts(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file of a stage's folder, by relative path."""
+    """Size and SHA-256 of every file of a stage's folder, by relative path.
+
+    What a killed process left there half-written, or half-removed, is none of them.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
-        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.relative_to(folder).as_posix() not in _OWN_FILES
+        name.as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in files
+        if not is_leftover(name := file.relative_to(folder)) and name.as_posix() not in _OWN_FILES
     }
 
 

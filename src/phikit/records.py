@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phikit.errors import PhikitError
-from phikit.files import canonical_json, explain_os_errors, fsync_path
+from phikit.files import canonical_json, explain_os_errors, fsync_path, temporary_name
 
 Meta = Mapping[str, Any]
 
@@ -233,7 +233,7 @@ def write_records(path: Path, records: Iterable[Record], cls: type[Record]) -> i
     Raises:
         PhikitError: the disk is full or the folder is not writable.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     schema = SCHEMAS[cls]
     count = 0
     with explain_os_errors(path, "writing"):

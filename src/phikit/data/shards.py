@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phikit.errors import PhikitError
-from phikit.files import explain_os_errors, fsync_path, read_json, write_atomic, write_json
+from phikit.files import (
+    explain_os_errors,
+    fsync_path,
+    read_json,
+    temporary_name,
+    write_atomic,
+    write_json,
+)
 
 _DTYPE = np.dtype("<u4")
 _CHUNK = 1 << 20  # tokens written at once
@@ -75,7 +82,7 @@ def write_shards(
     index: dict[str, Any],
 ) -> int:
     """Writes the files; `index.json` comes last and makes them whole. Returns the token count."""
-    temporary = directory / ".tokens.bin.tmp"
+    temporary = temporary_name(directory / "tokens.bin")
     bounds = [0]
     with explain_os_errors(directory / "tokens.bin", "writing"):
         with temporary.open("wb", buffering=4 * _CHUNK) as out:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import LineFile, explain_os_errors, fsync_path
+from phikit.files import LineFile, explain_os_errors, fsync_path, temporary_name
 from phikit.records import Pair, write_records
 
 FORMS = ("trl", "parquet", "jsonl")
@@ -55,7 +55,7 @@ def export(pairs: Sequence[Pair], form: str, path: Path, decode: Decode) -> int:
                      **_row(pair, decode), "evidence": pair.evidence}
                 )  # fmt: skip
         return len(pairs)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     with explain_os_errors(path, "writing"):
         pq.write_table(pa.Table.from_pylist([_row(p, decode) for p in pairs], _TRL), temporary)
         fsync_path(temporary)

@@ -7,7 +7,6 @@ random stream) and `state.json` (the rest). Several processes write a file of sl
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from phikit.errors import PhikitError
-from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
+from phikit.files import (
+    atomic_directory,
+    explain_os_errors,
+    read_json,
+    remove_directory,
+    write_json,
+)
 from phikit.models.checkpoint import write_tensors
 from phikit.train import parallel, sliced
 from phikit.train.tensors import Parts, Relaid
@@ -95,7 +100,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for old in self.saved()[: -self.keep]:
-            _remove(old)
+            remove_directory(old)
 
     def wait(self) -> None:
         """Until what is being written in the background is written."""
@@ -151,13 +156,4 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Removes them all, when the run is done and its model is written."""
-        if self.folder.exists():
-            _remove(self.folder)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder so that no half of it is ever found under its name."""
-    doomed = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+        remove_directory(self.folder)
