@@ -18,18 +18,23 @@ from toy_stages import REGISTRY
 from phikit import ledger
 from phikit.errors import PhikitError
 from phikit.files import read_json
+from phikit.imports import Sources
 from phikit.progress import PlainDisplay
 from phikit.recipes.load import load
 from phikit.run import preview, run, stage_seed
 
 HERE = Path(__file__).parent
+#: phikit's sources, parsed once for all runs here, by the hash of their text
+PARSED: dict[str, Any] = {}
 
 
 def go(recipe_file: Path, out: Path, *settings: str, **options: Any) -> tuple[list[str], str]:
     """Runs the toy recipe; returns which stages ran, and what was printed."""
     stream = io.StringIO()
     recipe = load(str(recipe_file), settings, registry=REGISTRY)
-    outcome = run(recipe, out, PlainDisplay(stream), **options)
+    sources = Sources(cache=PARSED)
+    outcome = run(recipe, out, PlainDisplay(stream), sources=sources, **options)
+    PARSED.update(sources.cached)
     return list(outcome.ran), stream.getvalue()
 
 
