@@ -68,7 +68,7 @@ def assert_forward(rollout):
 
 
 # the same draws every time: once in some two thousand tokens float32's own rounding is 2.2e-5
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     size=st.sampled_from([2, 3, 8]),

@@ -15,10 +15,7 @@ from phikit import ledger
 
 #: Where each kill falls: in that stage, or at any instant of the run.
 ANYWHERE = ""
-AIMS = (
-    "documents", ANYWHERE, "pretrain", ANYWHERE, "sft", "pivots", "dpo-pivots", "dpo-judge",
-    ANYWHERE, "grpo",
-)  # fmt: skip
+AIMS = ("documents", ANYWHERE, "pretrain", "pivots", "dpo-judge", ANYWHERE, "grpo")
 #: from the start of the process until the first stage can run, roughly
 STARTUP = 2.0
 
