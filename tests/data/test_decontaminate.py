@@ -210,3 +210,73 @@ def test_an_item_in_many_variants_is_still_found() -> None:
     filler = "Some other text stands before and after it, and it goes on for quite a while. "
     found = decontaminator.check(filler + ITEM + filler)
     assert found is not None and found.verdict == "contaminated"
+
+
+def plainly(texts: list[str], items: list[str], settings: DecontaminationConfig):
+    """The rule by sets of tuples of words: of each text (verdict, ratio, item), or None."""
+
+    def grams(text: str, n: int) -> set[tuple[str, ...]]:
+        w = words(text)
+        return {tuple(w[i : i + n]) for i in range(len(w) - n + 1)}
+
+    def counted(n: int) -> set[tuple[str, ...]]:
+        of_items = [grams(i, n) for i in items]
+        common = {g for own in of_items for g in own
+                  if sum(g in o for o in of_items) >= settings.common_items}  # fmt: skip
+        # items of which nothing would be left keep what they have
+        common -= set().union(*(own for own in of_items if own <= common))
+        different = {tuple(words(t)): t for t in texts}.values()
+        frequent = {g for own in of_items for g in own - common
+                    if sum(g in grams(t, n) for t in different) >= settings.common_documents}  # fmt: skip
+        return set().union(*of_items) - common - frequent
+
+    long, short = settings.long_ngram, settings.short_ngram
+    long_counted, short_counted = counted(long), counted(short)
+    allowed = set().union(*(grams(i, short) for i in items)) - short_counted
+    results = []
+    for text in texts:
+        ratios = [
+            len(grams(text, short) & grams(i, short) & short_counted)
+            / max(min(len(grams(i, short) & short_counted), len(grams(text, short) - allowed)), 1)
+            for i in items
+        ]
+        best = max(range(len(items)), key=lambda i: (ratios[i], -i))
+        if words(text) in [words(i) for i in items]:
+            found = ("contaminated", 1.0, None)
+        elif grams(text, long) & long_counted:
+            found = ("contaminated", 1.0, None)
+        elif ratios[best] < settings.partial_ratio:
+            found = None
+        else:
+            bad = ratios[best] >= settings.contaminated_ratio
+            found = ("contaminated" if bad else "partial", round(ratios[best], 4), f"i{best}")
+        results.append(found)
+    return results
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_batches_are_judged_as_the_rule_says(seed: int) -> None:
+    draw = random.Random(seed)
+    settings = DecontaminationConfig(
+        long_ngram=draw.choice((3, 5, 6)), short_ngram=draw.choice((1, 2, 3)),
+        common_documents=draw.choice((2, 4, 100)), common_items=draw.choice((2, 3, 100)),
+    )  # fmt: skip
+
+    def sentence(most: int) -> str:
+        return " ".join(draw.choice("abcdefgh") for _ in range(draw.randrange(1, most)))
+
+    items = list({tuple(t.split()): t for t in (sentence(10) for _ in range(6))}.values())
+    texts = [f"{sentence(6)} {draw.choice([*items, ''])} {sentence(8)}" for _ in range(40)]
+    texts += items[:2]
+    decontaminator = Decontaminator([(f"i{n}", i) for n, i in enumerate(items)], settings)
+    decontaminator.count(texts)
+    decontaminator.settle()
+    together = decontaminator.check_all(texts)
+    assert together == {n: f for n, t in enumerate(texts) if (f := decontaminator.check(t))}
+    for number, expected in enumerate(plainly(texts, items, settings)):
+        found = together.get(number)
+        if expected is None or found is None:
+            assert found is expected
+        else:
+            assert (found.verdict, found.ratio) == expected[:2]
+            assert expected[2] in (None, found.item)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from phikit.data.folding import words
 from phikit.data.item_index import DecontaminationConfig, ItemIndex
 from phikit.data.ngram_work import Hashes
-from phikit.data.ngrams import Words, hash_words, text_keys, text_ngrams
+from phikit.data.ngrams import Words, hash_words, text_keys
 from phikit.records import Sample
 
 Verdict = Literal["contaminated", "partial"]
@@ -199,9 +199,10 @@ class Decontaminator:
         for first, batch in _batches(texts):
             found = hash_words(batch)
             suspect = self._same(text_keys(found))
-            shared = self._shared(found)
-            for index, (holders, places) in zip((self._long, self._short), shared, strict=True):
-                suspect[holders[index.counting(places)]] = True
+            (holders, places), (near, near_places) = self._shared(found)
+            suspect[holders[self._long.counting(places)]] = True
+            near, _, ratios = self._short.ratios(found, near, near_places)
+            suspect[near[_rounded(ratios) >= self.settings.partial_ratio]] = True
             for number in np.flatnonzero(suspect).tolist():
                 if contamination := self._judge(batch[number], found.alone(number)):
                     result[first + number] = contamination
@@ -235,24 +236,18 @@ class Decontaminator:
 
     def _by_ratio(self, text: str, found: Words) -> Contamination | None:
         index = self._short
-        places = index.positions(found)
-        at, begins = np.unique(places, return_index=True)
-        counting = index.counting(at)
-        if not counting.any():
+        at = index.positions(found)
+        places = at[at >= 0]
+        _, items, ratios = index.ratios(found, np.zeros(len(places), np.int64), places)
+        if not len(items):
             return None
-        allowed = int(np.sum(~counting & (at >= 0)))
-        distinct = len(np.unique(text_ngrams(found, index.n).hashes)) - allowed
-        holders = [index.holders(a) for a in at[counting]]
-        items, shared = np.unique(np.concatenate(holders), return_counts=True)
-        ratios = shared / np.maximum(np.minimum(index.sizes[items], distinct), 1)
         best = int(np.argmax(ratios))
-        item, ratio = int(items[best]), round(float(ratios[best]), 4)
+        item, ratio = int(items[best]), float(_rounded(ratios[best]))
         if ratio < self.settings.partial_ratio:
             return None
         bad = ratio >= self.settings.contaminated_ratio
-        begin = min(
-            int(b) for b, owners in zip(begins[counting], holders, strict=True) if item in owners
-        )
+        counting = np.flatnonzero(index.counting(at)).tolist()
+        begin = next(word for word in counting if item in index.holders(int(at[word])))
         verdict: Verdict = "contaminated" if bad else "partial"
         return self._found(verdict, f"{index.n}-gram ratio", ratio, item, text, begin, index.n)
 
@@ -280,6 +275,11 @@ class Decontaminator:
             text=text[start : start + _EXCERPT],
             shared=" ".join(found[begin : begin + min(size, 50)]),
         )
+
+
+def _rounded(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As the ledger shows them, which is what the thresholds are for."""
+    return np.round(ratios, 4)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:

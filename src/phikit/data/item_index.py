@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -119,3 +121,44 @@ class ItemIndex:
     def holders(self, position: int) -> NDArray[np.int64]:
         """The items with this n-gram, in order."""
         return self.owners[self.starts[position] : self.starts[position + 1]]
+
+    def ratios(
+        self, found: Words, texts: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Of texts and items that share n-grams: shared / min(those of the text, of the item).
+
+        n-grams on the allow-list count in none of the three.
+
+        Args:
+            found: the words of all texts.
+            texts, places: their n-grams in the index, as `shared` gives them.
+
+        Returns:
+            The numbers of the text and of the item, in ascending order, and the ratio.
+        """
+        texts, places = _each_once(texts, places)
+        counting = self.counting(places)
+        allowed = np.bincount(texts[~counting], minlength=len(found))
+        texts, places = texts[counting], places[counting]
+        begins, sizes = self.starts[places], np.diff(self.starts)[places]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        owners = self.owners[np.repeat(begins, sizes) + within]
+        pairs = np.repeat(texts, sizes) * len(self.sizes) + owners
+        pairs, shared = np.unique(pairs, return_counts=True)
+        texts, items = np.divmod(pairs, len(self.sizes))
+        holders, which = np.unique(texts, return_inverse=True)
+        grams = text_ngrams(found.pick(holders), self.n)
+        owned, _ = _each_once(np.repeat(np.arange(len(grams)), np.diff(grams.bounds)), grams.hashes)
+        distinct = np.bincount(owned, minlength=len(grams)) - allowed[holders]
+        return texts, items, shared / np.maximum(np.minimum(self.sizes[items], distinct[which]), 1)
+
+
+def _each_once(
+    texts: NDArray[np.int64], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Every pair once, in ascending order."""
+    order = np.lexsort((values, texts))
+    texts, values = texts[order], values[order]
+    once = np.ones(len(texts), np.bool_)
+    once[1:] = (texts[1:] != texts[:-1]) | (values[1:] != values[:-1])
+    return texts[once], values[once]
