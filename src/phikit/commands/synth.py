@@ -11,13 +11,23 @@ _Types = Annotated[
     Path | None,
     typer.Option("--types", metavar="DIR", help="A folder with dataset types of your own."),
 ]
+_Verifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verifier",
+        metavar="FILE.py:NAME",
+        help="A verifier of your own that these types name; repeatable.",
+    ),
+]
 _Name = Annotated[str, typer.Argument(metavar="TYPE", help="A dataset type's name.")]
 
 
-def list_types(types: _Types = None) -> None:
+def list_types(types: _Types = None, verifiers: _Verifiers = None) -> None:
     """List the dataset types: what each is for, and its seed."""
     from phikit.synth import declared_types
+    from phikit.verify.own import load_all
 
+    load_all(verifiers or ())
     found = declared_types.read_types(types)
     domain = ""
     for kind in sorted(found.values(), key=lambda k: (k.domain, k.name)):
@@ -29,10 +39,12 @@ def list_types(types: _Types = None) -> None:
     print(f"\n{len(found)} types; phikit synth show TYPE prints one, to be copied and changed.")
 
 
-def show(name: _Name, types: _Types = None) -> None:
+def show(name: _Name, types: _Types = None, verifiers: _Verifiers = None) -> None:
     """Print a dataset type's YAML file, to copy and change."""
     from phikit.synth import declared_types
+    from phikit.verify.own import load_all
 
+    load_all(verifiers or ())
     found = declared_types.read_types(types)
     declared_types.find_type(name, found)
     own = types / f"{name}.yaml" if types else None
@@ -63,6 +75,7 @@ def try_type(
         Path, typer.Option(metavar="FILE", help="Where paid replies are kept.")
     ] = Path("replies.jsonl"),
     types: _Types = None,
+    verifiers: _Verifiers = None,
 ) -> None:
     """Write one sample, showing every prompt, reply and verdict.
 
@@ -71,7 +84,9 @@ def try_type(
     phikit synth try reading-summary --teacher smollm2 --seed-file text.txt
     """
     from phikit import trying
+    from phikit.verify.own import load_all
 
+    load_all(verifiers or ())
     asked = trying.chosen(teacher, model, key_file)
     print(trying.one(name, asked, store, seed_file, index, types))
 
@@ -110,6 +125,7 @@ def run(
         int, typer.Option(metavar="N", help="CPU threads, for a model in this process.")
     ] = 2,
     folder: _Types = None,
+    verifiers: _Verifiers = None,
 ) -> None:
     """Write a corpus with a teacher model.
 
@@ -127,7 +143,7 @@ def run(
     given = (f"teacher.key_file={key_file}",) if key_file else ()
     job = synth_runs.Job(
         tuple(types or ()), tuple(seeds or ()), teacher, model, count, folder, items,
-        (*given, *(settings or ())), seed, threads,
+        (*given, *(settings or ())), seed, threads, tuple(verifiers or ()),
     )  # fmt: skip
     synth_runs.run(job, out)
     show_sheet(corpora.sheet(out, shown=0), None, 0)
