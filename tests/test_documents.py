@@ -136,6 +136,7 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch) -> None:
     assert (polite.passed, rude.passed) == (True, False)
 
 
+@pytest.mark.slow
 def test_the_own_verifier_of_the_python_page_runs(tmp_path: Path) -> None:
     """Its file and its commands as they stand there, each in a process of its own; only shorter."""
     text = PYTHON_PAGE.read_text()
