@@ -82,11 +82,12 @@ def check_verifier(name: str, where: str) -> str:
     return name
 
 
-def json_lines(path: Path, form: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path, form: str = "", text: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a file, with the file and line that it stands in.
 
     Args:
         form: a hint for whoever wrote something else.
+        text: the key of what a line holds that is a text alone; "" refuses such lines.
 
     Raises:
         PhikitError: a line is no object, or holds what can be neither stored nor compared (half a
@@ -99,6 +100,8 @@ def json_lines(path: Path, form: str = "") -> Iterator[tuple[str, dict[str, Any]
             continue
         where = f"{path}:{number}"
         row = _parsed(line, where)
+        if text and isinstance(row, str):
+            row = {text: row}
         if not isinstance(row, dict):
             raise PhikitError(f"{where}: a {type(row).__name__}, not an object", form)
         yield where, row
