@@ -63,7 +63,7 @@ def config_of(job: Job) -> DeclaredConfig:
     if "://" in job.teacher:
         if not job.model:
             raise PhikitError(
-                f"the teacher at {job.teacher} needs the model's name", "give it with --model NAME"
+                f"the teacher at {job.teacher} needs the model's name", "give it with --name NAME"
             )
         settings += [f"teacher.url={job.teacher.rstrip('/')}", f"teacher.model={job.model}"]
     else:
