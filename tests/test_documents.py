@@ -6,6 +6,8 @@ renamed or removed is found here and not by a reader. docs/python.md is run, on 
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,15 +24,18 @@ from phikit.chat.format import chat_format
 from phikit.chat.templates import NANO_SPECIAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.cli import app
+from phikit.files import read_json
 from phikit.models.checkpoint import save
 from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import DecoderConfig
 from phikit.recipes import load
 from phikit.recipes.registry import Registry
 from phikit.recipes.settings import from_settings
+from phikit.records import Score, read_records
 from phikit.verify.base import VERIFIERS
 
 ROOT = Path(__file__).parent.parent
+PYTHON_PAGE = ROOT / "docs/python.md"
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PROGRAM = get_command(app)
 
@@ -92,7 +97,9 @@ def check(line: str, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_of_the_pages(page: Path) -> None:
+def test_commands_of_the_pages(page: Path, tmp_path: Path, monkeypatch) -> None:
+    own_verifier(tmp_path)
+    monkeypatch.chdir(tmp_path)
     for line, whole in command_lines(page.read_text()):
         check(line, whole)
 
@@ -115,22 +122,10 @@ def test_targets_and_files_exist(page: Path) -> None:
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch) -> None:
     """From top to bottom, with a random model in the place of the one it names."""
-    model = Decoder(
-        DecoderConfig(
-            vocab_size=300, hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=1,
-            head_dim=16, max_positions=256,
-        )
-    )  # fmt: skip
-    model.init_weights(torch.Generator().manual_seed(0))
-    save(model, tmp_path / "smollm2")
-    tokenizer = train_bpe(["words and words"] * 4, 300, NANO_SPECIAL)
-    config = chat_format(tokenizer).tokenizer_config()
-    Tokenizer(tokenizer._fast, config).save(tmp_path / "smollm2")
+    save_random_model(tmp_path / "smollm2")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
-    ):
+    for block in re.findall(r"```python\n(.*?)```", PYTHON_PAGE.read_text(), re.DOTALL):
         exec(block, names)
     assert names["logits"].shape == (1, len(names["prompt"].ids), 300)
     try:
@@ -139,3 +134,58 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch) -> None:
     finally:
         del VERIFIERS["polite"]
     assert (polite.passed, rude.passed) == (True, False)
+
+
+@pytest.mark.slow
+def test_the_own_verifier_of_the_python_page_runs(tmp_path: Path) -> None:
+    """Its file and its commands as they stand there, each in a process of its own; only shorter."""
+    text = PYTHON_PAGE.read_text()
+    own_verifier(tmp_path)
+    [line] = re.findall(r"`(\{.*\})`", text)
+    (tmp_path / "asked.jsonl").write_text(line)
+    save_random_model(tmp_path / "smollm2")
+    shorter = {
+        "pivots": ["max_tokens=2", "total_tokens=4"],
+        "eval": ["samples=1", "max_tokens=2"],
+    }
+    commands = [words(one) for one, whole in command_lines(text) if whole]
+    assert len(commands) == 4
+    for given in commands:
+        settings = [word for one in shorter.get(given[0], ()) for word in ("--set", one)]
+        done = subprocess.run(
+            [sys.executable, "-m", "phikit", *given, *settings],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    [score, *_] = read_records(tmp_path / "exam/scores.parquet", Score)
+    assert (score.verdict.verifier, score.verdict.reason) == ("polite", "says please")
+    assert read_json(tmp_path / "found/stage.json")["summary"]["verdicts_computed"] > 0
+    last = commands[-1]
+    at = last.index("--verifier")
+    done = subprocess.run(
+        [sys.executable, "-m", "phikit", *last[:at], "--out", "other"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "no verifier is named 'polite'" in done.stderr
+
+
+def own_verifier(folder: Path) -> None:
+    """Writes the file that the page on Python shows."""
+    shown = r"`(\w+\.py)`:\n\n```python\n(.*?)```"
+    [(name, text)] = re.findall(shown, PYTHON_PAGE.read_text(), re.DOTALL)
+    (folder / name).write_text(text)
+
+
+def save_random_model(folder: Path) -> None:
+    """A model that chats in 300 tokens, at random."""
+    model = Decoder(
+        DecoderConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=1,
+            head_dim=16, max_positions=256,
+        )
+    )  # fmt: skip
+    model.init_weights(torch.Generator().manual_seed(0))
+    save(model, folder)
+    tokenizer = train_bpe(["words and words"] * 4, 300, NANO_SPECIAL)
+    config = chat_format(tokenizer).tokenizer_config()
+    Tokenizer(tokenizer._fast, config).save(folder)

@@ -25,6 +25,7 @@ from phikit.pivots.config import PivotsConfig
 from phikit.recipes.settings import from_settings
 from phikit.records import Sample, write_records
 from phikit.stage import Context
+from phikit.verify.own import files, marks
 from phikit.verify.problems import load_problems
 
 VERB = "pivots.search"
@@ -37,6 +38,7 @@ class Job:
 
     Attributes:
         model: its directory or file; with `url`, whose tokenizer is used.
+        verifier: judges the problems that name none; FILE.py:NAME for one of the user's own.
         instruction: is added to the last message of each problem.
         url, name, key: of an endpoint that runs the model, its name there, and what opens it.
     """
@@ -128,6 +130,7 @@ def _describe(job: Job, config: PivotsConfig, samples: Sequence[Sample]) -> dict
         "model": str(job.model),
         "weights": _fingerprint(job.model),
         "problems": str(job.problems),
+        "verifier_code": canonical_json(marks([job.verifier])) if files([job.verifier]) else "",
         "problem_ids": hashlib.sha256(ids.encode()).hexdigest()[:16],
         "config": config.model_dump(mode="json"),
         "seed": job.seed,
@@ -152,7 +155,7 @@ def _open(out: Path, described: Mapping[str, Any]) -> None:
         write_json(path, described)
         return
     begun = read_json(path)
-    for key in ("weights", "problem_ids", "config", "seed", "threads", "endpoint"):
+    for key in ("weights", "verifier_code", "problem_ids", "config", "seed", "threads", "endpoint"):
         if begun.get(key, "") != described[key]:
             raise PhikitError(
                 f"{out}: another search was begun here: {_difference(key, begun, described)}",
@@ -165,7 +168,11 @@ def _difference(key: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> s
         for name, value in now[key].items():
             if begun[key].get(name) != value:
                 return f"{name} was {begun[key].get(name)!r}, now {value!r}"
-    named = {"weights": "the model is another", "problem_ids": "the problems are others"}
+    named = {
+        "weights": "the model is another",
+        "verifier_code": "the verifier's code is another",
+        "problem_ids": "the problems are others",
+    }
     was, is_now = ("none" if x in (None, "") else x for x in (begun.get(key), now[key]))
     return named.get(key) or f"{key} was {was}, now {is_now}"
 

@@ -22,6 +22,7 @@ from phikit.memory import PeakMemory, keep_freed_memory
 from phikit.recipes.registry import Registry
 from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
+from phikit.verify.own import marks
 
 
 def list_actions(package: str, command: str) -> str:
@@ -56,8 +57,12 @@ def run(
     seed: int,
     threads: int,
     registry: Registry | None = None,
+    verifiers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Runs one stage into `out`, or goes on where the same run stopped; returns its summary.
+
+    Args:
+        verifiers: of the user's own, as FILE.py:NAME, that the stage's problems name.
 
     Raises:
         PhikitError: an input or a setting is wrong, `out` holds something, or the stage failed.
@@ -71,6 +76,8 @@ def run(
         "inputs": {role: str(folder) for role, folder in folders.items()},
         "seed": seed,
     }
+    if marked := _marks(stage, verifiers):
+        what["verifiers"] = marked
     if package != "train":
         _claim(out, what, stage)
         return _run_here(stage, config, folders, out, what, threads)
@@ -93,6 +100,13 @@ def run(
         return _help_run(stage, config, folders, out, seed, threads)
     finally:
         parallel.leave()
+
+
+def _marks(stage: Stage[Any], verifiers: Sequence[str]) -> dict[str, str]:
+    """Loads the verifiers; each with what changes when its code does."""
+    if verifiers and stage.verb.partition(".")[0] in ("data", "export"):
+        raise PhikitError(f"--verifier: {stage.verb} judges no answers", "leave it out")
+    return marks(verifiers)
 
 
 def _run_here(

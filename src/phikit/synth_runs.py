@@ -15,11 +15,12 @@ from typing import Any
 
 from phikit import ledger, progress
 from phikit.errors import PhikitError
-from phikit.files import explain_os_errors, write_json
+from phikit.files import canonical_json, explain_os_errors, write_json
 from phikit.memory import PeakMemory
 from phikit.recipes.settings import from_settings
 from phikit.stage import Context
 from phikit.synth.stage_declared import DeclaredConfig, run_declared
+from phikit.verify.own import marks
 
 VERB = "synth.declared"
 
@@ -34,6 +35,7 @@ class Job:
         teacher: an endpoint's address, or a model on this machine.
         model: the teacher's name at the address.
         items: a stage's folder of evaluation items that must not be asked.
+        verifiers: of the user's own, as FILE.py:NAME, that the types name.
     """
 
     types: Sequence[str]
@@ -46,6 +48,7 @@ class Job:
     settings: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 2
+    verifiers: tuple[str, ...] = ()
 
 
 def config_of(job: Job) -> DeclaredConfig:
@@ -60,13 +63,15 @@ def config_of(job: Job) -> DeclaredConfig:
     if "://" in job.teacher:
         if not job.model:
             raise PhikitError(
-                f"the teacher at {job.teacher} needs the model's name", "give it with --model NAME"
+                f"the teacher at {job.teacher} needs the model's name", "give it with --name NAME"
             )
         settings += [f"teacher.url={job.teacher.rstrip('/')}", f"teacher.model={job.model}"]
     else:
         settings.append(f"local={job.teacher}")
     if job.folder is not None:
         settings.append(f"folder={job.folder}")
+    if job.verifiers:
+        settings.append(f"verifiers={canonical_json(job.verifiers)}")
     config = from_settings(DeclaredConfig, (*settings, *job.settings), VERB)
     if not job.types:
         return config
@@ -93,6 +98,8 @@ def run(job: Job, out: Path, say: Callable[[str], None] = print) -> dict[str, An
         "inputs": {role: str(path) for role, path in inputs.items()},
         "seed": job.seed,
     }
+    if config.verifiers:
+        what["verifier_code"] = marks(config.verifiers)
     with explain_os_errors(out, "making the folder"):
         out.mkdir(parents=True, exist_ok=True)
         strangers = {p.name for p in out.iterdir()} - {".lock"}

@@ -23,6 +23,7 @@ from phikit.pivots import domains, plan
 from phikit.pivots.export import export
 from phikit.pivots.read import search_folder
 from phikit.records import Pair, read_records
+from phikit.verify.base import VERIFIERS
 from phikit.verify.problems import load_problems
 
 
@@ -225,6 +226,29 @@ def test_problems_out_of_lines(tmp_path: Path) -> None:
     other.write_text("PAR2")
     with pytest.raises(PhikitError, match=r"not a readable Parquet file(.|\n)*or JSON lines"):
         load_problems(other, "math")
+
+
+def test_a_search_is_of_its_verifiers_code(made: dict[str, Path], tmp_path: Path) -> None:
+    file, path = tmp_path / "checks.py", tmp_path / "p.jsonl"
+    file.write_text(
+        "from phikit.verify.base import register\n"
+        "from phikit.verify.verdicts import verdict\n"
+        '@register("own")\n'
+        "class Own:\n"
+        "    def verify(self, items):\n"
+        '        return [verdict("own", bool(text), "") for _, text in items]\n'
+    )
+    path.write_text('{"prompt": "q", "answer": "1"}\n')
+    settings = ("max_tokens=2", "total_tokens=4")
+    own = job(made, problems=path, verifier=f"{file}:own", settings=settings)
+    pivot_runs.run(own, tmp_path / "out")
+    said: list[str] = []
+    pivot_runs.run(own, tmp_path / "out", said.append)
+    assert "done" in said[0]
+    file.write_text(file.read_text().replace("bool(text)", "not text"))
+    with pytest.raises(PhikitError, match="the verifier's code is another"):
+        pivot_runs.run(own, tmp_path / "out")
+    del VERIFIERS["own"]
 
 
 def test_what_is_left_out_is_counted(made: dict[str, Path], tmp_path: Path) -> None:

@@ -61,9 +61,12 @@ def test_rollouts_of_a_form_and_up_to_a_stop_text(tiny, tmp_path):
     ("line", "said"),
     [
         ('{"question": "b"}', "is no prompt"),
-        ("{", "is not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[1]", "a list, not an object"),
+        ('{"prompt": "a", "seen": NaN}', "NaN is no number"),
         ('{"prompt": ""}', "the prompt is empty"),
-        ('{"prompt": "\\ud800"}', "prompt is no text"),
+        ('{"prompt": "\\ud800"}', "half a character"),
+        ('{"prompt": 5}', "prompt is no text"),
         ('{"prompt_ids": ["a"]}', "no list of whole numbers: ['a']"),
         ('{"prompt_ids": [1.5]}', "no list of whole numbers: [1.5]"),
         ('{"prompt_ids": [99999]}', "token id 99999"),
@@ -79,7 +82,7 @@ def test_a_wrong_line_is_named(tiny, tmp_path, line, said):
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "a"}}\n\n{line}\n')
     done = CliRunner().invoke(app, ["generate", str(tiny), str(file)])
-    assert done.exit_code == 2 and f"{file}: line 3" in done.stderr, done.output
+    assert done.exit_code == 2 and f"{file}:3: " in done.stderr, done.output
     assert said in done.stderr
 
 
@@ -88,7 +91,7 @@ def test_files_that_are_none_and_options_without_effect(tiny, tmp_path):
     file.write_text('"a"\n')
     binary.write_bytes(b'"a"\n\xff\n')
     for arguments, said in [
-        ([binary], "binary.jsonl:2: byte 0xff"),
+        ([binary], "binary.jsonl:2: not UTF-8"),
         ([file, "--out", tmp_path / "no" / "out.jsonl"], "no such file"),
         ([file, "--out", tmp_path], "Is a directory"),
         ([file, "--url", "http://localhost:1/v1", "--speculate", "lookup"], "--speculate: not"),

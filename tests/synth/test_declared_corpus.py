@@ -177,7 +177,7 @@ def test_the_report_of_a_corpus(server: ChatServer, seeds: Path, tmp_path: Path)
     out = str(tmp_path / "c")
     call = CliRunner().invoke
     arguments = ["synth", "run", *TYPES, "--seeds", str(seeds), "--teacher", server.url,
-                 "--model", "m", "--count", "40", "--out", out,
+                 "--name", "m", "--count", "40", "--out", out,
                  "--set", "teacher.prompt_price=1",
                  "--set", "teacher.completion_price=4"]  # fmt: skip
     shown = call(app, arguments).output

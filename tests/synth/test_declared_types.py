@@ -224,7 +224,7 @@ def test_the_commands(name: str, teacher: str, tmp_path: Path) -> None:
     assert name in listed and f"{len(TYPES)} types" in listed
     assert run(app, ["synth", "show", name]).output.startswith(f"name: {name}")
     (tmp_path / "seed.txt").write_text(WORDS * 8)
-    arguments = ["synth", "try", name, "--teacher", teacher, "--model", "m",
+    arguments = ["synth", "try", name, "--teacher", teacher, "--name", "m",
                  "--store", str(tmp_path / "r.jsonl")]  # fmt: skip
     if TYPES[name].seed != "none":
         assert "--seed-file" in str(run(app, arguments).output)
@@ -248,11 +248,13 @@ def test_trying_says_what_is_wrong_and_shows_what_was_paid_for(
     (tmp_path / "no-text").write_bytes(b"\xff\xfe\x00")
 
     def say(name: str, teacher: str, *more: str) -> str:
-        words = ["synth", "try", name, "--teacher", teacher, "--model", "m", *more]
+        words = ["synth", "try", name, "--teacher", teacher, "--name", "m", *more]
         return str(CliRunner().invoke(app, [*words, "--store", str(tmp_path / "r")]).output)
 
     shown = say("mine", teacher, "--types", str(tmp_path))
     assert "=== step draft" in shown and "=== no sample: rejected: form:" in shown
     unread = say("reading-summary", teacher, "--seed-file", str(tmp_path / "no-text"))
     assert "no-text: no text in UTF-8" in unread
+    assert "→ write --name m2" in say("mine", teacher, "--model", "m2")
+    assert "→ write --teacher x" in say("mine", teacher, "--url", "x")
     assert "no model 'nowhere' on this machine" in say("algebra-equation", "nowhere")

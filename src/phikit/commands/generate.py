@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
-
-from phikit.errors import PhikitError
-
-if TYPE_CHECKING:
-    from phikit.engine.base import Constraint
 
 
 def generate(
@@ -24,7 +19,7 @@ def generate(
             metavar="MODEL", help="As for `phikit chat`; with --url, the tokenizer's directory."
         ),
     ],
-    prompts: Annotated[
+    file: Annotated[
         Path,
         typer.Argument(
             metavar="FILE", help="JSON lines: prompt (text), messages or prompt_ids; also adapter."
@@ -117,91 +112,32 @@ def generate(
     phikit generate smollm2 prompts.jsonl --url http://localhost:8000/v1 --name smollm2
     phikit generate smollm2 prompts.jsonl --ray 10.0.0.1:6379 --engines 4 --threads 8
     """
-    from phikit import fetch
-    from phikit.commands.prompts import Asker, read
+    from phikit import fetch, generate_runs, prompts
+    from phikit.engine.base import Sampling
+    from phikit.files import read_text
 
-    _check_place(
+    generate_runs.check_place(
         url, ray,
         {"--invariant": invariant, "--speculate": speculate, "--kv-cache": kv_cache,
          "--adapter": adapter},
         {"--name": name, "--api-key-file": api_key_file},
     )  # fmt: skip
-    asked = read(prompts)
+    asked = prompts.read(file)
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
-    from phikit.engine.base import Generator, Request, Sampling
-    from phikit.engine.load import open_engine
-    from phikit.engine.ray_pool import RayPool
-    from phikit.engine.remote import RemoteGenerator
-    from phikit.engine.stops import before_stop
-    from phikit.files import read_text
-    from phikit.train.adapters import load as load_adapter
-
-    asker = Asker(directory)
+    if speculate not in ("", "lookup"):
+        speculate = str(fetch.resolve(speculate))
     sampling = Sampling(
-        temperature, top_k, top_p, min_p, max_tokens, asker.ends, tuple(stop or ()),
-        constraint=_constraint(schema, regex, grammar),
+        temperature, top_k, top_p, min_p, max_tokens, stop=tuple(stop or ()),
+        constraint=generate_runs.constraint(schema, regex, grammar),
     )  # fmt: skip
-    requests = [
-        Request(asker.ids(prompt), sampling, n, seed, adapter=prompt.adapter) for prompt in asked
-    ]
-    engine: Generator
-    if url:
-        key = read_text(api_key_file).strip() if api_key_file else ""
-        engine = RemoteGenerator(url, name or model, key, asker.tokenizer, in_flight=batch)
-    elif ray:
-        engine = RayPool(directory, engines, threads, batch, None if ray == "local" else ray)
-    else:
-        if speculate not in ("", "lookup"):
-            speculate = str(fetch.resolve(speculate))
-        engine = open_engine(
-            directory, batch, speculate=speculate, cache=kv_cache, invariant=invariant
-        )
-        weights: Any = engine.model
-        for given in adapter or ():
-            called, _, folder = given.partition("=")
-            if not folder:
-                raise PhikitError(f"--adapter {given!r} is not NAME=DIR")
-            load_adapter(weights, Path(folder), called)
-        for prompt, request in zip(asked, requests, strict=True):
-            with prompt.named():
-                engine.check(request)
-    try:
-        with _writer(out) as write:
-            for done in engine.generate(requests):
-                rollout = done.rollout
-                write({
-                    "prompt": done.request,
-                    "sample": done.sample,
-                    "text": before_stop(asker.text(rollout.completion_ids), sampling.stop),
-                    "finish": rollout.finish,
-                    "prompt_ids": rollout.prompt_ids,
-                    "completion_ids": rollout.completion_ids,
-                    "logprobs": rollout.logprobs,
-                    "raw_logprobs": rollout.raw_logprobs,
-                    **({"meta": rollout.meta} if rollout.meta else {}),
-                })  # fmt: skip
-    finally:
-        if isinstance(engine, RayPool):
-            engine.close()
-
-
-def _check_place(
-    url: str, ray: str, of_engines: Mapping[str, object], of_urls: Mapping[str, object]
-) -> None:
-    """Refuses options that would be ignored.
-
-    Raises:
-        PhikitError: there are two places to run, or an option is none of the place's.
-    """
-    if url and ray:
-        raise PhikitError("--url and --ray are two places to run", "give one of them")
-    given = [option for option, value in of_engines.items() if value] if url or ray else []
-    if given:
-        place = "an endpoint (--url)" if url else "engines on a Ray cluster (--ray)"
-        raise PhikitError(f"{', '.join(given)}: not for {place}", "leave it out, or run it here")
-    given = [] if url else [option for option, value in of_urls.items() if value]
-    if given:
-        raise PhikitError(f"{', '.join(given)}: only for an endpoint", "give --url as well")
+    job = generate_runs.Job(
+        directory, sampling, n, seed, batch, invariant, speculate, kv_cache, tuple(adapter or ()),
+        url, name or model, read_text(api_key_file).strip() if api_key_file else "",
+        ray, engines, threads,
+    )  # fmt: skip
+    with generate_runs.rollouts(job, asked) as rows, _writer(out) as write:
+        for row in rows:
+            write(row)
 
 
 @contextmanager
@@ -220,26 +156,6 @@ def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
                 print(json.dumps(value, ensure_ascii=False), file=target, flush=True)
 
         yield write
-
-
-def _constraint(schema: Path | None, regex: str, grammar: Path | None) -> Constraint | None:
-    """The form that was asked for.
-
-    Raises:
-        PhikitError: there are two, or its file cannot be read.
-    """
-    from phikit.engine.base import Constraint
-    from phikit.files import read_text
-
-    given = [(k, v) for k, v in (("json_schema", schema), ("grammar", grammar)) if v is not None]
-    if len(given) + bool(regex) > 1:
-        raise PhikitError("--schema, --regex and --grammar are three forms", "give one of them")
-    if regex:
-        return Constraint("regex", regex)
-    if not given:
-        return None
-    kind, path = given[0]
-    return Constraint(kind, read_text(path))
 
 
 def add(app: typer.Typer) -> None:

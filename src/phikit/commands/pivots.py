@@ -28,7 +28,7 @@ def run(
         typer.Option(
             metavar="NAME",
             help="For problems that name none: math, number, choice, exact, code, "
-            "refusal, format, gym.",
+            "refusal, format, gym, or one of your own, FILE.py:NAME.",
         ),
     ] = "",
     instruction: Annotated[

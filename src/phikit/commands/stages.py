@@ -60,6 +60,14 @@ class _StageGroup(TyperGroup):
                 list[str] | None,
                 typer.Option("--set", metavar="KEY=VALUE", help="Change a setting."),
             ] = None,
+            verifiers: Annotated[
+                list[str] | None,
+                typer.Option(
+                    "--verifier",
+                    metavar="FILE.py:NAME",
+                    help="A verifier of your own that the problems name.",
+                ),
+            ] = None,
             out: Annotated[
                 Path | None, typer.Option(metavar="DIR", help="Where the artefacts go.")
             ] = None,
@@ -81,7 +89,10 @@ class _StageGroup(TyperGroup):
                     "name a new folder for what the stage writes: --out DIR",
                 )
             else:
-                single.run(self.package, action, inputs or (), settings or (), out, seed, threads)
+                single.run(
+                    self.package, action, inputs or (), settings or (), out, seed, threads,
+                    verifiers=verifiers or (),
+                )  # fmt: skip
 
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.command(action, add_help_option=False)(one_stage)

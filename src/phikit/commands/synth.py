@@ -7,17 +7,50 @@ from typing import Annotated
 
 import typer
 
+from phikit.errors import PhikitError
+
 _Types = Annotated[
     Path | None,
     typer.Option("--types", metavar="DIR", help="A folder with dataset types of your own."),
 ]
+_Verifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verifier",
+        metavar="FILE.py:NAME",
+        help="A verifier of your own that these types name; repeatable.",
+    ),
+]
+_Teacher = typer.Option(
+    "--teacher", metavar="URL|MODEL", help="An OpenAI-compatible .../v1 address, or a model."
+)
+_AtUrl = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="The model's name at the address.")
+]
+
+
+def _renamed(context: typer.Context, option: typer.CallbackParam, value: str) -> None:
+    """
+    Raises:
+        PhikitError: an option is given by the name that it had.
+    """
+    old = option.opts[0]
+    new = {"--model": "--name", "--url": "--teacher"}[old]
+    if value:
+        raise PhikitError(f"there is no option {old} here", f"write {new} {value}")
+
+
+_OldModel = Annotated[str, typer.Option("--model", hidden=True, callback=_renamed)]
+_OldUrl = Annotated[str, typer.Option("--url", hidden=True, callback=_renamed)]
 _Name = Annotated[str, typer.Argument(metavar="TYPE", help="A dataset type's name.")]
 
 
-def list_types(types: _Types = None) -> None:
+def list_types(types: _Types = None, verifiers: _Verifiers = None) -> None:
     """List the dataset types: what each is for, and its seed."""
     from phikit.synth import declared_types
+    from phikit.verify.own import load_all
 
+    load_all(verifiers or ())
     found = declared_types.read_types(types)
     domain = ""
     for kind in sorted(found.values(), key=lambda k: (k.domain, k.name)):
@@ -29,10 +62,12 @@ def list_types(types: _Types = None) -> None:
     print(f"\n{len(found)} types; phikit synth show TYPE prints one, to be copied and changed.")
 
 
-def show(name: _Name, types: _Types = None) -> None:
+def show(name: _Name, types: _Types = None, verifiers: _Verifiers = None) -> None:
     """Print a dataset type's YAML file, to copy and change."""
     from phikit.synth import declared_types
+    from phikit.verify.own import load_all
 
+    load_all(verifiers or ())
     found = declared_types.read_types(types)
     declared_types.find_type(name, found)
     own = types / f"{name}.yaml" if types else None
@@ -41,17 +76,9 @@ def show(name: _Name, types: _Types = None) -> None:
 
 
 def try_type(
-    name: _Name,
-    teacher: Annotated[
-        str,
-        typer.Option(
-            "--teacher",
-            "--url",
-            metavar="URL|MODEL",
-            help="An OpenAI-compatible .../v1 address, or a model.",
-        ),
-    ],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the URL.")] = "",
+    kind: _Name,
+    teacher: Annotated[str, _Teacher],
+    name: _AtUrl = "",
     seed_file: Annotated[
         Path | None, typer.Option("--seed-file", metavar="FILE", help="The text it starts from.")
     ] = None,
@@ -63,17 +90,22 @@ def try_type(
         Path, typer.Option(metavar="FILE", help="Where paid replies are kept.")
     ] = Path("replies.jsonl"),
     types: _Types = None,
+    verifiers: _Verifiers = None,
+    old_model: _OldModel = "",
+    old_url: _OldUrl = "",
 ) -> None:
     """Write one sample, showing every prompt, reply and verdict.
 
     \b
-    phikit synth try school-word-problem --teacher http://127.0.0.1:8000/v1 --model smollm2
+    phikit synth try school-word-problem --teacher http://127.0.0.1:8000/v1 --name smollm2
     phikit synth try reading-summary --teacher smollm2 --seed-file text.txt
     """
     from phikit import trying
+    from phikit.verify.own import load_all
 
-    asked = trying.chosen(teacher, model, key_file)
-    print(trying.one(name, asked, store, seed_file, index, types))
+    load_all(verifiers or ())
+    asked = trying.chosen(teacher, name, key_file)
+    print(trying.one(kind, asked, store, seed_file, index, types))
 
 
 def run(
@@ -81,10 +113,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="TYPE", help="Dataset types [all that the seeds allow]."),
     ] = None,
-    teacher: Annotated[
-        str,
-        typer.Option(metavar="URL|MODEL", help="An OpenAI-compatible .../v1 address, or a model."),
-    ] = "",
+    teacher: Annotated[str, _Teacher] = "",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the corpus goes.")] = Path(
         "corpus"
     ),
@@ -92,7 +121,7 @@ def run(
         list[Path] | None,
         typer.Option("--seeds", metavar="DOCS", help="Documents: a folder or a file; repeatable."),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the URL.")] = "",
+    name: _AtUrl = "",
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Samples to accept.")] = 100,
     key_file: Annotated[
         str, typer.Option("--api-key-file", metavar="FILE", help="Holds the endpoint's key.")
@@ -110,13 +139,16 @@ def run(
         int, typer.Option(metavar="N", help="CPU threads, for a model in this process.")
     ] = 2,
     folder: _Types = None,
+    verifiers: _Verifiers = None,
+    old_model: _OldModel = "",
+    old_url: _OldUrl = "",
 ) -> None:
     """Write a corpus with a teacher model.
 
     After an interruption the same command goes on where it stopped; no reply is paid for twice.
 
     \b
-    phikit synth run --seeds docs/ --teacher http://127.0.0.1:8000/v1 --model smollm2 --out corpus
+    phikit synth run --seeds docs/ --teacher http://127.0.0.1:8000/v1 --name smollm2 --out corpus
     phikit synth run reading-summary code-explain --seeds src/ --teacher smollm2 --count 50
     phikit synth run ... --set teacher.max_total_tokens=1000000 --set teacher.in_flight=200
     """
@@ -126,8 +158,8 @@ def run(
 
     given = (f"teacher.key_file={key_file}",) if key_file else ()
     job = synth_runs.Job(
-        tuple(types or ()), tuple(seeds or ()), teacher, model, count, folder, items,
-        (*given, *(settings or ())), seed, threads,
+        tuple(types or ()), tuple(seeds or ()), teacher, name, count, folder, items,
+        (*given, *(settings or ())), seed, threads, tuple(verifiers or ()),
     )  # fmt: skip
     synth_runs.run(job, out)
     show_sheet(corpora.sheet(out, shown=0), None, 0)

@@ -8,35 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from phikit.engine.base import Precision
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import PhikitError
 from phikit.evals.stage_ifeval import IFEVAL_STAGE
 from phikit.evals.statistics import accuracy, item_means
 from phikit.evals.tasks import Answer, Asking, Prompting, ask, check_items, judge
 from phikit.files import write_json
 from phikit.records import Sample, Score, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.verify.base import BUILT_IN, VERIFIERS
+from phikit.verify.own import VerifierName, files, short
 
 if TYPE_CHECKING:
     from phikit.engine.runners import Model
     from phikit.models.decoder import Decoder
 
 Form = Literal["chat", "text"]
-
-
-def _known_verifier(name: str) -> str:
-    known = {*BUILT_IN, *VERIFIERS}
-    if name not in known:
-        raise ValueError(f"no verifier is named {name!r}: {did_you_mean(name, known)}")
-    return name
-
-
-VerifierName = Annotated[str, AfterValidator(_known_verifier)]
 
 
 class EvalConfig(Config):
@@ -52,7 +42,8 @@ class EvalConfig(Config):
         precision: of the weights; bf16 is faster where they are stored in f32.
         items: ask only so many items, spread evenly over the file; 0 asks all.
         verifiers: other verifiers than the items' own: {math: number} also takes a number that is
-            not stated as "Answer: ...", so that a model is not judged on a form it never learnt.
+            not stated as "Answer: ...", so that a model is not judged on a form it never learnt;
+            {math: FILE.py:NAME} takes one of your own.
     """
 
     form: Form = "chat"
@@ -130,7 +121,8 @@ def run_eval(ctx: Context, config: EvalConfig, inputs: Mapping[str, Path]) -> di
 
 def _judged_by(answer: Answer, verifiers: Mapping[str, str]) -> Answer:
     """The answer to the same item, whose verifier may be another; the item's id stays."""
-    other, item = verifiers.get(answer.item.verifier), answer.item
+    named = {short(own): short(other) for own, other in verifiers.items()}
+    other, item = named.get(answer.item.verifier), answer.item
     if not other:
         return answer
     # where the gold answer is more than a text, the text alone is in the meta (synth.gym)
@@ -271,6 +263,7 @@ STAGES: list[Stage[Any]] = [
         run=run_eval,
         inputs=("model", "items"),
         estimate=_estimate,
+        reads=lambda c: files([*c.verifiers, *c.verifiers.values()]),
         help="accuracy on held-out problems, sampled and greedy, with 95 % intervals",
     ),
     Stage(

@@ -23,7 +23,7 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.files import explain_os_errors
 from phikit.stage import Config
 from phikit.synth.schema import check_schema
-from phikit.verify.base import BUILT_IN
+from phikit.verify.problems import check_verifier
 
 SHIPPED = Path(__file__).parent / "declared"
 _SHORT = ("string", "integer", "number", "boolean")  # a field's type in one word
@@ -251,10 +251,8 @@ def _check(made: DeclaredType, path: Path, node: Any) -> None:
     for key, source in (("confirm", rules.confirm), *(("require", r) for r in rules.require)):
         _check_template(source, known, at("validators", key))
     where = at("validators", "verifier")
-    if rules.verifier and rules.verifier not in BUILT_IN:
-        raise PhikitError(
-            f"{where}: no verifier {rules.verifier!r}", did_you_mean(rules.verifier, BUILT_IN)
-        )
+    if rules.verifier:
+        check_verifier(rules.verifier, where)
     if rules.verifier in _WITH_GOLD and not made.result.answer:
         raise PhikitError(f"{where}: the verifier {rules.verifier!r} needs result.answer")
     if rules.confirm and not rules.verifier:

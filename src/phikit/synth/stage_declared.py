@@ -30,6 +30,7 @@ from phikit.synth.remote_teacher import Endpoint
 from phikit.synth.replies import ReplyStore
 from phikit.synth.seeds import SeedConfig, Seeds, documents_at, of_documents, of_problems
 from phikit.synth.teachers import teacher_of
+from phikit.verify.own import VerifierName, files
 
 
 class DeclaredConfig(Config):
@@ -40,6 +41,7 @@ class DeclaredConfig(Config):
         types: the share of each dataset type; those of their files when empty, for every type
             whose seeds are there.
         folder: of dataset types of one's own.
+        verifiers: of one's own that these types name, as FILE.py:NAME each.
         attempts: samples asked for, at most, per sample wanted.
         validators: keep only what they pass; off only to measure what they are worth.
         most_alike: of the word 8-grams that the teacher wrote, the share that earlier samples of
@@ -57,6 +59,7 @@ class DeclaredConfig(Config):
     count: int = Field(default=100, ge=1)
     types: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     folder: str = ""
+    verifiers: tuple[VerifierName, ...] = ()
     attempts: int = Field(default=4, ge=1)
     validators: bool = True
     most_alike: float = Field(default=0.6, ge=0, le=1)
@@ -196,5 +199,6 @@ DECLARED: Stage[DeclaredConfig] = Stage(
     inputs=("documents*", "items?", "problems?", "model?"),
     resumable=True,
     estimate=_estimate,
+    reads=lambda config: files(config.verifiers),
     help="write training samples with a language model, by declared dataset types",
 )

@@ -27,6 +27,7 @@ from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Pair, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.train.objectives.mixing import PairKind
+from phikit.verify.own import VerifierName, files, short
 from phikit.verify.problems import PROMPTS, check_verifier, json_lines, messages_of
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class ImportSettings(Config):
         description="JSON lines: messages, or a prompt with its response, or with answer and "
         "verifier, or with chosen and rejected"
     )
-    verifier: str = Field(default="", description="judges the answers of lines that name none")
+    verifier: VerifierName = Field(
+        default="",
+        description="judges the answers of lines that name none; FILE.py:NAME for one of your own",
+    )
     kind: PairKind = Field(default="judge", description="of the preferences that name none")
 
 
@@ -71,7 +75,7 @@ def run_import(
         if any(key in row for key in (*_ANSWERS, *_IDS)):
             pairs.append(_pair(row, where, chat, settings.kind))
         else:
-            samples.append(_sample(row, where, settings.verifier))
+            samples.append(_sample(row, where, short(settings.verifier)))
     if not samples and not pairs:
         raise PhikitError(f"{settings.file}: no line in it holds anything")
     if samples:
@@ -157,7 +161,7 @@ def _pair(row: Mapping[str, Any], where: str, chat: ChatFormat | None, kind: str
 STAGES: list[Stage[Any]] = [
     Stage(
         "train.import", ImportSettings, run_import, ("model?",),
-        estimate=lambda s: Estimate(s.file), reads=lambda s: [s.file],
+        estimate=lambda s: Estimate(s.file), reads=lambda s: [s.file, *files([s.verifier])],
         help="your own chats, problems or preferences, from JSON lines",
     ),
 ]  # fmt: skip

@@ -6,9 +6,12 @@ reward of GRPO and the scorer of the evaluations.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -88,12 +91,21 @@ BUILT_IN = (
     "instructions",
     "gym",
 )  # each in the module so named
+ENTRY_POINTS = "phikit.verifiers"  # the group in which installed packages offer theirs
 
 
 def register(name: str) -> Callable[[Callable[[], Verifier]], Callable[[], Verifier]]:
-    """Class decorator: makes a verifier known under `name`."""
+    """Class decorator: makes a verifier known under `name`.
+
+    Raises:
+        PhikitError: it is a built-in verifier's name, or has a colon in it.
+    """
 
     def add(make: Callable[[], Verifier]) -> Callable[[], Verifier]:
+        built_in = name in BUILT_IN and make.__module__ != f"phikit.verify.{name}"
+        if built_in or not name or ":" in name:
+            what = "the name of a built-in verifier" if built_in else "no name for a verifier"
+            raise PhikitError(f"{name!r} is {what}", "register it under another name")
         VERIFIERS[name] = make
         return make
 
@@ -101,17 +113,66 @@ def register(name: str) -> Callable[[Callable[[], Verifier]], Callable[[], Verif
 
 
 def get(name: str) -> Verifier:
-    """A verifier by name.
+    """A verifier by name: a built-in one, a registered one, or one of an installed package.
+
+    Nothing else is loaded, whatever the name is, for it may come out of a file of problems; see
+    `phikit.verify.own` for verifiers that a user names by their file.
 
     Raises:
         PhikitError: there is none of that name; names the nearest.
     """
+    check_name(name)
     if name in BUILT_IN:
         importlib.import_module(f"phikit.verify.{name}")
-    if name not in VERIFIERS:
-        known = {*VERIFIERS, *BUILT_IN}
-        raise PhikitError(f"no verifier is named {name!r}", did_you_mean(name, known))
+    elif name not in VERIFIERS:
+        importlib.import_module("phikit.verify.own").load_installed(name)
     return VERIFIERS[name]()
+
+
+def check_name(name: str) -> None:
+    """Checks that there is a verifier of that name, without loading it.
+
+    Raises:
+        PhikitError: there is none (names the nearest), or an installed package claims the name of a
+            built-in one.
+    """
+    installed = entry_points(tuple(sys.path))
+    if name in BUILT_IN and name in installed:
+        raise PhikitError(
+            f"{name!r} is the name of a built-in verifier, and the installed package "
+            f"{installed[name][0]} offers another under it",
+            "uninstall that package, or have it use another name",
+        )
+    if name not in (known := {*VERIFIERS, *BUILT_IN, *installed}):
+        raise PhikitError(
+            f"no verifier is named {name!r}",
+            f"{did_you_mean(name, known)}; one of your own is loaded by naming its file, "
+            "FILE.py:NAME, on the command line or in the recipe, never by a file of problems",
+        )
+
+
+@functools.cache
+def entry_points(path: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """name → (package, "module:object") of the verifiers that installed packages offer.
+
+    Args:
+        path: where they are looked for, `sys.path`.
+
+    Raises:
+        PhikitError: two packages offer one name.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if ":" in point.name:
+            continue  # what has a colon in it names a file or a module
+        package = point.dist.name if point.dist else "?"
+        other, value = found.setdefault(point.name, (package, point.value))
+        if (other, value) != (package, point.value):
+            raise PhikitError(
+                f"the packages {other} and {package} both offer a verifier {point.name!r}",
+                "uninstall one of them",
+            )
+    return found
 
 
 class ByName:

@@ -21,7 +21,8 @@ from typing import Any
 from phikit.errors import PhikitError, did_you_mean
 from phikit.files import canonical_json, explain_os_errors
 from phikit.records import Sample, read_records
-from phikit.verify.base import BUILT_IN, VERIFIERS, Problem, get, read_problems
+from phikit.verify.base import BUILT_IN, Problem, check_name, get, read_problems
+from phikit.verify.own import load
 
 PROMPTS = ("prompt", "question", "problem")
 KINDS = ("kind", "domain")
@@ -34,14 +35,15 @@ def load_problems(path: Path, verifier: str = "") -> list[Sample]:
     """The problems of a folder, a .parquet or a .jsonl file, in order.
 
     Args:
-        verifier: judges the problems that name none themselves.
+        verifier: judges the problems that name none themselves; may name a file (`verify.own`).
 
     Raises:
         PhikitError: the file is missing, holds no problem, or one that cannot be judged; names the
             file, the line and what is wrong.
     """
-    if verifier:
+    if verifier and ":" not in verifier:
         check_verifier(verifier, "--verifier")
+    verifier = load(verifier) if verifier else ""
     if path.is_dir():
         return read_problems(path)
     if path.suffix == ".parquet":
@@ -73,17 +75,19 @@ def check_verifier(name: str, where: str) -> str:
     Raises:
         PhikitError: there is none; names the nearest.
     """
-    known = {*BUILT_IN, *VERIFIERS}
-    if name not in known:
-        raise PhikitError(f"{where}: no verifier is named {name!r}", did_you_mean(name, known))
+    try:
+        check_name(name)
+    except PhikitError as e:
+        raise PhikitError(f"{where}: {e.message}", e.hint) from e
     return name
 
 
-def json_lines(path: Path, form: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path, form: str = "", text: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a file, with the file and line that it stands in.
 
     Args:
         form: a hint for whoever wrote something else.
+        text: the key of what a line holds that is a text alone; "" refuses such lines.
 
     Raises:
         PhikitError: a line is no object, or holds what can be neither stored nor compared (half a
@@ -96,6 +100,8 @@ def json_lines(path: Path, form: str = "") -> Iterator[tuple[str, dict[str, Any]
             continue
         where = f"{path}:{number}"
         row = _parsed(line, where)
+        if text and isinstance(row, str):
+            row = {text: row}
         if not isinstance(row, dict):
             raise PhikitError(f"{where}: a {type(row).__name__}, not an object", form)
         yield where, row
@@ -131,7 +137,7 @@ def _problem(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
     if not judge:
         raise PhikitError(
             f"{where}: names no verifier",
-            f"name one for all with --verifier: {', '.join(BUILT_IN)}",
+            f"name one for all with --verifier: {', '.join(BUILT_IN)}, or FILE.py:NAME",
         )
     answer = row.get("answer")
     if answer is None:

@@ -7,11 +7,16 @@ import select
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 SECONDS = 8.0  # for one reply
 START_SECONDS = 60.0  # for its first, before which it imports what it needs
+
+
+class DoesNotStart(RuntimeError):
+    """The process gave no reply to its first request."""
 
 
 class Worker:
@@ -24,18 +29,31 @@ class Worker:
 
     def __init__(self, script: Path, first: Any) -> None:
         self.script, self._first = script, first
+        self._hello: Any = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, request: Any) -> Any:
+    def hello(self) -> Any:
+        """The reply to the first request.
+
+        Raises:
+            DoesNotStart: there is none.
+        """
+        with self._lock:
+            self._start()
+            return self._hello
+
+    def ask(self, request: Any, seconds: float = SECONDS) -> Any:
         """The reply; None if there is none in time, or the process died of the request."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            line = self._line(request, SECONDS)
+            self._start()
+            line = self._line(request, seconds)
         return None if line is None else json.loads(line)
 
     def _start(self) -> None:
+        """Starts a process unless one is there."""
+        if self._process is not None and self._process.poll() is None:
+            return
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(self.script)],
             stdin=subprocess.PIPE,
@@ -43,17 +61,21 @@ class Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        if self._line(self._first, START_SECONDS) is None:
-            raise RuntimeError(f"{self.script} does not start; run it by hand to see why")
+        line = self._line(self._first, START_SECONDS)
+        if line is None:
+            raise DoesNotStart(f"{self.script} does not start; run it by hand to see why")
+        self._hello = json.loads(line)
 
     def _line(self, request: Any, seconds: float) -> bytes | None:
         """One line of reply; None, with the process killed, if there is none in time."""
         process = self._process
         assert process and process.stdin and process.stdout
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else b""
+        line = b""
+        with suppress(BrokenPipeError):  # it has ended since
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], seconds)
+            line = process.stdout.readline() if ready else b""
         if line:
             return line
         process.kill()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from phikit.chat.format import ChatFormat, chat_format
 from phikit.chat.load import load_tokenizer
 from phikit.errors import PhikitError
-from phikit.files import read_text
+from phikit.verify.problems import json_lines
 
 _FORMS = 'give {"prompt": "text"}, {"messages": [...]} or {"prompt_ids": [...]}'
 # what the command sets for all prompts; other keys may be there, and are left alone
@@ -46,31 +45,23 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         PhikitError: the file cannot be read, or a line is no prompt; names the line.
     """
-    lines = enumerate(read_text(path).split("\n"), 1)
-    found = [_prompt(f"{path}: line {number}", line) for number, line in lines if line.strip()]
+    found = [_prompt(where, row) for where, row in json_lines(path, _FORMS, text="prompt")]
     if not found:
         raise PhikitError(f"{path} has no prompts", _FORMS)
     return found
 
 
-def _prompt(where: str, line: str) -> Prompt:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise PhikitError(f"{where} is not valid JSON: {e}") from e
-    value = {"prompt": value} if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        raise PhikitError(f"{where} is no prompt", _FORMS)
+def _prompt(where: str, value: Mapping[str, Any]) -> Prompt:
     given = [kind for kind, right in _RIGHT.items() if kind in value]
     if len(given) != 1:
-        raise PhikitError(f"{where} is no prompt", _FORMS)
+        raise PhikitError(f"{where}: is no prompt", _FORMS)
     [kind] = given
     if not _RIGHT[kind](value[kind]):
         raise PhikitError(f"{where}: {kind} is {_SAYS[kind]}: {value[kind]!r:.80}", _FORMS)
     if set_here := [option for option in _OPTIONS if option in value]:
         option = f"--{set_here[0].replace('_', '-')}"
         raise PhikitError(
-            f"{where} sets {set_here[0]}, which is the same for all prompts", f"give {option}"
+            f"{where}: sets {set_here[0]}, which is the same for all prompts", f"give {option}"
         )
     adapter = value.get("adapter", "")
     if not isinstance(adapter, str):
@@ -78,19 +69,12 @@ def _prompt(where: str, line: str) -> Prompt:
     return Prompt(where, kind, value[kind], adapter)
 
 
-def _is_text(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-
-
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_text(v) for v in value.values())
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 _RIGHT = {
-    "prompt": _is_text,
+    "prompt": lambda v: isinstance(v, str),
     "messages": lambda v: isinstance(v, list) and bool(v) and all(map(_is_message, v)),
     "prompt_ids": lambda v: isinstance(v, list) and all(type(i) is int for i in v),
 }
