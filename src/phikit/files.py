@@ -24,6 +24,11 @@ _TEMPORARY = ".tmp"  # how the hidden name ends of what is being written
 _OLD = ".old"  # and of what is being removed
 
 
+def cache_folder() -> Path:
+    """Where phikit keeps what it downloaded, converted or compiled for this user."""
+    return Path.home() / ".cache" / "phikit"
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

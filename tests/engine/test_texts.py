@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
@@ -22,8 +21,9 @@ from phikit.engine.local import LocalEngine
 from phikit.engine.stops import StopTexts, before_stop
 from phikit.engine.texts import Texts, Watch
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 
-SMOL = Path.home() / ".cache" / "phikit" / "smollm2"
+SMOL = cache_folder() / "smollm2"
 TEXT = ["the cat sat on the mat 🙂 € ü; then it ate all of it, 12 times"] * 3
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 from phikit.stage import Config, Context, Estimate, Stage
 
 Inputs = Mapping[str, Path]
@@ -48,7 +49,7 @@ def _find(name: str) -> Path:
     """
     from phikit.models.family import find
 
-    places = [Path(name), Path.home() / ".cache" / "phikit" / name]
+    places = [Path(name), cache_folder() / name]
     member = find(name)
     if member is not None:
         folder = _hub_cache() / f"models--{member.repository.replace('/', '--')}"
