@@ -8,7 +8,9 @@ traceback, and exits with status 2. Anything else is a bug and keeps its traceba
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PhikitError(Exception):
@@ -30,3 +32,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return "known: " + ", ".join(known)
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs one of phikit's extras, as an error's hint.
+
+    phikit is on no package index, so in a clone the command names the clone; elsewhere pip finds
+    the copy that is installed, and adds the extra's packages to it.
+    """
+    clone = Path(__file__).resolve().parents[2]
+    if (clone / "pyproject.toml").is_file():
+        return "pip install -e " + shlex.quote(f"{clone}[{extra}]")
+    return f"pip install 'phikit[{extra}]'"

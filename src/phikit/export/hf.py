@@ -82,7 +82,7 @@ def check_parity(directory: Path, prompts: Sequence[str], limit: float, max_toke
     if importlib.util.find_spec("transformers") is None:
         return Parity(
             checked=False,
-            note="parity not checked: transformers is not installed (pip install 'phikit[dev]')",
+            note="parity not checked: transformers is not installed (phikit's extra `dev` has it)",
         )
     model = load(directory, torch.float32)
     form = chat_format(Tokenizer.load(directory))

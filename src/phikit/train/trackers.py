@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 
 Tracker = Literal["tensorboard", "trackio"]
 
@@ -17,7 +17,7 @@ def _load(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise PhikitError(f"{name} is not installed", "pip install 'phikit[track]'") from e
+        raise PhikitError(f"{name} is not installed", how_to_install("track")) from e
 
 
 class Trackers:
