@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from phikit import errors
-from phikit.errors import how_to_install
+from phikit.errors import did_you_mean, how_to_install
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +46,22 @@ def test_every_extra_that_an_error_names_is_declared() -> None:
 def test_no_source_spells_the_command_itself() -> None:
     others = [p for p in (ROOT / "src").rglob("*.py") if p.name != "errors.py"]
     assert not [p for p in others if "pip install 'phikit[" in p.read_text()]
+
+
+def test_a_near_name_is_asked_about() -> None:
+    assert did_you_mean("mehtod", ["method", "other"]) == "did you mean 'method'?"
+
+
+def test_a_short_list_is_shown_whole_and_in_order() -> None:
+    assert did_you_mean("xyz", ["b", "a"], "phikit synth list") == "known: a, b"
+
+
+def test_of_a_long_list_the_nearest_few_are_shown_and_the_command_that_lists_them() -> None:
+    names = [f"kind-{n}" for n in range(30)] + ["quartz"]
+    hint = did_you_mean("zq", names, "phikit synth list")
+    assert hint == "`phikit synth list` lists all 31; the nearest: quartz"
+    hint = did_you_mean("kite", names, "phikit synth list")
+    assert len(hint.split(", ")) == 5
+    hint = did_you_mean("xyy", names, "phikit synth list")
+    assert hint == "`phikit synth list` lists all 31"
+    assert did_you_mean("xyy", names).count(",") == 30, "nothing else lists them"

@@ -12,6 +12,9 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+_LONG = 20  # more names than so many nobody reads in an error
+_FEW = 5  # so many of them are shown then
+
 
 class PhikitError(Exception):
     """What was wrong and where (`message`), and what to do about it (`hint`)."""
@@ -25,13 +28,21 @@ class PhikitError(Exception):
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Names the known word nearest to `word`, as the end of an error's hint."""
+def did_you_mean(word: str, known: Iterable[str], listed_by: str = "") -> str:
+    """Names the known word nearest to `word`, as the end of an error's hint.
+
+    When none is near it names them all; of a long list that the command `listed_by` prints, the
+    few that are nearest and that command.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]!r}?"
-    return "known: " + ", ".join(known)
+    if not listed_by or len(known) <= _LONG:
+        return "known: " + ", ".join(known)
+    nearest = difflib.get_close_matches(word, known, n=_FEW, cutoff=0.2)
+    shown = f"; the nearest: {', '.join(nearest)}" if nearest else ""
+    return f"`{listed_by}` lists all {len(known)}{shown}"
 
 
 def how_to_install(extra: str) -> str:

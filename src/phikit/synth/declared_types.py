@@ -342,5 +342,6 @@ def find_type(name: str, types: Mapping[str, DeclaredType]) -> DeclaredType:
         PhikitError: there is none of that name; names the nearest.
     """
     if name not in types:
-        raise PhikitError(f"no dataset type is named {name!r}", did_you_mean(name, types))
+        hint = did_you_mean(name, types, "phikit synth list")
+        raise PhikitError(f"no dataset type is named {name!r}", hint)
     return types[name]
