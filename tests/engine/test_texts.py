@@ -91,7 +91,8 @@ def test_what_is_shown_never_holds_a_beginning_of_a_stop_text(text, stops, size)
     assert finder.stopped == any(stop in text for stop in stops)
     if not finder.stopped:
         assert shown + finder.rest() == text.encode()
-    assert finder.push(b"more") == b"" or not finder.stopped
+    else:
+        assert finder.push(b"more") == b"", "nothing is shown after a stop text"
 
 
 def test_a_completion_ends_with_the_token_that_completes_a_stop_text(small):
