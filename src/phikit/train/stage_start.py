@@ -27,6 +27,11 @@ class StartSettings(Config):
 
 
 def run_start(ctx: Context, settings: StartSettings, inputs: Inputs) -> dict[str, Any]:
+    """Copies a fetched model into the run, unchanged, as the stage's own.
+
+    Raises:
+        PhikitError: it is not on this machine; says how it is fetched.
+    """
     from phikit.files import atomic_directory
     from phikit.models import checkpoint
     from phikit.models.architectures import read_config
@@ -91,6 +96,14 @@ class PerplexitySettings(Config):
 
 
 def run_perplexity(ctx: Context, settings: PerplexitySettings, inputs: Inputs) -> dict[str, Any]:
+    """Measures how well a model predicts documents.
+
+    Returns:
+        the mean negative log-likelihood of a token in nats, its exponential, and the tokens.
+
+    Raises:
+        PhikitError: the context is beyond the model.
+    """
     import torch
 
     from phikit.data.pack import Batches, pack

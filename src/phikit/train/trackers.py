@@ -46,6 +46,7 @@ class Trackers:
             self._trackio.init(project="phikit", name=name, resume="allow" if done else "never")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hands rows on; their numbers alone, under their own names."""
         for row in rows:
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
             if self._board is not None:
