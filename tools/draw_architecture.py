@@ -5,6 +5,7 @@ With --check it only says whether the page is up to date (status 1 when it is no
 
 from __future__ import annotations
 
+import ast
 import sys
 import tomllib
 from collections import defaultdict
@@ -59,15 +60,8 @@ def layers() -> list[list[str]]:
     return [[name.strip(" ()") for name in layer.split("|")] for layer in stated]
 
 
-def lines_of(sources: Sources, name: str) -> int:
-    names = [n for n in sources.names() if part(n) == name]
-    return sum(len(sources.module(n).path.read_text().splitlines()) for n in names)
-
-
 def purpose(sources: Sources, name: str) -> str:
     """The first sentence of a part's docstring."""
-    import ast
-
     text = ast.get_docstring(ast.parse(sources.module(name).path.read_text())) or ""
     return " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
 
@@ -79,15 +73,12 @@ def draw() -> str:
     short = {name: name.partition(".")[2] for name in graph}
     text = [BEGIN, "```mermaid", "graph TD"]
     text += [f"  {short[here]} --> {short[there]}" for here, there in needed_arrows(graph)]
-    text += ["```", "", "| part | what it is | lines | imports |", "|---|---|---|---|"]
+    text += ["```", "", "| part | what it is | imports |", "|---|---|---|"]
     for layer in layers():
         for name in layer:
             if name in graph:
                 shown = ", ".join(f"`{short[n]}`" for n in sorted(graph[name]))
-                text.append(
-                    f"| `{short[name]}` | {purpose(sources, name)} | "
-                    f"{lines_of(sources, name):,} | {shown} |"
-                )
+                text.append(f"| `{short[name]}` | {purpose(sources, name)} | {shown} |")
     return "\n".join([*text, END])
 
 

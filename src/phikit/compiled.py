@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 
 # -fno-math-errno and -fno-trapping-math let loops become vector code and change no result
 _FLAGS = (
@@ -70,7 +71,7 @@ def _target(sources: Sources, compiler: Compiler) -> Path:
     for name in (*sources.headers, *sources.files):
         key.update((sources.folder / name).read_bytes())
     key.update("\0".join((compiler.program, *compiler.flags, _processor())).encode())
-    folder = compiler.folder or Path.home() / ".cache" / "phikit" / "native"
+    folder = compiler.folder or cache_folder() / "native"
     return folder / f"{sources.name}-{key.hexdigest()}.so"
 
 

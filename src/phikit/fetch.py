@@ -17,7 +17,13 @@ from pathlib import Path
 
 from phikit import ledger
 from phikit.errors import PhikitError, did_you_mean
-from phikit.files import atomic_directory, explain_os_errors, sha256_file, write_atomic
+from phikit.files import (
+    atomic_directory,
+    cache_folder,
+    explain_os_errors,
+    sha256_file,
+    write_atomic,
+)
 from phikit.hub import from_hub
 from phikit.models.family import MEMBERS, SMOLLM2, find
 
@@ -57,11 +63,6 @@ By Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct), Apache-2.0. Taken from {S
 the Python package {SMOLLM2_PACKAGE}, whose weights are quantised to four bits (Q4_1), and
 converted to bfloat16 with q/k/v and gate/up fused (`Phi3ForCausalLM`).
 """
-
-
-def cache() -> Path:
-    """Where phikit keeps what it made of downloads."""
-    return Path.home() / ".cache" / "phikit"
 
 
 def resolve(name: str, say: Say = print) -> Path:
@@ -136,7 +137,7 @@ def smollm2(out: Path | None = None, say: Say = print) -> Path:
     Raises:
         PhikitError: it cannot be downloaded, or is not the file that was expected.
     """
-    out = out or cache() / "smollm2"
+    out = out or cache_folder() / "smollm2"
     if (out / "config.json").exists():
         return out
     files = {SMOLLM2_FILE: SMOLLM2_SHA256}
@@ -152,7 +153,7 @@ def ifeval(out: Path | None = None, say: Say = print) -> Path:
     Raises:
         PhikitError: they cannot be downloaded, or are not the file that was expected.
     """
-    out = out or cache() / "ifeval"
+    out = out or cache_folder() / "ifeval"
     if (out / "ifeval.jsonl").exists():
         return out
     files = {IFEVAL_FILE: IFEVAL_SHA256}
@@ -171,7 +172,7 @@ def minilm(out: Path | None = None, say: Say = print) -> Path:
     Raises:
         PhikitError: it cannot be downloaded, or is not the files that were expected.
     """
-    out = out or cache() / "minilm"
+    out = out or cache_folder() / "minilm"
     if (out / "model.safetensors").exists():
         return out
     files = {f"{MINILM_FOLDER}/{name}": sha256 for name, sha256 in MINILM_SHA256.items()}

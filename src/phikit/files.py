@@ -24,12 +24,18 @@ _TEMPORARY = ".tmp"  # how the hidden name ends of what is being written
 _OLD = ".old"  # and of what is being removed
 
 
+def cache_folder() -> Path:
+    """Where phikit keeps what it downloaded, converted or compiled for this user."""
+    return Path.home() / ".cache" / "phikit"
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_file(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal; it is read in pieces, whatever its size."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -86,6 +92,7 @@ def _old(path: Path) -> Path:
 
 
 def fsync_path(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -108,6 +115,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, indented, as `write_atomic` does."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -130,6 +138,11 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """The JSON of a file.
+
+    Raises:
+        PhikitError: it cannot be read, or is not valid JSON; names the file and the line.
+    """
     text = read_text(path)
     try:
         return json.loads(text)
@@ -191,6 +204,11 @@ class LineFile:
         return self
 
     def add(self, row: Mapping[str, Any]) -> None:
+        """Writes a row as one line of JSON.
+
+        Raises:
+            PhikitError: the disk refuses it.
+        """
         with explain_os_errors(self.path, "writing"):
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -243,6 +261,11 @@ class Journal:
         return rows, good
 
     def append(self, *rows: Mapping[str, Any]) -> None:
+        """Adds rows; when this returns they are on the disk.
+
+        Raises:
+            PhikitError: the disk refuses them.
+        """
         with explain_os_errors(self.path, "appending to"):
             data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             self._file.write(data.encode())
@@ -258,6 +281,7 @@ class Journal:
         self._file = self.path.open("ab")
 
     def close(self) -> None:
+        """Lets go of the file."""
         self._file.close()
 
     def __enter__(self) -> Journal:

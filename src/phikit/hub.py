@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.files import read_json, sha256_file
 from phikit.progress import for_terminal
 
@@ -41,7 +41,7 @@ def from_hub(repository: str, say: Say = print) -> Path:
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as e:
         raise PhikitError(
-            f"fetching {repository} needs huggingface_hub", "pip install 'phikit[hub]'"
+            f"fetching {repository} needs huggingface_hub", how_to_install("hub")
         ) from e
     place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 

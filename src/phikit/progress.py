@@ -21,11 +21,17 @@ class Display(Protocol):
     """Shows a run: `say` prints a line that stays, `stage` gives a stage its progress."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Columns that a line may take."""
+        ...
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        ...
 
-    def stage(self, label: str) -> AbstractContextManager[Progress]: ...
+    def stage(self, label: str) -> AbstractContextManager[Progress]:
+        """Shows a stage's progress under this label while the context is open."""
+        ...
 
 
 class Meter:
@@ -41,6 +47,7 @@ class Meter:
         self._fields: dict[str, float | str] = {}
 
     def update(self, done: float, total: float, **fields: float | str) -> None:
+        """Takes the newest counts, of which the next line speaks."""
         self._now = self._clock()
         # the first update may follow a long start, or go on from a killed run
         if self._first is None:

@@ -71,6 +71,7 @@ class Context:
 
     @property
     def metrics(self) -> Journal:
+        """The stage's metrics.jsonl, opened when it is first asked for."""
         if self._metrics is None:
             self._metrics = Journal(self.dir / "metrics.jsonl")
         return self._metrics

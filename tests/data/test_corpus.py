@@ -115,12 +115,14 @@ def test_planted_copies_and_items_go_and_say_why(tmp_path, rows) -> None:
              for line in path.read_text().splitlines()]  # fmt: skip
     assert len(lines) >= 5 and all("seventeen sheep" in line["item_text"] for line in lines)
     assert all("seventeen sheep" in line["text"] for line in lines)
-    altered = [d for d in kept if " altered" in d.text]
-    originals = {d.text for d in kept}
-    # of a pair one stays; the copy where it is the longer one
-    for row in rows[:40]:
-        if f"{row['url']}".startswith("https://b."):
-            assert row["text"] in originals or row["text"] not in {d.text for d in altered}
+    texts = {d.text for d in kept}
+    first = {row["url"]: row["text"] for row in rows if row["url"].startswith("https://a.")}
+    pairs = [(first[row["url"].replace("b.", "a.", 1)], row["text"]) for row in rows
+             if row["url"].startswith("https://b.")]  # fmt: skip
+    assert not [pair for pair in pairs if min(pair, key=len) in texts], "the shorter one stays"
+    # a few longer ones go too: below a copy with the question in it, or like another document;
+    # how many, the documentation of this Python decides
+    assert sum(max(pair, key=len) in texts for pair in pairs) > 0.7 * len(pairs)
     assert sum(n for r, n in report["rejected"].items() if r.endswith("duplicate")) > 20
 
 

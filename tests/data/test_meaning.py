@@ -16,6 +16,7 @@ from phikit.data.semantic import duplicates
 from phikit.data.stages import STAGES
 from phikit.data.vectors import Vectors, load_encoder, nearest
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.stage import Context
 
@@ -29,7 +30,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory) -> Path:
     """The real encoder: what was fetched, or fetched now."""
-    there = fetch.cache() / "minilm"
+    there = cache_folder() / "minilm"
     if (there / "model.safetensors").exists():
         return there
     try:

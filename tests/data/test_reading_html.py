@@ -46,7 +46,7 @@ def test_paragraphs_code_and_tables_of_real_pages_are_kept_and_navigation_is_not
 
 def test_code_blocks_are_fenced_with_their_language_and_indentation() -> None:
     text, _ = page_text((PAGES / "python-bisect.html").read_bytes())
-    assert "```python3\ndef index(a, x):" in text or "```python\ndef index(a, x):" in text
+    assert "```python3\ndef index(a, x):" in text
     assert "    'Locate the leftmost value exactly equal to x'\n    i = bisect_left(a, x)" in text
     text, _ = page_text((PAGES / "rust-book-data-types.html").read_bytes())
     assert "```rust\n#![allow(unused)]\nfn main() {\nlet guess: u32" in text

@@ -83,7 +83,9 @@ def test_the_kernels_know_which_rows_have_one(rows: int) -> None:
         return torch.tensor(lines).view(-1, 3, 97)
 
     mine, right = distributions(model), distributions(exact)
-    assert torch.equal(mine, mine[:1].expand_as(mine)) or rows > 16  # other kernels' rounding
+    between_copies = float((mine - mine[:1]).abs().max())
+    # past 16 rows the kernels may round a row by its place: a step of bfloat16 at the most
+    assert between_copies <= (0 if rows <= 16 else 0.04)
     scatter = (mine - right).abs().mean((0, 2))
     between = (right[:, 0] - right[:, 1]).abs().mean(), (right[:, 0] - right[:, 2]).abs().mean()
     assert scatter.max() < 0.15 * min(between)

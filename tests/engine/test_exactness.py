@@ -5,7 +5,6 @@ float32 on both sides. docs/lab-notebook.md has what each rounding costs.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,14 @@ from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
 from phikit.engine.score import logprobs
+from phikit.files import cache_folder
 from phikit.models.decoder import Decoder
 from phikit.records import Rollout
 from phikit.train.fast import fast_layers
 from phikit.train.loop import autocast
 from phikit.train.objectives.trees import plant
 
-SMOLLM2 = Path.home() / ".cache" / "phikit" / "smollm2"
+SMOLLM2 = cache_folder() / "smollm2"
 SHAPE = replace(
     PLAIN, hidden_size=128, intermediate_size=192, layers=8, head_dim=32, vocab_size=512,
     eos_ids=(),

@@ -19,7 +19,7 @@ from phikit.errors import PhikitError
 from phikit.models import lora
 from phikit.models.lora_spec import LoraSpec
 
-ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 
 HEAD = tuple(range(5, 45))  # more than a block: all requests share what is cached of them
 ASKED = [

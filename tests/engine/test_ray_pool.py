@@ -24,7 +24,7 @@ from phikit.errors import PhikitError
 from phikit.models.checkpoint import save
 from phikit.models.load import load
 
-ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 
 ASKED = [
     Request((5, 6, 7), Sampling(max_tokens=20), n=40, seed=1),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import phikit
-from phikit import fetch
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
+from phikit.files import cache_folder
 from phikit.models.decoder import Decoder
 from phikit.models.decoder_config import to_hf
 from phikit.models.family import PHI_4_MINI
@@ -68,7 +68,7 @@ def test_generation_across_4096_equals_a_fresh_pass() -> None:
 @torch.no_grad()
 def test_smollm2_says_token_by_token_what_transformers_says() -> None:
     """Cached greedy decoding of a real model in float32, our engine beside theirs."""
-    directory = fetch.cache() / "smollm2"
+    directory = cache_folder() / "smollm2"
     if not directory.exists():
         pytest.skip("run `phikit fetch smollm2` first")
     ours = phikit.load(directory, dtype=torch.float32)

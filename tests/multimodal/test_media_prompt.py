@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from phikit.chat.templates import PHI4_MINI, PHI4_MULTIMODAL
 from phikit.chat.tokenizer import Tokenizer, train_bpe
 from phikit.cli import app
 from phikit.engine.talk_media import check_senses, prompt_of
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.models import checkpoint
 from phikit.models.architectures import read_config
 from phikit.models.decoder_config import DecoderConfig
@@ -316,7 +317,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, chat: ChatFormat) 
 
 def test_without_the_library_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    with pytest.raises(PhikitError, match=r"pip install 'phikit\[multimodal\]'"):
+    with pytest.raises(PhikitError, match=re.escape(how_to_install("multimodal"))):
         read_sound(b"")
 
 

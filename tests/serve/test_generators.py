@@ -27,7 +27,7 @@ def generator(request, local, tiny):
     if request.param == "local":
         yield local
     elif request.param == "ray":
-        ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+        ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
         with RayPool(tiny, engines=2, max_batch=4) as pool:
             yield pool
         ray.shutdown()

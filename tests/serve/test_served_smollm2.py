@@ -1,7 +1,5 @@
 """A published model behind the server, asked by the real client."""
 
-from pathlib import Path
-
 import openai
 import pytest
 from serve_fixtures import running
@@ -10,9 +8,10 @@ from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import Tokenizer
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.local import LocalEngine
+from phikit.files import cache_folder
 from phikit.models.load import load
 
-MODEL = Path.home() / ".cache" / "phikit" / "smollm2"
+MODEL = cache_folder() / "smollm2"
 ASK = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from phikit import synth_runs
 from phikit.cli import app
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.reporting import corpora, sheets
 from phikit.synth.seeds import Seed, SeedConfig, Seeds, excerpts, of_documents
@@ -231,7 +232,7 @@ def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
 
 @pytest.mark.slow
 def test_a_model_in_this_process_writes(seeds: Path, tmp_path: Path) -> None:
-    if not (Path.home() / ".cache" / "phikit" / "smollm2" / "config.json").exists():
+    if not (cache_folder() / "smollm2" / "config.json").exists():
         pytest.skip("smollm2 was not fetched")
     arguments = ["synth", "run", "excerpt-tags", "--seeds", str(seeds), "--teacher", "smollm2",
                  "--count", "2", "--out", str(tmp_path / "c"), "--set", "attempts=1",

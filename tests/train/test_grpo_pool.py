@@ -32,7 +32,7 @@ __all__ = ["inputs"]  # the fixture of that name
 POOL = GeneratorSettings(kind="ray", workers=2)
 New = Callable[..., Context]
 
-ray = pytest.importorskip("ray", reason="pip install 'phikit[ray]'")
+ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 
 
 @pytest.fixture(scope="module")

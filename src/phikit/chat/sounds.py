@@ -1,4 +1,4 @@
-"""Sound files as samples. Needs soundfile: `pip install 'phikit[multimodal]'`."""
+"""Sound files as samples. Needs soundfile: `pip install -e '.[multimodal]'`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.files import explain_os_errors
 
 
@@ -22,9 +22,7 @@ def soundfile() -> Any:
     try:
         import soundfile
     except ImportError as e:
-        raise PhikitError(
-            "reading sound needs soundfile", "pip install 'phikit[multimodal]'"
-        ) from e
+        raise PhikitError("reading sound needs soundfile", how_to_install("multimodal")) from e
     return soundfile
 
 

@@ -135,17 +135,17 @@ def _quantised(directory: Path, kind: str) -> Path:
     Raises:
         PhikitError: it is no directory of a model that can be quantised, or there is no such kind.
     """
-    from phikit import fetch
     from phikit.engine.quant import calibrate
     from phikit.engine.quant.packing import Scheme
     from phikit.engine.quant.settings import Settings
+    from phikit.files import cache_folder
 
     how = Settings(Scheme(kind, 0 if kind == "int8" else 32))
     told = [str(directory.resolve())]
     for file in sorted(directory.glob("*")):
         told.append(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}")
     number = hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
-    place = fetch.cache() / "quantised" / f"{directory.name}-{kind}-{number}"
+    place = cache_folder() / "quantised" / f"{directory.name}-{kind}-{number}"
     if not place.exists():
         _say(f"rounding {directory} to {kind}: {place}")
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,7 @@ Filter = Callable[[Document, FilterConfig], str | None]
 
 
 def length(document: Document, settings: FilterConfig) -> str | None:
+    """Too few or too many characters, blanks at the ends not counted."""
     visible = len(document.text.strip())
     if visible < settings.min_chars:
         return "too short"
@@ -105,6 +106,7 @@ def length(document: Document, settings: FilterConfig) -> str | None:
 
 
 def compression(document: Document, settings: FilterConfig) -> str | None:
+    """A text that zlib shrinks very far repeats itself; one that it cannot shrink is noise."""
     data = document.text.encode()
     ratio = len(zlib.compress(data, 6)) / len(data)
     if ratio < settings.min_compression:
@@ -114,6 +116,7 @@ def compression(document: Document, settings: FilterConfig) -> str | None:
 
 
 def word_statistics(document: Document, settings: FilterConfig) -> str | None:
+    """Gopher's rules about words (arXiv 2112.11446, appendix A.1): number, length, symbols."""
     words = document.text.split()
     if len(words) < settings.min_words:
         return "too few words"
@@ -130,6 +133,7 @@ def word_statistics(document: Document, settings: FilterConfig) -> str | None:
 
 
 def line_shapes(document: Document, settings: FilterConfig) -> str | None:
+    """Gopher's rules about lines (arXiv 2112.11446, appendix A.1): bullets and ellipses."""
     lines = [line.strip() for line in document.text.splitlines() if line.strip()]
     if sum(line[0] in "-*•‣" for line in lines) / len(lines) > settings.max_bullet_lines:
         return "bullet lines"
@@ -141,6 +145,7 @@ def line_shapes(document: Document, settings: FilterConfig) -> str | None:
 
 
 def repetition(document: Document, settings: FilterConfig) -> str | None:
+    """Gopher's rules about repetition (arXiv 2112.11446, appendix A.1), of lines and n-grams."""
     lines = [line.strip() for line in document.text.splitlines() if _WORD.search(line)]
     counts = Counter(lines)
     repeated = sum((n - 1) * len(line) for line, n in counts.items())
@@ -159,6 +164,7 @@ def repetition(document: Document, settings: FilterConfig) -> str | None:
 
 
 def parses(document: Document, settings: FilterConfig) -> str | None:
+    """Python that is none; other documents pass."""
     if document.meta.get("format") != "python":
         return None
     try:
@@ -169,6 +175,7 @@ def parses(document: Document, settings: FilterConfig) -> str | None:
 
 
 def handwritten(document: Document, settings: FilterConfig) -> str | None:
+    """Code that a program wrote, or that is minified, data or symbols."""
     lines = document.text.splitlines()
     whole_file = document.meta.get("kind") in ("module", "file")
     if whole_file and any(_GENERATED.search(line) for line in lines[:10] if _COMMENT.match(line)):
@@ -200,6 +207,7 @@ class TrigramModel:
         self._bits: NDArray[np.float64] | None = None
 
     def add(self, text: str) -> None:
+        """Counts the character trigrams of a text."""
         self._waiting.append(self._buckets(text))
         self._bits = None
         if len(self._waiting) >= 1000:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import PhikitError, did_you_mean, how_to_install
 
 # The languages of Phi-4-mini, by their ISO 639-1 codes: the set that is told apart
 PHI_LANGUAGES = (
@@ -35,9 +35,7 @@ def _detector(candidates: tuple[str, ...]) -> Any:
     try:
         from lingua import IsoCode639_1, LanguageDetectorBuilder
     except ImportError as e:
-        raise PhikitError(
-            "telling languages apart needs lingua", "pip install 'phikit[data]'"
-        ) from e
+        raise PhikitError("telling languages apart needs lingua", how_to_install("data")) from e
     known = {code.name.lower(): code for code in _members(IsoCode639_1)}
     for code in candidates:
         if code not in known:

@@ -33,6 +33,7 @@ class Words:
         return len(self.bounds) - 1
 
     def of(self, text: int) -> Hashes:
+        """The hashes of one text's words."""
         return self.hashes[self.bounds[text] : self.bounds[text + 1]]
 
     def alone(self, text: int) -> Words:

@@ -257,6 +257,7 @@ class Batches(Iterator[Batch]):
         return self.rows.batch(take)
 
     def state(self) -> dict[str, Any]:
+        """Where the next batch begins, and what identifies the shards: a checkpoint keeps it."""
         return {"epoch": self.epoch, "row": self.row, **self._identity()}
 
     def load_state(self, state: dict[str, Any]) -> None:

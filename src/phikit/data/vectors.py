@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 
 Vectors = NDArray[np.float32]
 MODEL = "minilm"  # what `phikit fetch` calls the encoder
@@ -33,7 +34,7 @@ def load_encoder(name: str = MODEL) -> Encodes:
     """
     from phikit.data.embedding import Encoder  # needs torch, which reading a recipe must not
 
-    for place in (Path(name), Path.home() / ".cache" / "phikit" / name):
+    for place in (Path(name), cache_folder() / name):
         if (place / "model.safetensors").exists():
             return Encoder(place)
     raise PhikitError(f"no sentence encoder {name!r} on this machine", f"phikit fetch {MODEL}")

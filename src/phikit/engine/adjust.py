@@ -15,6 +15,7 @@ from phikit.engine.base import Sampling
 
 
 def adjusts(sampling: Sampling) -> bool:
+    """Whether these settings change logits by a bias or by what was drawn before."""
     return bool(
         sampling.logit_bias
         or sampling.repetition_penalty != 1

@@ -29,10 +29,12 @@ class Blocks:
 
     @property
     def free(self) -> int:
+        """How many blocks can be taken."""
         return len(self._free)
 
     @property
     def used(self) -> int:
+        """How many blocks have a reference."""
         return self.count - 1 - len(self._free)
 
     def take(self) -> int:

@@ -42,6 +42,7 @@ class Columns:
         self.raw_logprobs = np.zeros((size, 16), dtype=np.float32)
 
     def enter(self, sample: Sample) -> None:
+        """Gives a sample, whose prompt is in the cache, the next row."""
         row, request = self.n, sample.ticket.request
         drawn, stop = len(sample.tokens), request.sampling.stop_ids
         self._fit(drawn + 1)
@@ -62,6 +63,7 @@ class Columns:
         self.n += 1
 
     def add_block(self, row: int, block: int) -> None:
+        """One block more for the row's sequence."""
         table = self.samples[row].table
         self.table = _wider(self.table, len(table) + 1, fill=NULL)
         self.table[row, len(table)] = block
@@ -100,6 +102,7 @@ class Columns:
         return place
 
     def drawn(self, row: int) -> tuple[list[int], list[float], list[float]]:
+        """What the row has drawn so far: tokens, log-probabilities, and those of the raw model."""
         count = int(self.count[row])
         return (
             self.tokens[row, :count].tolist(),

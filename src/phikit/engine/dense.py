@@ -44,6 +44,7 @@ class RopeTable:
         self.cos_LR = self.sin_LR = torch.empty(0)
 
     def fit(self, length: int) -> None:
+        """Makes the tables long enough for so many positions."""
         if length <= self.length:
             return
         config = self.config
@@ -143,6 +144,7 @@ class DenseRunner:
         return self.head(self.rows_hidden(rows))
 
     def head(self, x_ND: Tensor) -> Tensor:
+        """Logits [N, V] of what the last layer leaves."""
         return self.head_product(self._norm(x_ND, self.model.model.norm.weight))
 
     def _norm(self, x_ND: Tensor, weight_D: Tensor) -> Tensor:

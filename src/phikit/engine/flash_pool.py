@@ -29,10 +29,12 @@ class FlashPool:
 
     @staticmethod
     def block_bytes(config: FlashConfig, size: int, dtype: torch.dtype) -> int:
+        """What one block of so many positions takes."""
         return 2 * config.kv_heads * config.head_dim * size * dtype.itemsize
 
     @property
     def stores(self) -> tuple[Tensor, ...]:
+        """The tensors that hold the blocks, in their first dimension."""
         return self.k, self.v
 
     def write(self, block_T: Tensor, at_T: Tensor, k_TEK: Tensor, v_TPV: Tensor) -> None:
@@ -45,6 +47,7 @@ class FlashPool:
         return gathered(self.k, table_NJ), gathered(self.v, table_NJ)
 
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copies blocks, pair by pair."""
         for store in self.stores:
             store[list(target)] = store[list(source)]
 

@@ -90,6 +90,7 @@ class KeptPrefixes:
         return self.blocks.free - before
 
     def clear(self) -> None:
+        """Drops all that is kept."""
         while self.nodes:
             self._drop(self.nodes[-1])
 

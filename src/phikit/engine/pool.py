@@ -65,6 +65,7 @@ class Pool:
         return (first_T1 + self._head_G).flatten()
 
     def write(self, layer: int, places: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
+        """Stores the keys and values of tokens at their `places`."""
         width = self.head_dim
         self.k[layer].view(-1, width).index_copy_(0, places, k_TGK.reshape(-1, width))
         self.v[layer].view(-1, width).index_copy_(0, places, v_TGK.reshape(-1, width))

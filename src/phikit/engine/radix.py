@@ -28,6 +28,7 @@ class Node:
     children: dict[int, list[Node]] = field(default_factory=dict)  # by first token
 
     def drop(self, child: Node) -> None:
+        """Takes a child out."""
         same = self.children[child.tokens[0]]
         same.remove(child)
         if not same:
@@ -45,10 +46,12 @@ class Match:
 
     @property
     def length(self) -> int:
+        """How many tokens of the prefix are held."""
         return sum(len(n.tokens) for n in self.nodes) + self.tail_length
 
     @property
     def ready(self) -> bool:
+        """Whether all of it is computed; another sample may still be at it."""
         return all(n.ready for n in self.nodes) and (self.tail is None or self.tail.ready)
 
 
@@ -65,6 +68,7 @@ class PrefixCache:
         self._time = 0
 
     def root(self, regime: Hashable) -> Node:
+        """The tree of a regime: what is held under one is never taken up under another."""
         return self.roots.setdefault(regime, Node((), 0, None, ready=True))
 
     def match(self, regime: Hashable, tokens: Sequence[int]) -> Match:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from phikit.engine.base import Request, can_run, check
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 
 
 class Engine(Protocol):
@@ -90,7 +90,7 @@ def imported() -> Any:
     try:
         import ray
     except ModuleNotFoundError as e:
-        raise PhikitError("a pool of engines needs Ray", "pip install 'phikit[ray]'") from e
+        raise PhikitError("a pool of engines needs Ray", how_to_install("ray")) from e
     return ray
 
 

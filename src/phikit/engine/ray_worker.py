@@ -34,6 +34,7 @@ def packed(requests: list[Request]) -> bytes:
 
 
 def unpacked(data: bytes) -> list[Request]:
+    """The requests that `packed` wrote."""
     found = []
     for raw in json.loads(data):
         sampling = raw.pop("sampling")
@@ -57,6 +58,8 @@ def packed_rollouts(rollouts: list[list[Rollout]]) -> bytes:
 
 
 def unpacked_rollouts(data: bytes, requests: list[Request]) -> list[list[Rollout]]:
+    """The rollouts of each request, which carry its own prompt ids."""
+
     def rollout(
         request: Request, ids: Any, logprobs: Any, raw: Any, finish: str, meta: dict[str, Any]
     ) -> Rollout:

@@ -70,6 +70,7 @@ class RemoteGenerator:
         )
 
     def close(self) -> None:
+        """Closes the connections."""
         self._client.close()
 
     def __enter__(self) -> RemoteGenerator:

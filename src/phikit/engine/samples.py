@@ -65,6 +65,7 @@ class Sample:
 
     @property
     def adapter(self) -> str:
+        """The LoRA adapter that the request names; empty for none."""
         return self.ticket.request.adapter
 
     @property
@@ -74,6 +75,7 @@ class Sample:
 
     @property
     def context(self) -> tuple[int, ...]:
+        """The prompt and what has been drawn, as token ids."""
         return (*self.ticket.request.prompt_ids, *self.tokens)
 
 
@@ -114,6 +116,7 @@ class Events:
     top: list[Top] | None = None
 
     def tokens(self) -> Iterator[Token]:
+        """The step's events, one object for each token."""
         top = self.top or [()] * len(self.samples)
         columns = (self.place, self.token, self.logprob, self.raw_logprob)
         for sample, likeliest, *values in zip(

@@ -71,6 +71,7 @@ class Settings:
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
+        """The columns of rows with these settings."""
         greedy = [s.temperature == 0 for s in rows]
         filters = [bool(s.temperature and (s.top_k or s.top_p < 1 or s.min_p)) for s in rows]
 

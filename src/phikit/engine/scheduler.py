@@ -147,9 +147,11 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
+        """Whether anything is waiting, entering or running."""
         return bool(self.rows.n or self.waiting or self.entrance.entering)
 
     def stats(self) -> Stats:
+        """What the engine holds and has done so far; the server's metrics come from it."""
         idle = self.prefixes.idle
         return Stats(
             blocks=self.blocks.count - 1,

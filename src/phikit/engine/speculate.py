@@ -46,12 +46,15 @@ class Guess:
     q: Tensor | None = None
 
     def cut(self, length: int) -> None:
+        """Leaves the first `length` tokens."""
         del self.tokens[length:]
         if self.q is not None:
             self.q = self.q[:length]
 
 
 class Guesser(Protocol):
+    """Guesses the tokens that rows will draw next; a wrong guess costs time and changes nothing."""
+
     def guess(self, rows: Columns, lengths: Sequence[int]) -> list[Guess]:
         """Up to so many tokens for each row in use."""
         ...

@@ -26,7 +26,7 @@ from phikit.engine.base import Constraint, Sampling
 from phikit.engine.native.build import library
 from phikit.engine.native.draw import mask_rows
 from phikit.engine.stops import StopTexts
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 
 _COMPILED = 64  # constraints whose compiled form is kept
 _MOST_BYTES = 2**18  # of a constraint's source
@@ -176,7 +176,7 @@ class Texts:
             import llguidance
         except ModuleNotFoundError as e:
             raise PhikitError(
-                "constrained output needs llguidance", "pip install 'phikit[constrained]'"
+                "constrained output needs llguidance", how_to_install("constrained")
             ) from e
         if len(constraint.source.encode()) > _MOST_BYTES:
             raise BadConstraint(f"the {constraint.kind} is longer than {_MOST_BYTES} bytes")

@@ -17,11 +17,9 @@ from phikit.engine.base import Precision
 from phikit.errors import PhikitError
 from phikit.evals.statistics import accuracy
 from phikit.evals.tasks import Asking, check_items
-from phikit.files import explain_os_errors
+from phikit.files import cache_folder, explain_os_errors
 from phikit.records import Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-
-FILE = Path(".cache", "phikit", "ifeval", "ifeval.jsonl")  # under the home directory
 
 
 class IfevalConfig(Config):
@@ -86,7 +84,7 @@ def run_ifeval(ctx: Context, config: IfevalConfig, inputs: Mapping[str, Path]) -
     """Writes items.parquet and scores.parquet; returns accuracies with intervals."""
     from phikit.evals.stages import _generate, _load, _score, _thin
 
-    path = Path(config.path) if config.path else Path.home() / FILE
+    path = Path(config.path) if config.path else cache_folder() / "ifeval" / "ifeval.jsonl"
     items = _thin(read_prompts(path), config.items)
     check_items(items, str(path))
     model, ask_as = _load(inputs["model"] / "model", "chat", precision=config.precision)

@@ -51,6 +51,7 @@ class Parity:
     greedy_tokens: int = 0
 
     def row(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
         return asdict(self)
 
 
@@ -82,7 +83,7 @@ def check_parity(directory: Path, prompts: Sequence[str], limit: float, max_toke
     if importlib.util.find_spec("transformers") is None:
         return Parity(
             checked=False,
-            note="parity not checked: transformers is not installed (pip install 'phikit[dev]')",
+            note="parity not checked: transformers is not installed (phikit's extra `dev` has it)",
         )
     model = load(directory, torch.float32)
     form = chat_format(Tokenizer.load(directory))
@@ -140,6 +141,7 @@ def logit_difference(model: Decoder, reference: Any, ids: Sequence[int]) -> floa
 def greedy(
     model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int, stop_ids: tuple[int, ...]
 ) -> list[list[int]]:
+    """Each prompt's greedy continuation by our engine, as token ids without the prompt."""
     sampling = Sampling(temperature=0, max_tokens=max_tokens, stop_ids=stop_ids)
     requests = [Request(tuple(ids), sampling) for ids in prompts]
     return [list(group[0].completion_ids) for group in collect(LocalEngine(model), requests)]
@@ -149,6 +151,7 @@ def greedy(
 def reference_greedy(
     reference: Any, ids: Sequence[int], max_tokens: int, form: ChatFormat
 ) -> list[int]:
+    """A prompt's greedy continuation by transformers, as token ids without the prompt."""
     ids_1L = torch.tensor([list(ids)])
     room = reference.config.max_position_embeddings - len(ids)
     out = reference.generate(

@@ -145,6 +145,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)

@@ -43,10 +43,12 @@ class TensorInfo:
 
     @property
     def weights(self) -> int:
+        """How many numbers the tensor holds."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def bytes(self) -> int:
+        """Its size in the file."""
         return self.weights // self.form.weights * self.form.bytes
 
 

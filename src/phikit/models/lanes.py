@@ -44,6 +44,7 @@ class Lanes:
         return self.map(lambda _: function(), [None])[0]
 
     def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        """The function of each item, in the items' order; with one lane in this thread."""
         if self.count == 1:
             return [function(item) for item in items]
         threads = torch.get_num_threads()

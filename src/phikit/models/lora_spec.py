@@ -28,4 +28,5 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
+        """The factor of B A before it is added: α / r (arXiv 2106.09685, section 4.1)."""
         return self.alpha / self.rank

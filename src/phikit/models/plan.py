@@ -42,6 +42,7 @@ class Training:
 
     @property
     def memory(self) -> float:
+        """Bytes on each GPU."""
         return self.state + self.gathered + self.activations
 
 
@@ -172,6 +173,7 @@ def serving(
 
 
 def training_text(plan: Training, gpu: Gpu, gpus: int, tokens: float) -> str:
+    """The plan as the lines that `phikit plan` prints."""
     fits = "fits" if plan.memory < 0.95 * gpu.memory else "does not fit"
     parts = ((plan.state, "state"), (plan.gathered, "gathered"), (plan.activations, "activations"))
     return "\n".join(
@@ -190,6 +192,7 @@ def training_text(plan: Training, gpu: Gpu, gpus: int, tokens: float) -> str:
 
 
 def serving_text(plan: Serving, gpu: Gpu, gpus: int, context: int, precision: str) -> str:
+    """The plan as the lines that `phikit plan` prints."""
     return "\n".join(
         [
             f"serving in {precision}, {gpus:,} × {gpu.name}, contexts of {context:,} tokens",

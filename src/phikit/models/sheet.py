@@ -126,6 +126,7 @@ def count(number: float) -> str:
 
 
 def gigabytes(size: float) -> str:
+    """Bytes in units of 10⁹, with two digits behind the point below ten of them."""
     return f"{size / 1e9:.{2 if size < 1e10 else 1}f}"
 
 
@@ -134,6 +135,7 @@ def _memory(size: Sizes, precision: str) -> str:
 
 
 def row(name: str, shape: str = "", parameters: int = 0) -> str:
+    """A line of the sheet: a tensor's name, its shape, its parameters."""
     held = count(parameters) if parameters else ""
     return f"{name:<{_NAME}}{shape:<{_SHAPE}}{held:>{_COUNT}}".rstrip()
 

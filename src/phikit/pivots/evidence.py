@@ -43,6 +43,7 @@ class Arm:
 
     @property
     def n(self) -> int:
+        """Samples so far."""
         return self.passed + self.failed
 
     @property
@@ -56,10 +57,12 @@ class Arm:
         return (self.passed + 0.5) / (self.n + 1)
 
     def log_mixture(self) -> float:
+        """Log of the mean likelihood of these counts under the prior (a beta distribution)."""
         a, b = self.prior
         return _log_beta(a + self.passed, b + self.failed) - _log_beta(a, b)
 
     def log_likelihood(self, q: float) -> float:
+        """Log-likelihood of these counts when a sample passes with probability `q`."""
         return _x_log_y(self.passed, q) + _x_log_y(self.failed, 1.0 - q)
 
     def tilted(self, u: float) -> float:

@@ -70,6 +70,7 @@ class Automaton:
         return np.array([*p, p[-1]] if ids and ids[-1] == END else p)
 
     def passed(self, ids: Sequence[int]) -> bool:
+        """Whether the level that a whole completion ends at counts as right."""
         return bool(self.success[-1, self.levels(ids)[-1]] > 0.5)
 
     def sample(
@@ -146,6 +147,7 @@ class ExactVerifier:
 
 
 def exact_text(ids: Sequence[int]) -> str:
+    """The text of token ids: their numbers, with spaces between."""
     return " ".join(str(i) for i in ids)
 
 

@@ -43,4 +43,5 @@ def pivot_pair(pivot: Pivot) -> Pair | None:
 
 
 def pivot_pairs(pivots: Sequence[Pivot]) -> list[Pair]:
+    """The pairs of those pivots that make one, in their order."""
     return [pair for pair in map(pivot_pair, pivots) if pair is not None]

@@ -97,6 +97,7 @@ class Path:
         return len(self.ids)
 
     def add(self, walk: Walk) -> None:
+        """Takes in one more walk along the path."""
         self._walks.append(walk)
         self._table = self._chain = None
 

@@ -28,6 +28,7 @@ class Range:
     high: float
 
     def times(self, factor: float) -> Range:
+        """All three multiplied."""
         return Range(self.value * factor, self.low * factor, self.high * factor)
 
 

@@ -98,6 +98,7 @@ class QuestionSearch:
 
     @property
     def suspects(self) -> list[Suspect]:
+        """The suspects of all its solutions."""
         return [suspect for s in self.solutions for suspect in s.suspects]
 
     @property

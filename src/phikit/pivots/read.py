@@ -29,6 +29,11 @@ class SearchFolder:
         return rows(self.path / "searches.jsonl")
 
     def pairs(self) -> list[Pair]:
+        """The preference pairs that the search made.
+
+        Raises:
+            PhikitError: their file cannot be read.
+        """
         return read_records(self.path / "pairs.parquet", Pair)
 
     def problems(self) -> dict[str, Sample]:

@@ -96,6 +96,7 @@ class Heard(NamedTuple):
     declined: list[Said]
 
     def share(self, of: Sequence[Said]) -> float:
+        """What part of all that was heard these are; 0 when nothing was."""
         return len(of) / max(1, len(self.right) + len(self.wrong) + len(self.declined))
 
 

@@ -38,6 +38,7 @@ class Totals:
     def count(
         self, prompt_lengths: Sequence[int], rollouts: list[list[Drawn]], verified: int
     ) -> None:
+        """Adds a round: prompts' lengths in tokens, what was drawn, how many were verified."""
         self.requests += len(prompt_lengths)
         self.prefilled += sum(prompt_lengths)
         self.samples += sum(len(group) for group in rollouts)
@@ -87,6 +88,7 @@ class Candidate(NamedTuple):
 
     @property
     def pivotal(self) -> bool:
+        """Whether the change was measured, which is done only when it was confirmed."""
         return self.measured is not None
 
 
@@ -124,10 +126,12 @@ class Pivot:
 
     @property
     def accepted(self) -> Alternative | None:
+        """The alternative that makes the pair, if one does."""
         return next((a for a in self.alternatives if a.accepted), None)
 
     @classmethod
     def of(cls, found: Candidate, level: float) -> Pivot:
+        """The pivot of a measured candidate, with the interval of its change at this level."""
         assert found.measured is not None and found.fresh is not None
         lower, upper = found.fresh.interval(level)
         delta = found.measured.estimate
@@ -236,6 +240,7 @@ class Trace:
 
 
 def trace(question: QuestionSearch) -> Trace:
+    """What a question's search did: its record beside the pivots."""
     return Trace(
         problem=question.problem.id,
         kind=question.problem.kind,

@@ -41,6 +41,7 @@ class RoundLog:
         self.directory = directory
 
     def write(self, number: int, digest: str, done: Round) -> None:
+        """Appends a finished round; when this returns it is on the disk."""
         flat = [d for group in done.rollouts for d in group]
         head = {
             "digest": digest,

@@ -21,6 +21,8 @@ from phikit.pivots.path import Branch, Path
 
 
 class State(StrEnum):
+    """What is still to be found out about a suspect, or what came out."""
+
     EXPLORE = "explore"
     CLEARED = "cleared"
     CONFIRM = "confirm"
@@ -45,10 +47,12 @@ class Wants:
     forced: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def at(self, position: int, n: float) -> None:
+        """Asks for `n` walks that arrive at the position; the largest demand counts."""
         if n > 0:
             self.arrive[position] = max(self.arrive.get(position, 0), math.ceil(n))
 
     def after(self, position: int, token: int, n: int) -> None:
+        """Asks for `n` completions after this token; the largest demand counts."""
         if n > 0:
             key = (position, token)
             self.forced[key] = max(self.forced.get(key, 0), n)
@@ -112,6 +116,7 @@ class Suspect:
             self._measure(last_round)
 
     def wants(self, wants: Wants, target: float) -> None:
+        """Adds the samples that its next decision needs; `target`: the log evidence to confirm."""
         if self.state is State.EXPLORE:
             self._want_explored(wants)
         elif self.state is State.CONFIRM:

@@ -51,6 +51,7 @@ class Places:
         self._places: dict[Path, str] = {}
 
     def put(self, path: Path, place: str) -> None:
+        """Notes where the value at a path stood, in the words that errors use."""
         self._places[path] = place
 
     def of(self, path: Path) -> str:

@@ -67,6 +67,8 @@ class Recall:
 
 @dataclass(frozen=True)
 class Recalls:
+    """The recall of all a run's models, and the lengths that any of them was asked at."""
+
     models: tuple[Recall, ...]
     lengths: tuple[int, ...]
 

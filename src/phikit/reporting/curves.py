@@ -36,6 +36,7 @@ class Axis:
     ticks: tuple[tuple[float, float], ...]
 
     def share(self, value: float) -> float:
+        """Where a value lies: 0 at the low end, 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
 
 

@@ -22,10 +22,12 @@ class Evaluation:
 
     @cached_property
     def sampled(self) -> dict[str, float]:
+        """Each item's mean score over its sampled answers."""
         return item_means(self.scores)
 
     @cached_property
     def greedy(self) -> dict[str, float]:
+        """Each item's score of the greedy answer, where there is one."""
         return item_means(self.scores, greedy=True)
 
     @property
@@ -35,19 +37,23 @@ class Evaluation:
 
     @cached_property
     def accuracy(self) -> Estimate:
+        """The mean over items, with its interval."""
         return accuracy(list(self.means.values()), self.samples)
 
     @cached_property
     def greedy_accuracy(self) -> Estimate | None:
+        """The greedy answers' mean, where sampled ones are the main score."""
         return accuracy(list(self.greedy.values())) if self.greedy and self.sampled else None
 
     @property
     def samples(self) -> int:
+        """Sampled answers to each item; 1 when all are greedy."""
         count = sum(s.sample >= 0 for s in self.scores)
         return max(1, count // max(1, len(self.sampled)))
 
     @cached_property
     def by_kind(self) -> dict[str, Estimate]:
+        """The accuracy on each kind of item."""
         kinds = {s.item: s.task for s in self.scores}
         return {
             kind: accuracy([m for i, m in self.means.items() if kinds[i] == kind], self.samples)
@@ -109,6 +115,7 @@ class Evaluations:
 
     @property
     def final(self) -> Evaluation | None:
+        """The evaluation of the run's last model."""
         return self.chain[-1] if self.chain else None
 
     @property
@@ -216,6 +223,7 @@ class Evaluations:
 
 
 def compare(label: str, before: Evaluation, after: Evaluation) -> Comparison:
+    """The paired difference of two models; none when they answered different items."""
     same = before.means.keys() == after.means.keys()
     difference = paired(before.means, after.means) if same else None
     return Comparison(label, before.model.name, after.model.name, difference)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import SCHEMAS, Document, Pair, Record, Rollout, Sample, Score
 from phikit.reporting.builds import KEPT, PASSED, step_of
 
@@ -88,7 +88,7 @@ class Tables:
         try:
             import duckdb
         except ModuleNotFoundError as e:
-            raise PhikitError("looking into data needs duckdb", "pip install 'phikit[data]'") from e
+            raise PhikitError("looking into data needs duckdb", how_to_install("data")) from e
         connection = duckdb.connect()
         connection.execute("SET threads TO 2")
         return connection

@@ -21,6 +21,7 @@ def points(difference: float) -> str:
 
 
 def p_value(p: float) -> str:
+    """A p-value as the report shows it."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 

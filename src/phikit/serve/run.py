@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from phikit.chat.load import load_tokenizer
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.serve.requests import Limits
 from phikit.serve.served import Served
 from phikit.serve.worker import Settings, Worker
@@ -49,7 +49,7 @@ def serve(
     except ModuleNotFoundError as e:
         if (e.name or "").startswith("phikit"):
             raise
-        raise PhikitError(f"the server needs {e.name}", "pip install 'phikit[serve]'") from e
+        raise PhikitError(f"the server needs {e.name}", how_to_install("serve")) from e
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

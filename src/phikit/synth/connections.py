@@ -141,6 +141,7 @@ class Connections:
         return answer
 
     async def close(self) -> None:
+        """Closes the idle connections."""
         for connection in self._idle:
             connection.writer.close()
         self._idle.clear()

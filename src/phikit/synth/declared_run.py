@@ -25,7 +25,9 @@ class AsyncTeacher(Protocol):
 
     name: str
 
-    async def ask(self, request: Request) -> Outcome: ...
+    async def ask(self, request: Request) -> Outcome:
+        """Answers a request, or says in the outcome why there is no answer."""
+        ...
 
 
 @dataclass(slots=True)

@@ -49,6 +49,7 @@ class Step(Config):
 
     @property
     def schema_of_reply(self) -> dict[str, Any] | None:
+        """The JSON schema that the step's fields make; None where the reply is plain text."""
         if not self.reply:
             return None
         properties = {name: _field(kind) for name, kind in self.reply.items()}
@@ -122,6 +123,7 @@ class DeclaredType(Config):
 
 @cache
 def compiled(source: str) -> Template:
+    """A template, compiled once, in Jinja's sandbox."""
     return _ENVIRONMENT.from_string(source)
 
 
@@ -340,5 +342,6 @@ def find_type(name: str, types: Mapping[str, DeclaredType]) -> DeclaredType:
         PhikitError: there is none of that name; names the nearest.
     """
     if name not in types:
-        raise PhikitError(f"no dataset type is named {name!r}", did_you_mean(name, types))
+        hint = did_you_mean(name, types, "phikit synth list")
+        raise PhikitError(f"no dataset type is named {name!r}", hint)
     return types[name]

@@ -42,6 +42,7 @@ class Nearness:
         return max(0.0, 1 - both / alone)
 
     def add(self, text: str) -> None:
+        """Remembers a text, for those that come after it."""
         self._seen.update(_grams(text, self.n))
         self._last = (self._last + b"\n" + text.encode("utf-8", "replace"))[-_WINDOW:]
 

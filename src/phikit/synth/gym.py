@@ -1,6 +1,6 @@
 """`synth.gym`: problems of reasoning-gym, whose own scorers judge the answers.
 
-Needs reasoning-gym: `pip install 'phikit[gym]'`.
+Needs reasoning-gym: `pip install -e '.[gym]'`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import PhikitError, did_you_mean, how_to_install
 from phikit.records import Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth.collect import Collector, shares
@@ -121,7 +121,7 @@ def _dataset(name: str) -> Callable[..., Any]:
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as e:
-        raise PhikitError(f"synth.gym needs {e.name}", "pip install 'phikit[gym]'") from e
+        raise PhikitError(f"synth.gym needs {e.name}", how_to_install("gym")) from e
     if name not in DATASETS:
         raise PhikitError(f"reasoning-gym has no dataset {name!r}", did_you_mean(name, DATASETS))
     if reason := refused(name):

@@ -64,6 +64,7 @@ class Classifier:
         return _products(texts, self.weights_F[:, None], together)[:, 0] + self.bias
 
     def save(self, path: Path) -> None:
+        """Writes weights, bias and threshold as .npz."""
         np.savez(path, weights=self.weights_F, numbers=np.array([self.bias, self.threshold]))
 
     @classmethod
@@ -191,6 +192,7 @@ class Measured:
 def measure(
     classifier: Classifier, texts: Sequence[str], grades: Sequence[float], good: float
 ) -> Measured:
+    """How well the classifier tells texts that were graded `good` or better from the others."""
     guessed, given = classifier.scores(texts), np.asarray(grades)
     called, are = guessed >= classifier.threshold, given >= good
     both = int((called & are).sum())

@@ -84,6 +84,7 @@ class Rate:
         self._next = 0.0
 
     async def take(self, units: float) -> None:
+        """Waits until so many units may be spent."""
         if not self._seconds:
             return
         now = time.monotonic()

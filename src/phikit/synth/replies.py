@@ -53,6 +53,7 @@ class Reply:
 
     @property
     def id(self) -> str:
+        """What samples made of it name as their parent."""
         return f"{self.request}.{self.attempt}"
 
 
@@ -138,6 +139,7 @@ class ReplyStore:
                 done.set_result(None)
 
     async def close(self) -> None:
+        """Waits for what is being written, and lets go of the file and its lock."""
         if self._writer is not None:
             await self._writer
         self._journal.close()

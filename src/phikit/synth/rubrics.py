@@ -52,6 +52,7 @@ def request(text: str, draw: int) -> Request:
 
 
 def read(value: dict[str, Any]) -> Grade:
+    """The grade in a judge's reply that keeps to the schema."""
     return Grade(*(int(value[name]) for name in SCALES))
 
 

@@ -75,6 +75,7 @@ class Candidate:
 
     @property
     def problem(self) -> Problem:
+        """What a verifier needs to judge the response."""
         return Problem(
             prompt=self.question, answer=self.answer, verifier=self.verifier, kind=self.kind
         )
@@ -103,7 +104,9 @@ class Teacher(Protocol):
 
     name: str
 
-    def write(self, orders: Sequence[Order]) -> list[Candidate | None]: ...
+    def write(self, orders: Sequence[Order]) -> list[Candidate | None]:
+        """A candidate for each order, in their order; None where it could not write one."""
+        ...
 
 
 class ProceduralTeacher:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 from phikit.synth.remote_teacher import Endpoint, RemoteTeacher
 from phikit.synth.replies import ReplyStore
 from phikit.synth.stored_teacher import StoredTeacher
@@ -64,7 +65,7 @@ def find_model(path: Path) -> Path:
     Raises:
         PhikitError: it is not on this machine.
     """
-    cached = Path.home() / ".cache" / "phikit" / path
+    cached = cache_folder() / path
     for place in (path, path / "model", cached):
         if (place / "config.json").exists() or place.suffix == ".gguf":
             return place

@@ -44,6 +44,7 @@ def layer_forward(layer: Layer, x_BLD: Tensor, rope: Rope, attend: Attend) -> Te
 
 
 def decoder_layers(model: Decoder) -> list[Layer]:
+    """The layers that are plain decoder layers."""
     return [layer for layer in model.model.layers if isinstance(layer, Layer)]
 
 

@@ -32,6 +32,7 @@ class Sums(NamedTuple):
 
 
 def cache_rows(vocabulary: int) -> int:
+    """Rows of logits over this vocabulary that fit the processor's cache; 16 at least."""
     return max(16, CACHE_BYTES // (4 * vocabulary))
 
 

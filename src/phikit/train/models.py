@@ -20,6 +20,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def new_model(config: DecoderConfig, seed: int) -> Decoder:
+    """A model of fresh weights, which depend on the seed alone."""
     model = Decoder(config)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model

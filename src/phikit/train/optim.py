@@ -136,6 +136,7 @@ class Optimiser:
         )
 
     def zero_grad(self) -> None:
+        """Forgets the gradients."""
         for p in self.parameters:
             p.grad = None
 
@@ -151,6 +152,7 @@ class Optimiser:
         return norm
 
     def step(self, lr: float, muon_lr: float, lanes: Lanes) -> None:
+        """Moves the parameters by one step, at these learning rates of AdamW and of Muon."""
         for group in self.adam.param_groups:
             group["lr"] = lr
         lanes.run(self.adam.step)

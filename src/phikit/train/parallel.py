@@ -59,6 +59,7 @@ def join() -> None:
 
 
 def leave() -> None:
+    """Takes this process out of the group, if it is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -69,6 +70,7 @@ def world() -> int:
 
 
 def rank() -> int:
+    """This process's number; 0 when it is alone."""
     return dist.get_rank() if world() > 1 else 0
 
 
@@ -78,6 +80,7 @@ def lanes(parameters: int, threads: int) -> int:
 
 
 def barrier() -> None:
+    """Waits until all processes are here."""
     if world() > 1:
         dist.barrier()
 

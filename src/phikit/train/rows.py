@@ -75,12 +75,14 @@ class Rows:
             self.flush()
 
     def flush(self) -> None:
+        """Writes the rows that wait: into metrics.jsonl, and to the trackers."""
         self.ctx.metrics.append(*self.waiting)
         self.trackers.add(self.waiting)
         self.waiting = []
         self.flushed = time.monotonic()
 
     def tokens_per_s(self) -> float:
+        """The mean rate since this process began to train."""
         return (self.last - self.first) / max(1e-9, time.monotonic() - self.began)
 
 

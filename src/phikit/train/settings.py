@@ -124,6 +124,7 @@ class TrainSettings(Config):
     )
 
     def warmup_steps(self, steps: int) -> int:
+        """Steps of warm-up: `warmup` below 1 is a share of all steps, else their number."""
         return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
 
 

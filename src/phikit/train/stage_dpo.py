@@ -6,9 +6,9 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from phikit.stage import Context, Estimate, Stage, given
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.mixing import PairKind, mix
 from phikit.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from phikit.models.decoder_config import DecoderConfig
 
 
 class DpoSettings(TrainSettings):
@@ -48,10 +51,20 @@ class DpoSettings(TrainSettings):
 
 
 def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Trains a model to prefer the chosen answers of all `pairs` to the rejected ones.
+
+    Returns:
+        the training's summary, how many pairs of each kind were used, and the last steps' accuracy
+        and margin.
+
+    Raises:
+        PhikitError: no pair is usable (and `allow_empty` is off, or there were some), or max_tokens
+            or a token id is beyond the model.
+    """
     from phikit.models import checkpoint
     from phikit.train import loop, parallel
     from phikit.train.adapters import merged
-    from phikit.train.fitting import check_ids, check_length
+    from phikit.train.fitting import check_length
     from phikit.train.models import starting_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
     from phikit.train.result import finish, last_steps
@@ -59,13 +72,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     model = starting_model(inputs["model"], settings, ctx.seed)
     most = settings.max_tokens or model.config.max_positions
     check_length(most, model.config, "train.dpo: max_tokens", "lower it, or leave it out")
-    read: list[Pair] = []
-    for folder in given(inputs, "pairs"):
-        path = folder / "pairs.parquet"
-        for pair in read_records(path, Pair):
-            ids = (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
-            check_ids(ids, model.config, f"{path}: pair {pair.id}")
-            read.append(pair)
+    read = _read_pairs(given(inputs, "pairs"), model.config)
     usable = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:
         if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
@@ -102,6 +109,23 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         "left_out": len(read) - len(usable),
         **last_steps(ctx, "accuracy", "margin"),
     }
+
+
+def _read_pairs(folders: Iterable[Path], config: DecoderConfig) -> list[Pair]:
+    """
+    Raises:
+        PhikitError: a pair has token ids that are none of the model's; names it.
+    """
+    from phikit.train.fitting import check_ids
+
+    read: list[Pair] = []
+    for folder in folders:
+        path = folder / "pairs.parquet"
+        for pair in read_records(path, Pair):
+            ids = (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
+            check_ids(ids, config, f"{path}: pair {pair.id}")
+            read.append(pair)
+    return read
 
 
 def _usable(pair: Pair, most: int) -> bool:

@@ -5,9 +5,9 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ from phikit.train.objectives.grpo_settings import GeneratorSettings, GrpoLoss, R
 from phikit.train.schedules import Schedule
 from phikit.train.settings import TrainSettings
 from phikit.verify.base import read_problems
+
+if TYPE_CHECKING:
+    from phikit.chat.format import ChatFormat
+    from phikit.records import Sample
 
 
 class GrpoSettings(TrainSettings):
@@ -37,6 +41,16 @@ class GrpoSettings(TrainSettings):
 
 
 def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Trains a model on its own answers to problems, rewarded by the problems' verifiers.
+
+    Returns:
+        the training's summary, how many problems were used and left out as too long, and the last
+        steps' reward, share of right answers, groups kept, length and the engine's gap.
+
+    Raises:
+        PhikitError: no problem leaves room for an answer, or the steps are no whole number of
+            iterations.
+    """
     from phikit.chat.format import chat_format
     from phikit.train import loop, parallel
     from phikit.train.models import load_model, load_tokenizer, starting_model
@@ -46,15 +60,8 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
 
     model = starting_model(inputs["model"], settings, ctx.seed)
     chat = chat_format(load_tokenizer(inputs["model"]))
-    room = model.config.max_positions - settings.rollouts.max_tokens
     read = read_problems(inputs["problems"])
-    problems = [s for s in read if len(chat.render(s.prompt, generation_prompt=True).ids) <= room]
-    if not problems:
-        raise PhikitError(
-            f"train.grpo: none of {len(read)} problems with a verifier leaves "
-            f"{settings.rollouts.max_tokens} tokens for the answer",
-            f"the model's context is {model.config.max_positions}; lower rollouts.max_tokens",
-        )
+    problems = _answerable(read, chat, model.config.max_positions, settings.rollouts.max_tokens)
     if settings.steps % settings.loss.updates:
         raise PhikitError(
             f"train.grpo: {settings.steps} steps are no whole number of iterations of "
@@ -85,6 +92,25 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
         | {"problems": len(problems), "left_out": len(read) - len(problems)}
         | last_steps(ctx, "reward", "right", "groups_kept", "length", "engine_gap")
     )
+
+
+def _answerable(
+    read: Sequence[Sample], chat: ChatFormat, context: int, max_tokens: int
+) -> list[Sample]:
+    """The problems whose prompts leave `max_tokens` of the model's context for the answer.
+
+    Raises:
+        PhikitError: none does.
+    """
+    room = context - max_tokens
+    problems = [s for s in read if len(chat.render(s.prompt, generation_prompt=True).ids) <= room]
+    if not problems:
+        raise PhikitError(
+            f"train.grpo: none of {len(read)} problems with a verifier leaves "
+            f"{max_tokens} tokens for the answer",
+            f"the model's context is {context}; lower rollouts.max_tokens",
+        )
+    return problems
 
 
 def _grpo_size(settings: GrpoSettings) -> Estimate:

@@ -65,6 +65,15 @@ class ImportSettings(Config):
 def run_import(
     ctx: Context, settings: ImportSettings, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
+    """Reads JSON lines into samples and pairs; the input model's chat template makes the ids.
+
+    Returns:
+        how many records of each sort were read.
+
+    Raises:
+        PhikitError: a line is neither sample nor pair, or the file holds none; names the line and
+            what is missing.
+    """
     from phikit.chat.format import chat_format
     from phikit.train.models import load_tokenizer
 

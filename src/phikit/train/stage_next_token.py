@@ -44,6 +44,7 @@ class NextTokenSettings(TrainSettings):
     )
 
     def total_steps(self, rows: int) -> int:
+        """Steps over so many rows: as stated, or as the epochs need."""
         return self.steps or math.ceil(self.epochs * rows / self.batch_rows)
 
 
@@ -91,6 +92,7 @@ class SftSettings(NextTokenSettings):
 
 
 def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> dict[str, Any]:
+    """Trains new weights on shards, with the tokenizer they were made with."""
     from phikit.train.models import load_tokenizer, new_model
 
     tokenizer = load_tokenizer(inputs["tokenizer"])
@@ -100,6 +102,7 @@ def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> di
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
+    """Trains a model further on shards, in a context `context_factor` times its own."""
     from phikit.models.architectures import read_config
     from phikit.train.models import model_of, starting_model
 
@@ -112,6 +115,11 @@ def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> di
 
 
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
+    """Trains a model on chats; the loss is on what the assistant says.
+
+    Raises:
+        PhikitError: no sample fits, or a token id or the context is beyond the model.
+    """
     from phikit.chat.format import chat_format
     from phikit.data.pack import pack
     from phikit.models.architectures import read_config

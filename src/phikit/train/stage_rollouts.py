@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ from phikit.stage import Config, Context, Estimate, Stage, given
 from phikit.train.stage_next_token import NextTokenSettings, _next_token, _size
 
 if TYPE_CHECKING:
+    from phikit.chat.format import ChatFormat
     from phikit.data.pack import Example
-    from phikit.records import Pair, Rollout
+    from phikit.engine.base import Request
+    from phikit.records import Pair, Rollout, Sample
+    from phikit.verify.base import Verifier
 
 Inputs = Mapping[str, Path]
 
@@ -62,47 +65,34 @@ class DistillSettings(NextTokenSettings):
 
 
 def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> dict[str, Any]:
-    import numpy as np
+    """Draws answers to the problems, verifies them, and pairs right ones with wrong ones.
 
+    Returns:
+        how many problems, rollouts, pairs and drawn tokens there are, and the share of right
+        answers.
+
+    Raises:
+        PhikitError: the model or the problems cannot be read.
+    """
     from phikit.chat.format import chat_format
-    from phikit.engine.base import Request, Sampling, collect
+    from phikit.engine.base import collect
     from phikit.engine.local import LocalEngine
     from phikit.models import checkpoint
     from phikit.records import Pair, Rollout, write_records
     from phikit.train.models import load_tokenizer, model_of
-    from phikit.verify.base import ByName, Problem, read_problems
+    from phikit.verify.base import ByName, read_problems
 
     model = checkpoint.load(model_of(inputs["model"]))
     chat = chat_format(load_tokenizer(inputs["model"]))
-    problems = read_problems(inputs["problems"])
-    order = np.random.default_rng([ctx.seed, 0x726F6C]).permutation(len(problems))
-    chosen = [problems[i] for i in order[: settings.prompts or len(problems)]]
-    sampling = Sampling(
-        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens,
-        stop_ids=tuple(chat.stop_ids),
-    )  # fmt: skip
+    chosen = _drawn(read_problems(inputs["problems"]), settings.prompts, ctx.seed)
     engine, verifier = LocalEngine(model, settings.max_batch), ByName()
     rollouts: list[Rollout] = []
     pairs: list[Pair] = []
     at_once = max(1, settings.max_batch // settings.group)
     for start in range(0, len(chosen), at_once):
         part = chosen[start : start + at_once]
-        requests = [
-            Request(
-                tuple(chat.render(s.prompt, generation_prompt=True).ids), sampling, settings.group,
-                _seed(ctx.seed, s.id),
-            )
-            for s in part
-        ]  # fmt: skip
-        made = collect(engine, requests)
-        items = [
-            (Problem.of(s), chat.text(r.completion_ids))
-            for s, group in zip(part, made, strict=True)
-            for r in group
-        ]
-        verdicts = iter(verifier.verify(items))
-        for sample, group in zip(part, made, strict=True):
-            judged = [_judged(r, next(verdicts), sample.id) for r in group]
+        made = collect(engine, _requests(part, settings, chat, ctx.seed))
+        for sample, judged in zip(part, _judged(part, made, chat, verifier), strict=True):
             rollouts += judged
             kind = "refusal" if sample.verifier == "refusal" else "rollout"
             pairs += rollout_pairs(
@@ -120,13 +110,58 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     }  # fmt: skip
 
 
+def _drawn(problems: list[Sample], count: int, seed: int) -> list[Sample]:
+    """So many of the problems in a random order; all of them when the count is 0."""
+    import numpy as np
+
+    order = np.random.default_rng([seed, 0x726F6C]).permutation(len(problems))
+    return [problems[i] for i in order[: count or len(problems)]]
+
+
+def _requests(
+    problems: Sequence[Sample], settings: RolloutsSettings, chat: ChatFormat, seed: int
+) -> list[Request]:
+    from phikit.engine.base import Request, Sampling
+
+    sampling = Sampling(
+        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens,
+        stop_ids=tuple(chat.stop_ids),
+    )  # fmt: skip
+    return [
+        Request(
+            tuple(chat.render(s.prompt, generation_prompt=True).ids), sampling, settings.group,
+            _seed(seed, s.id),
+        )
+        for s in problems
+    ]  # fmt: skip
+
+
 def _seed(seed: int, problem: str) -> int:
+    """A problem's own stream: its answers do not depend on what is asked beside it."""
     text = f"{seed}/rollouts/{problem}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
 
 
-def _judged(rollout: Rollout, verdict: Any, problem: str) -> Rollout:
-    return dataclasses.replace(rollout, id="", verdict=verdict, meta={"problem": problem})
+def _judged(
+    problems: Sequence[Sample],
+    made: Sequence[Sequence[Rollout]],
+    chat: ChatFormat,
+    verifier: Verifier,
+) -> Iterator[list[Rollout]]:
+    """Each problem's rollouts with their verdicts; all of them are verified in one call."""
+    from phikit.verify.base import Problem
+
+    items = [
+        (Problem.of(s), chat.text(r.completion_ids))
+        for s, group in zip(problems, made, strict=True)
+        for r in group
+    ]
+    verdicts = iter(verifier.verify(items))
+    for sample, group in zip(problems, made, strict=True):
+        yield [
+            dataclasses.replace(r, id="", verdict=next(verdicts), meta={"problem": sample.id})
+            for r in group
+        ]
 
 
 def rollout_pairs(
@@ -164,6 +199,11 @@ def rollout_pairs(
 
 
 def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict[str, Any]:
+    """Trains on the right answers among rollouts: prompt and answer as drawn, loss on the answer.
+
+    Raises:
+        PhikitError: no answer is left, or the context or a token id is beyond the model.
+    """
     from phikit.data.pack import pack
     from phikit.records import Rollout, read_records
     from phikit.train.fitting import check_ids, check_length

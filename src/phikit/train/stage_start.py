@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from phikit.errors import PhikitError
+from phikit.files import cache_folder
 from phikit.stage import Config, Context, Estimate, Stage
 
 Inputs = Mapping[str, Path]
@@ -26,6 +27,11 @@ class StartSettings(Config):
 
 
 def run_start(ctx: Context, settings: StartSettings, inputs: Inputs) -> dict[str, Any]:
+    """Copies a fetched model into the run, unchanged, as the stage's own.
+
+    Raises:
+        PhikitError: it is not on this machine; says how it is fetched.
+    """
     from phikit.files import atomic_directory
     from phikit.models import checkpoint
     from phikit.models.architectures import read_config
@@ -48,7 +54,7 @@ def _find(name: str) -> Path:
     """
     from phikit.models.family import find
 
-    places = [Path(name), Path.home() / ".cache" / "phikit" / name]
+    places = [Path(name), cache_folder() / name]
     member = find(name)
     if member is not None:
         folder = _hub_cache() / f"models--{member.repository.replace('/', '--')}"
@@ -90,6 +96,14 @@ class PerplexitySettings(Config):
 
 
 def run_perplexity(ctx: Context, settings: PerplexitySettings, inputs: Inputs) -> dict[str, Any]:
+    """Measures how well a model predicts documents.
+
+    Returns:
+        the mean negative log-likelihood of a token in nats, its exponential, and the tokens.
+
+    Raises:
+        PhikitError: the context is beyond the model.
+    """
     import torch
 
     from phikit.data.pack import Batches, pack

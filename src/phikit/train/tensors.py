@@ -95,6 +95,7 @@ class Relaid:
     after: int
 
     def changes(self, name: str) -> bool:
+        """Whether this tensor's rows stand elsewhere in the new layout."""
         return self.before != self.after and self._rows(name) is not None
 
     def __call__(self, name: str, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 
 Tracker = Literal["tensorboard", "trackio"]
 
@@ -17,7 +17,7 @@ def _load(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise PhikitError(f"{name} is not installed", "pip install 'phikit[track]'") from e
+        raise PhikitError(f"{name} is not installed", how_to_install("track")) from e
 
 
 class Trackers:
@@ -46,6 +46,7 @@ class Trackers:
             self._trackio.init(project="phikit", name=name, resume="allow" if done else "never")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hands rows on; their numbers alone, under their own names."""
         for row in rows:
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
             if self._board is not None:

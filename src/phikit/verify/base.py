@@ -76,7 +76,9 @@ class Verifier(Protocol):
 
     name: str
 
-    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]: ...
+    def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """A verdict for each pair of problem and answer, in their order."""
+        ...
 
 
 VERIFIERS: dict[str, Callable[[], Verifier]] = {}

@@ -17,12 +17,14 @@ _LETTER = re.compile(r"[\s$*(\[]*(?:\\text\{)?([A-Za-z])(?:\}|\b)[\s$*]*(?:$|[).
 
 
 def letter(answer: str) -> str | None:
+    """The letter at the beginning of an answer, in capitals; None when it begins with none."""
     found = _LETTER.match(answer)
     return found[1].upper() if found else None
 
 
 @functools.lru_cache(maxsize=65_536)
 def judge(gold: str, answer: str) -> Verdict:
+    """Is the chosen letter the right one?"""
     given = letter(answer)
     if given is None:
         return verdict("choice", False, f"no letter in the answer {shorten(answer)}")

@@ -21,6 +21,7 @@ _AROUND = " \t\n.,;:!?\"'`*_$"
 
 
 def normalise(text: str) -> str:
+    """The text without case, double spaces, and punctuation around it."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).strip(_AROUND)
 
@@ -32,6 +33,7 @@ def items(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=65_536)
 def judge(gold: str, answer: str) -> Verdict:
+    """Is the answer the expected text, or the same list?"""
     wanted, given = normalise(gold), normalise(answer)
     same = items(wanted) == items(given) if "," in wanted else wanted == given
     if same:

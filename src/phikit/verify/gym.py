@@ -2,7 +2,7 @@
 
 They run in a process of their own that is killed when it takes too long. Scorers that hand text to
 Python's `eval`, as some do by way of sympy, are not run: an answer is what a model wrote.
-Needs reasoning-gym: `pip install 'phikit[gym]'`.
+Needs reasoning-gym: `pip install -e '.[gym]'`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Verdict
 from phikit.verify.answer import after_thought, final_answer
 from phikit.verify.base import Problem, register
@@ -78,7 +78,7 @@ def _judge(answer: str, stated: str) -> Verdict:
     if reply is None:
         return verdict("gym", False, f"{told}: scoring it took too long")
     if reply.get("missing"):
-        raise PhikitError(f"judging {dataset}: {reply['error']}", "pip install 'phikit[gym]'")
+        raise PhikitError(f"judging {dataset}: {reply['error']}", how_to_install("gym"))
     score = min(1.0, max(0.0, reply["score"]))
     if score >= 1.0:
         return verdict("gym", True, "right, says its scorer")

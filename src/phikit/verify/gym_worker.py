@@ -18,12 +18,14 @@ MEMORY = 4 << 30
 
 @cache
 def scorer(dataset: str) -> Callable[..., float]:
+    """reasoning-gym's own scorer of a dataset."""
     from reasoning_gym import get_score_answer_fn
 
     return get_score_answer_fn(dataset)
 
 
 def reply(request: Any) -> dict[str, Any]:
+    """The score of (dataset, entry, answer); of None, whether reasoning-gym is here."""
     try:
         import reasoning_gym  # noqa: F401
     except ImportError as e:
@@ -38,6 +40,7 @@ def reply(request: Any) -> dict[str, Any]:
 
 
 def serve(lines: TextIO, out: TextIO) -> None:
+    """A line of JSON in, a line of JSON out, until the input ends."""
     for line in lines:
         out.write(json.dumps(reply(json.loads(line))) + "\n")
         out.flush()

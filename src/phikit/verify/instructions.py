@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import PhikitError, did_you_mean, how_to_install
 from phikit.records import Verdict
 from phikit.verify.base import Problem, register
 from phikit.verify.verdicts import verdict
@@ -52,7 +52,7 @@ def language(text: str) -> str | None:
         from langdetect import DetectorFactory, LangDetectException, detect
     except ImportError as e:
         raise PhikitError(
-            "telling a response's language needs langdetect", "pip install 'phikit[ifeval]'"
+            "telling a response's language needs langdetect", how_to_install("ifeval")
         ) from e
     DetectorFactory.seed = 0  # it draws: the same text must always get the same verdict
     try:

@@ -41,7 +41,9 @@ class Judge(Protocol):
 
     name: str
 
-    def judge(self, problem: Problem, responses: Sequence[str]) -> list[Grades | None]: ...
+    def judge(self, problem: Problem, responses: Sequence[str]) -> list[Grades | None]:
+        """Grades for each response, in their order."""
+        ...
 
 
 # --- a program -----------------------------------------------------------------------------------

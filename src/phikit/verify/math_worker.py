@@ -40,6 +40,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def serve(lines: TextIO, out: TextIO) -> None:
+    """A line of JSON in, a line of JSON out, until the input ends."""
     for line in lines:
         gold, answer = json.loads(line)
         try:

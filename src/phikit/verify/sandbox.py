@@ -153,6 +153,7 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def run(self, programs: Sequence[Program], limits: Limits, workers: int) -> list[Outcome]:
+        """Runs programs, `workers` at once, and returns their outcomes in the programs' order."""
         with self._lock:
             while len(self._servers) < workers:
                 self._servers.append(_Server())
@@ -181,6 +182,7 @@ class Sandbox:
         return [outcomes[i] for i in range(len(programs))]
 
     def close(self) -> None:
+        """Ends the servers."""
         with self._lock:
             for server in self._servers:
                 server.close()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.files import explain_os_errors
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as e:
-        raise PhikitError(
-            "reading pictures needs Pillow", "pip install 'phikit[multimodal]'"
-        ) from e
+        raise PhikitError("reading pictures needs Pillow", how_to_install("multimodal")) from e
     return PIL
 
 

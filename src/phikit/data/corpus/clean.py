@@ -105,6 +105,7 @@ class Gathered:
         self._begins: list[int] = []
 
     def add(self, document: Document) -> None:
+        """Takes a document's hash, address, size, shingles and sketch into the columns."""
         data = document.text.encode()
         self._columns["texts"].append(_integer(data))
         self._columns["sizes"].append(len(document.text))
@@ -128,6 +129,7 @@ class Gathered:
         self._chars = 0
 
     def save(self, folder: Path) -> None:
+        """Writes the columns into a unit's folder."""
         self._compare()
         hashes = self.config.dedup.hashes
         signatures = np.concatenate([np.zeros((0, hashes), np.uint32), *self._signatures])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +94,14 @@ def judge(
             this shard) and `limits`; empty ones are left out.
     """
     config = CorpusConfig.model_validate(settings)
-    size = len(np.load(Path(shard) / "sizes.npy"))
-    stands_for, similarity, reasons = (
-        np.load(Path(joined) / f"{name}.npy", mmap_mode="r")[begin : begin + size]
-        for name in ("kept", "similarity", "reasons")
-    )
-    bits, unusual = _unusual(surprised, limited, size)
-    suspects: set[int] = set()
-    compared: dict[str, Any] = {}
+    against = _Findings.read(shard, begin, joined, surprised, limited)
+    decontaminator, compared = None, {}
     if items:
         decontaminator = decontaminator_of(items, config)
         with np.load(Path(found) / "counts.npz", allow_pickle=False) as held:
             allowed = decontaminator.settle_with(held["long"], held["short"])
         compared = {"items": len(decontaminator.items), "allowed": allowed}
-        suspects = set(_sharing(Path(shard)).numbers.tolist())
+    suspects = set(_sharing(Path(shard)).numbers.tolist()) if decontaminator else set()
     counts: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     chars: Counter[str] = Counter()
@@ -120,19 +114,14 @@ def judge(
             for number, document in enumerate(
                 iter_records(Path(shard) / "documents.parquet", Document)
             ):
-                reason = ""
-                more: dict[str, Any] = {}
-                # contamination first: its ledger must be complete
-                if number in suspects and (hit := decontaminator.check(document.text)):
+                reason, more = against.reason(number)
+                # also of one that goes anyway: the ledger of contamination must be complete
+                hit = decontaminator and number in suspects and decontaminator.check(document.text)
+                if hit:
                     ledger.add(hit.row(document.id))
                     counts[hit.verdict] += 1
                     if hit.verdict == "contaminated":
                         reason, more = "contaminated", {"item": hit.item, "rule": hit.rule}
-                if not reason and (reason := REASONS[reasons[number]]):
-                    more = {"of": int(stands_for[number]),
-                            "similarity": round(float(similarity[number]), 3)}  # fmt: skip
-                if not reason and unusual[number]:
-                    reason, more = "unusual trigrams", {"bits": round(float(bits[number]), 2)}
                 if reason:
                     counts[f"{document.source} {reason}"] += 1
                     rejected.add(rejection_line(document, reason, **more))
@@ -147,6 +136,35 @@ def judge(
         {"documents": total, "kept": dict(kept), "chars": dict(chars), "rejected": dict(counts),
          **compared},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the other units found against a shard's documents; an entry each, in their order."""
+
+    stands_for: np.ndarray
+    similarity: np.ndarray
+    reasons: np.ndarray
+    bits: np.ndarray
+    unusual: np.ndarray
+
+    @classmethod
+    def read(cls, shard: str, begin: int, joined: str, surprised: str, limited: str) -> _Findings:
+        size = len(np.load(Path(shard) / "sizes.npy"))
+        stands_for, similarity, reasons = (
+            np.load(Path(joined) / f"{name}.npy", mmap_mode="r")[begin : begin + size]
+            for name in ("kept", "similarity", "reasons")
+        )
+        return cls(stands_for, similarity, reasons, *_unusual(surprised, limited, size))
+
+    def reason(self, number: int) -> tuple[str, dict[str, Any]]:
+        """Why a document goes, as a rejection's reason and its figures; empty when it stays."""
+        if reason := REASONS[self.reasons[number]]:
+            return reason, {"of": int(self.stands_for[number]),
+                            "similarity": round(float(self.similarity[number]), 3)}  # fmt: skip
+        if self.unusual[number]:
+            return "unusual trigrams", {"bits": round(float(self.bits[number]), 2)}
+        return "", {}
 
 
 def _unusual(surprised: str, limited: str, count: int) -> tuple[Any, Any]:

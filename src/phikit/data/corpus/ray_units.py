@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from phikit.data.corpus.units import ATTEMPTS, Unit, do, raise_error
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 
 _IN_FLIGHT = 4  # tasks handed to Ray per processor: enough to keep it busy
 
@@ -28,7 +28,7 @@ class OnRay:
         try:
             import ray
         except ImportError as e:
-            raise PhikitError("working on a cluster needs ray", "pip install 'phikit[ray]'") from e
+            raise PhikitError("working on a cluster needs ray", how_to_install("ray")) from e
         self.ray: Any = ray
         if not ray.is_initialized():
             try:

@@ -40,6 +40,7 @@ class Unit:
 
     @property
     def done(self) -> bool:
+        """Whether its folder is there, which comes to be only when it is whole."""
         return self.folder.exists()
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig, check_archive
 from phikit.data.reading.html import known_encoding, page_text
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 _PAGES = ("application/xhtml+xml", "text/html")
@@ -88,7 +88,7 @@ def _xml(archive: zipfile.ZipFile, name: str) -> Any:
     try:
         from lxml import etree
     except ImportError as e:
-        raise PhikitError("reading EPUB needs lxml", "pip install 'phikit[data]'") from e
+        raise PhikitError("reading EPUB needs lxml", how_to_install("data")) from e
     try:
         return etree.fromstring(
             archive.read(name), etree.XMLParser(resolve_entities=False, no_network=True)

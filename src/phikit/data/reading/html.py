@@ -15,7 +15,7 @@ from typing import Any
 
 from phikit.data.reading.base import BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.equations import keep_equations, replace
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 _LANGUAGE = re.compile(r"(?:language|lang|highlight|brush|sourceCode)[-:\s]+([A-Za-z0-9+#]+)")
@@ -71,9 +71,7 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
         from resiliparse.extract.html2text import extract_plain_text
         from resiliparse.parse.encoding import bytes_to_str, detect_encoding
     except ImportError as e:
-        raise PhikitError(
-            "reading HTML needs lxml and resiliparse", "pip install 'phikit[data]'"
-        ) from e
+        raise PhikitError("reading HTML needs lxml and resiliparse", how_to_install("data")) from e
     encoding = known_encoding(encoding) or detect_encoding(data, from_html_meta=True) or "utf-8"
     if _is_utf8(data):
         encoding = "utf-8"

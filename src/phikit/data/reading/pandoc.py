@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phikit.data.reading import outside
 from phikit.data.reading.base import BrokenFile, File, Read, ReaderConfig, check_archive, decode
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 _TEMPLATE = Path(__file__).with_name("document.pandoc")  # title and abstract are no part of a body
@@ -52,7 +52,7 @@ def _document(
         import pypandoc
     except ImportError as e:
         raise PhikitError(
-            f"{file.name}: reading TeX and Word needs pypandoc-binary", "pip install 'phikit[data]'"
+            f"{file.name}: reading TeX and Word needs pypandoc-binary", how_to_install("data")
         ) from e
     # -M bounds pandoc's own heap; its address space is a terabyte that it never touches
     command = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from phikit.data.reading import outside
 from phikit.data.reading.base import BrokenFile, File, Read, ReaderConfig
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 
@@ -20,7 +20,7 @@ def read_pdf(file: File, settings: ReaderConfig) -> Iterator[Read]:
         PhikitError: pypdfium2 is missing.
     """
     if importlib.util.find_spec("pypdfium2") is None:
-        raise PhikitError("reading PDF needs pypdfium2", "pip install 'phikit[data]'")
+        raise PhikitError("reading PDF needs pypdfium2", how_to_install("data"))
     if file.path.stat().st_size > settings.max_file_bytes:
         raise BrokenFile("file too large", f"{file.path.stat().st_size} bytes")
     child = Path(__file__).with_name("pdf_child.py")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.plain import row_document
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import SCHEMAS, Document, iter_records
 
 HUGGING_FACE = "hf:"
@@ -65,7 +65,7 @@ def read_hugging_face(name: str, settings: ReaderConfig) -> Iterator[Read]:
     except ImportError as e:
         raise PhikitError(
             f"reading {HUGGING_FACE}{name} needs the datasets library",
-            "pip install 'phikit[data]'",
+            how_to_install("data"),
         ) from e
     rows: Any
     path, _, rest = name.partition(":")

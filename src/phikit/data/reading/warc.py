@@ -7,7 +7,7 @@ from typing import Any
 
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.html import known_encoding, page_text
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -26,7 +26,7 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError as e:
-        raise PhikitError("reading WARC needs fastwarc", "pip install 'phikit[data]'") from e
+        raise PhikitError("reading WARC needs fastwarc", how_to_install("data")) from e
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     seen = 0
     try:

@@ -28,6 +28,7 @@ class Inputs:
         self.count = 0
 
     def add(self, x: Tensor) -> None:
+        """Adds the inputs [..., K] of some positions."""
         x_KT = x.reshape(-1, x.shape[-1]).T.contiguous()
         # bfloat16 inputs are multiplied as they are: their products are exact in float32
         product = head_product(x_KT, len(x_KT))
@@ -39,6 +40,7 @@ class Inputs:
 
     @property
     def moment_KK(self) -> Tensor:
+        """The mean of x xᵀ over all positions: GPTQ's Hessian up to a factor."""
         return self.sum_KK / max(1, self.count)
 
 

@@ -49,6 +49,7 @@ class Scheme:
             )
 
     def fits(self, columns: int) -> bool:
+        """Whether a matrix of so many columns divides into whole groups."""
         return columns % (self.group or 32) == 0
 
     def activation_group(self, columns: int) -> int:
@@ -56,6 +57,7 @@ class Scheme:
         return self.group or next(g for g in GROUPS if columns % g == 0)
 
     def scale_groups(self, columns: int) -> int:
+        """Scales in each row of a matrix of so many columns."""
         return columns // self.group if self.group else 1
 
 

@@ -223,9 +223,11 @@ class Attention(nn.Module):
         return self.split(self.Wqkv(x_BLD))
 
     def split(self, q_BLD: Tensor) -> Tensor:
+        """Queries by pair of heads: [B, L, D] → [B, E, R, L, K]."""
         return split_queries(q_BLD, self.kv_heads, self.head_dim)
 
     def finish(self, maps_BP2RLV: Tensor) -> Tensor:
+        """From the attention's two maps to the layer's output [B, L, D]."""
         return self.out_proj(self.inner_cross_attn(maps_BP2RLV))
 
 

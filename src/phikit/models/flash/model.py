@@ -70,6 +70,7 @@ class Flash(nn.Module):
         return self.model.final_layernorm.weight.dtype
 
     def layers(self) -> list[Layer]:
+        """The layers, in order."""
         return list(self.model.layers)  # type: ignore[arg-type]
 
     # --- whole sequences -------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class SharedKV:
         self.pieces: list[Piece] = []
 
     def reserve(self, rows: int, positions: int) -> None:
+        """Makes room for so many rows and positions; what is stored stays."""
         if rows > self.capacity:
             self.capacity = max(rows, self.capacity * 3 // 2)
             self.pieces = [self._widened(piece) for piece in self.pieces]
@@ -88,6 +89,7 @@ class SharedKV:
 
     def write(self, rows_N: Tensor, positions_NL: Tensor, valid_NL: Tensor | None, k_NELK: Tensor,
               v_NPLV: Tensor) -> None:  # fmt: skip
+        """Stores keys and values of new positions; those that are not valid are left out."""
         rows_NL = rows_N[:, None].expand_as(positions_NL)
         new = (k_NELK.transpose(1, 2), v_NPLV.transpose(1, 2))  # as indexing twice wants it
         low, high = int(positions_NL.min()) // self.size, int(positions_NL.max()) // self.size
@@ -100,6 +102,7 @@ class SharedKV:
                 store[at[0], :, at[1]] = values[chosen_NL]
 
     def attend(self, rows_N: Tensor | None, q_NERK: Tensor, length_N: Tensor) -> Tensor:
+        """Attention of one new position per row over its first `length_N` positions."""
         needed = self.pieces[: -(-int(length_N.max()) // self.size)]
         chosen = slice(len(length_N)) if rows_N is None else rows_N
         return attend_step(q_NERK, [(k[chosen], v[chosen]) for k, v in needed], length_N)
@@ -127,6 +130,7 @@ class Slots:
 
     @staticmethod
     def empty(config: FlashConfig, rows: int, dtype: torch.dtype, device: torch.device) -> Slots:
+        """Zeros: the state at the start of `rows` sequences. `ssm` is at least float32."""
         m, a = len(config.of_kind(Kind.MAMBA)), len(config.of_kind(Kind.WINDOW))
         e, k, w, i = config.kv_heads, config.head_dim, config.sliding_window, config.inner_size
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -142,10 +146,12 @@ class Slots:
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """All that is held; every tensor has the rows in its second dimension."""
         return self.conv, self.ssm, self.k, self.v
 
     @property
     def rows(self) -> int:
+        """How many sequences it has room for."""
         return self.conv.shape[1]
 
     def read(self, rows: Tensor) -> Slots:
@@ -159,6 +165,7 @@ class Slots:
 
     @property
     def bytes_per_row(self) -> int:
+        """What one sequence takes, whatever its length."""
         return sum(t[:, :1].numel() * t.element_size() for t in self.tensors())
 
 

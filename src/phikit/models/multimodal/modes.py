@@ -25,4 +25,5 @@ class InputMode(Enum):
 
     @staticmethod
     def of(images: bool, sounds: bool) -> InputMode:
+        """The mode of a prompt with pictures, sounds, both or neither."""
         return InputMode(int(images) + 2 * int(sounds))

@@ -55,6 +55,8 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -68,6 +70,8 @@ class VisionLayer(nn.Module):
 
 
 class VisionLayers(nn.Module):
+    """The layers under the name that the checkpoints give them."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers))

@@ -39,6 +39,7 @@ class PairBatch:
 
 
 def tree(pair: Pair) -> Tree:
+    """The pair as a tree: a prompt that both completions share."""
     return pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)
 
 

@@ -33,7 +33,9 @@ class Drawer(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives back the engines and their memory."""
+        ...
 
 
 def drawer(rollouts: RolloutSettings, generator: GeneratorSettings) -> Drawer:

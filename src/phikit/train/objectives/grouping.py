@@ -33,6 +33,7 @@ class Group:
 
 
 def mean(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
     return sum(values) / len(values) if values else 0.0
 
 

@@ -70,7 +70,7 @@ class GeneratorSettings(Config):
     kind: Literal["local", "ray"] = Field(
         default="local",
         description="local: an engine on the trained weights themselves; ray: a pool of engines, "
-        "which get the weights before each iteration (pip install 'phikit[ray]')",
+        "which get the weights before each iteration (pip install -e '.[ray]')",
     )
     workers: int = Field(
         default=1, ge=1, description="ray: engines, each with a copy of the weights"

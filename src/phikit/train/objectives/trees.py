@@ -50,6 +50,7 @@ class Forest:
 
     @property
     def tokens(self) -> int:
+        """Tokens computed, padding not counted."""
         return int((self.segments_1T != 0).sum())
 
     @property
