@@ -226,8 +226,9 @@ def plainly(texts: list[str], items: list[str], settings: DecontaminationConfig)
         # items of which nothing would be left keep what they have
         common -= set().union(*(own for own in of_items if own <= common))
         different = {tuple(words(t)): t for t in texts}.values()
+        often = settings.common_documents
         frequent = {g for own in of_items for g in own - common
-                    if sum(g in grams(t, n) for t in different) >= settings.common_documents}  # fmt: skip
+                    if sum(g in grams(t, n) for t in different) >= often}  # fmt: skip
         return set().union(*of_items) - common - frequent
 
     long, short = settings.long_ngram, settings.short_ngram
@@ -241,9 +242,7 @@ def plainly(texts: list[str], items: list[str], settings: DecontaminationConfig)
             for i in items
         ]
         best = max(range(len(items)), key=lambda i: (ratios[i], -i))
-        if words(text) in [words(i) for i in items]:
-            found = ("contaminated", 1.0, None)
-        elif grams(text, long) & long_counted:
+        if words(text) in [words(i) for i in items] or grams(text, long) & long_counted:
             found = ("contaminated", 1.0, None)
         elif ratios[best] < settings.partial_ratio:
             found = None
