@@ -6,10 +6,15 @@ import gzip
 import json
 import lzma
 import os
+import random
 import subprocess
+import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -176,7 +181,82 @@ def test_warc_pages_are_read_one_by_one(tmp_path) -> None:
     assert [d.meta["url"].rpartition("/")[2] for d in kept][:2] == ["book", "latin"]
     (tmp_path / "crawl.warc.gz").write_bytes(b"nothing of the kind")
     kept, broken = documents(tmp_path)
-    assert not kept and set(broken) == {"crawl.warc.gz"}
+    assert not kept and set(broken) == {"crawl.warc.gz#byte-0"}
+
+
+def packed_pages(count: int) -> list[bytes]:
+    """Members of an archive; what is in them does not pack well, so damage seldom goes unseen."""
+    rng = random.Random(count)
+    text = [" ".join(f"{rng.getrandbits(40):x}" for _ in range(80)) for _ in range(count)]
+    return [
+        response(f"https://a.example/{n}", t.encode(), "text/plain") for n, t in enumerate(text)
+    ]
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    at=st.integers(0, 19),
+    places=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), min_size=1, max_size=4),
+    cut=st.booleans(),
+)
+def test_a_damaged_member_of_a_warc_costs_itself_alone(at, places, cut) -> None:
+    pytest.importorskip("fastwarc")
+    members = packed_pages(20)
+    whole = members[at]
+    bad = bytearray(whole)
+    if cut:
+        del bad[int(places[0][0] * len(bad)) :]
+    else:
+        for place, flip in places:
+            bad[int(place * len(bad))] ^= flip
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name) / "crawl.warc.gz"
+        archive.write_bytes(b"".join([*members[:at], bytes(bad), *members[at + 1 :]]))
+        found = list(read(ReaderConfig(root=name)))
+    kept = {int(d.meta["url"].rpartition("/")[2]): d for d in found if isinstance(d, Document)}
+    assert set(range(20)) - {at} <= set(kept)
+    for number, document in kept.items():
+        assert (
+            document.text == gzip.decompress(members[number]).decode()[-len(document.text) - 4 : -4]
+        )
+    broken = [b for b in found if isinstance(b, Broken)]
+    if at not in kept and bad:
+        begin = sum(map(len, members[:at]))
+        assert broken[0].name == f"crawl.warc.gz#byte-{begin}"
+        assert broken[0].reason == "damaged or cut off" and "gzip member: " in broken[0].excerpt
+
+
+def test_a_warc_ends_in_zeros_or_in_something_else_and_both_are_told_apart(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    data = b"".join(packed_pages(3))
+    (tmp_path / "zeros.warc.gz").write_bytes(data + bytes(100_000))
+    (tmp_path / "junk.warc.gz").write_bytes(data + b"\x1f\x8b\x08 and more" + data)
+    plain = b"".join(map(gzip.decompress, packed_pages(3)))
+    (tmp_path / "one-member.warc.gz").write_bytes(gzip.compress(plain))
+    kept, broken = documents(tmp_path)
+    paths = [d.meta["path"] for d in kept]
+    assert {p: paths.count(p) for p in sorted(set(paths))} == {
+        "junk.warc.gz": 6, "one-member.warc.gz": 3, "zeros.warc.gz": 3
+    }  # fmt: skip
+    assert set(broken) == {f"junk.warc.gz#byte-{len(data)}"}
+
+
+def test_a_damaged_warc_is_read_in_bounded_memory(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    members = packed_pages(4)
+    noise = random.Random(0).randbytes(24_000_000)
+    bomb = response("https://a.example/bomb", bytes(64_000_000), "text/plain")
+    (tmp_path / "crawl.warc.gz").write_bytes(
+        b"".join([members[0], members[1][:-9], noise, members[2], bomb, members[3]])
+    )
+    list(read(ReaderConfig(root=str(PAGES))))  # what is loaded on first use
+    tracemalloc.start()
+    kept, broken = documents(tmp_path, max_file_bytes=1_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [d.meta["url"][-1] for d in kept] == ["0", "2", "3"]
+    assert sorted(broken.values()) == ["damaged or cut off", "page too large"]
+    assert peak < 8_000_000
 
 
 TEX = r"""\documentclass{article}
