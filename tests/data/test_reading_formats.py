@@ -515,3 +515,37 @@ def test_tex_and_word_keep_title_and_abstract_and_tex_its_declared_encoding(tmp_
     )
     broken_now = [b for b in read(ReaderConfig(root=str(tmp_path))) if isinstance(b, Broken)]
     assert "Error at" in broken_now[0].excerpt and "expecting" in broken_now[0].excerpt
+
+
+def test_of_tex_that_pandoc_refuses_all_but_the_part_it_names_is_kept(tmp_path) -> None:
+    pytest.importorskip("pypandoc")
+    bad = {
+        "environment": "\\begin{align} a { b \\end{align}",
+        "never closed": "Then \\begin{itemize}\n\\item one\n\n\\item two",
+        "brace": "A brace } too many.",
+        "dollar": "Costs \\emph{$5 and more.",
+        "definition": "\\newcommand{\\half",
+    }
+    for name, part in bad.items():
+        sections = [f"\\section{{S{n}}}\n\nText {n} stands here, $x_{n}$.\n\n" for n in range(9)]
+        sections[4] += f"Before it.\n\n{part}\n\nAfter it.\n\n"
+        source = "\\documentclass{article}\n\\newcommand{\\R}{\\mathbb{R}}\n\\title{Kept}\n"
+        source += "\\begin{document}\n\\maketitle\nOn $\\R$.\n\n" + "".join(sections)
+        (tmp_path / "paper.tex").write_text(source + "\\end{document}\n")
+        found = list(read(ReaderConfig(root=str(tmp_path))))
+        kept = [d for d in found if isinstance(d, Document)]
+        broken = [b for b in found if isinstance(b, Broken)]
+        assert len(kept) == 1, (name, found)
+        assert kept[0].text.startswith("# Kept\n\nOn $\\mathbb{R}$."), name
+        for n in range(9):
+            assert f"Text {n} stands here, $x_{n}$." in kept[0].text, (name, n)
+        assert "Before it." in kept[0].text and "After it." in kept[0].text, name
+        if not broken:  # pandoc reads it all the same
+            assert name == "environment"
+            continue
+        assert kept[0].meta["parts_left_out"] == len(broken) == 1, (name, broken)
+        line = source[: source.index(part)].count("\n") + 1
+        assert broken[0].name == f"paper.tex:{line}", name
+        assert broken[0].reason == "a part that pandoc cannot read"
+        said, _, source = broken[0].excerpt.rpartition(" ^: ")
+        assert said.startswith("Error at (line ") and source in part
