@@ -424,6 +424,41 @@ def test_a_method_of_compression_that_is_unknown_costs_the_file_alone(tmp_path) 
     assert documents(tmp_path)[1] == {"odd.docx": "compressed in an unknown way"}
 
 
+def test_a_page_nested_too_deeply_costs_itself_alone(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    deep = b"<html><body><p>x<math>" + b"<mrow>" * 5000 + b"<mi>x</mi></body></html>"
+    records = response("https://a.example/deep", deep) + packed_pages(1)[0]
+    (tmp_path / "crawl.warc.gz").write_bytes(records)
+    (tmp_path / "crawl.warc").write_bytes(gzip.decompress(records))
+    kept, broken = documents(tmp_path)
+    assert [d.meta["url"] for d in kept] == ["https://a.example/0"] * 2
+    assert list(broken.values()) == ["too deeply nested"] * 2
+
+
+def test_lines_with_a_mark_windows_ends_blanks_and_zeros(tmp_path) -> None:
+    row = json.dumps({"text": PROSE}).encode()
+    data = b"\xef\xbb\xbf" + row + b"\r\n\r\n \n" + row + b"\n\0\0\0\n" + row + b"\n\n"
+    (tmp_path / "rows.jsonl").write_bytes(data + '{"text": "Größe"}'.encode("latin-1"))
+    kept, broken = documents(tmp_path)
+    assert [d.meta["name"] for d in kept] == ["rows.jsonl:1", "rows.jsonl:4", "rows.jsonl:6"]
+    assert broken == {"rows.jsonl:5": "bad line", "rows.jsonl:8": "bad line"}
+
+
+def test_an_archive_that_names_places_outside_itself_costs_the_file_alone(tmp_path) -> None:
+    pytest.importorskip("lxml")
+    data = {"b/a.xhtml": f"<html><body><p>{PROSE}</p></body></html>".encode()}
+    book(tmp_path / "book.epub", "a", "a", data)
+    whole = (tmp_path / "book.epub").read_bytes()
+    at = whole.rindex(b"PK\x05\x06") + 16
+    begin = int.from_bytes(whole[at : at + 4], "little")
+    odd = whole[:at] + (begin + 500).to_bytes(4, "little") + whole[at + 4 :]
+    (tmp_path / "book.epub").write_bytes(odd)
+    (tmp_path / "good.txt").write_text(PROSE)
+    kept, broken = documents(tmp_path)
+    assert [d.meta["path"] for d in kept] == ["good.txt"]
+    assert broken == {"book.epub": "damaged or cut off"}
+
+
 def test_warc_records_are_unpacked_as_their_headers_say(tmp_path) -> None:
     pytest.importorskip("fastwarc")
     page = f"<html><body><p>{PROSE}</p></body></html>".encode()

@@ -148,11 +148,21 @@ def test_a_drawing_that_is_not_understood_keeps_its_letters() -> None:
     assert read_as(unknown) == "x+1"
     old = '<span class="MathJax_CHTML"><span class="mjx-math"><span>y</span></span></span>'
     assert read_as(old) == "y"
+    odd = DRAWN[0]["svg"].replace('"1D467"', '"1"').replace('"1D466"', '"D835"')
+    assert read_as(odd) == "$x^{2}+^{2}=^{2}$"
     assert read_as(DRAWN[0]["katex"].replace("msupsub", "other")) == "$x2+y2=z2$"
 
 
 def test_a_function_stands_apart_from_what_it_is_applied_to() -> None:
     assert read_as("<math><mi>sin</mi><mo>&#8289;</mo><mi>x</mi></math>") == r"$\sin x$"
+
+
+def test_references_to_characters_that_no_page_may_hold_are_left_out() -> None:
+    text = "a&#0;b&#x1f;c&#xD800;d&#55296e&#xFFFE;f&#x110000;g&#99999999999999999999;h&#228;&#x3b1;"
+    assert read_as(f"<sup>{text}</sup>") == "^{abcdefghäα}"
+    assert "| abcdefghäα | 2 |" in page(
+        f"<table><tr><th>x<th>y</tr><tr><td>{text}<td>2</tr></table>"
+    )
 
 
 def test_a_thread_keeps_question_answers_and_comments_in_order() -> None:

@@ -8,6 +8,7 @@ raises as `BrokenFile`; `guarded` turns that, and the errors of the libraries be
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -179,7 +180,7 @@ def guarded(file: File, reader: Reader, settings: ReaderConfig) -> Iterator[Read
     except (RecursionError, MemoryError) as e:  # how parsers refuse absurd nesting
         yield Broken(file.name, "too deeply nested", type(e).__name__)
     except OSError as e:
-        if e.errno is not None:
+        if e.errno not in (None, errno.EINVAL):  # a damaged archive names places before its begin
             raise
         yield Broken(file.name, "damaged or cut off", f"{type(e).__name__}: {e}")
 

@@ -19,7 +19,6 @@ _SKIPPED = {"surd", "spacer", "nstrut", "dstrut", "strut", "line", "mspace", "as
 _PIECES = dict.fromkeys("⎛⎜⎝", "(") | dict.fromkeys("⎞⎟⎠", ")") | dict.fromkeys("⎡⎢⎣", "[") | (
     dict.fromkeys("⎤⎥⎦", "]") | dict.fromkeys("⎧⎨⎩", "{") | dict.fromkeys("⎫⎬⎭", "}")
 )  # fmt: skip
-_PRIVATE = range(0xE000, 0xF900)  # pieces of braces, which only their font knows
 _PARTS = {"mjx-num", "mjx-den", "mjx-base", "mjx-under", "mjx-over"}
 _UNSEEN = {"strut", "pstrut", "vlist-s", "mspace", "frac-line", "nulldelimiter"}
 _STROKE = "\ue020"  # how KaTeX strikes the sign that follows, as in ≠
@@ -93,8 +92,9 @@ def _sign(node: Any) -> str:
         if not code and (found := _CODE.search(part.get("class") or "")):
             code = found[1]
         if re.fullmatch(r"[0-9A-Fa-f]{1,6}", code):
-            if int(code, 16) not in _PRIVATE and int(code, 16) < 0x110000:
-                shown.append(chr(int(code, 16)))
+            # braces are drawn of pieces that only their font knows
+            if (point := int(code, 16)) < 0x110000 and chr(point).isprintable():
+                shown.append(chr(point))
         elif part.tag in ("mjx-utext", "text"):
             shown.append(part.text or "")
     return "".join(shown)

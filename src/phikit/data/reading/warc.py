@@ -111,6 +111,9 @@ def _page(record: Any, file: File, settings: ReaderConfig) -> Iterator[Read]:
     except UnicodeDecodeError as e:
         yield Broken(where, "bad encoding", f"{address}: {e}")
         return
+    except (RecursionError, MemoryError) as e:
+        yield Broken(where, "too deeply nested", f"{address}: {type(e).__name__}")
+        return
     yield Document(
         text=text,
         source="web",
