@@ -424,6 +424,17 @@ def test_a_method_of_compression_that_is_unknown_costs_the_file_alone(tmp_path) 
     assert documents(tmp_path)[1] == {"odd.docx": "compressed in an unknown way"}
 
 
+def test_a_damaged_chapter_costs_itself_alone(tmp_path) -> None:
+    pytest.importorskip("lxml")
+    pages = {f"b/{n}.xhtml": f"<html><body><p>{n} {PROSE}</p></body></html>" for n in "abc"}
+    book(tmp_path / "book.epub", "abc", "abc", {name: p.encode() for name, p in pages.items()})
+    whole = (tmp_path / "book.epub").read_bytes()
+    (tmp_path / "book.epub").write_bytes(whole.replace(b"<p>b The", b"<p>b thE"))
+    kept, broken = documents(tmp_path)
+    assert [(d.text[0], d.meta["chapter"]) for d in kept] == [("a", 1), ("c", 2)]
+    assert broken == {"book.epub#b/b.xhtml": "damaged or cut off"}
+
+
 def test_a_page_nested_too_deeply_costs_itself_alone(tmp_path) -> None:
     pytest.importorskip("fastwarc")
     deep = b"<html><body><p>x<math>" + b"<mrow>" * 5000 + b"<mi>x</mi></body></html>"

@@ -230,8 +230,14 @@ def prose_class(text: str, settings: ReaderConfig) -> str:
     return "acquired" if len(text) >= settings.acquired_chars else "web"
 
 
-def check_archive(file: File, settings: ReaderConfig) -> None:
+DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+def check_archive(file: File, settings: ReaderConfig, whole: bool = True) -> None:
     """Unpacks a zip archive to nowhere: a bomb is found before a library holds it in memory.
+
+    Args:
+        whole: whether a damaged member is an error.
 
     Raises:
         BrokenFile: its members hold more than `max_file_bytes` together.
@@ -241,8 +247,13 @@ def check_archive(file: File, settings: ReaderConfig) -> None:
         for member in archive.infolist():
             if member.flag_bits & 1:
                 raise BrokenFile("encrypted", member.filename)
-            with archive.open(member) as stream:
-                while piece := stream.read(1 << 20):
-                    left -= len(piece)
-                    if left < 0:
-                        raise BrokenFile("file too large", f"more than {settings.max_file_bytes}")
+            try:
+                with archive.open(member) as stream:
+                    while piece := stream.read(1 << 20):
+                        left -= len(piece)
+                        if left < 0:
+                            most = settings.max_file_bytes
+                            raise BrokenFile("file too large", f"more than {most}")
+            except DAMAGED_MEMBER:
+                if whole:
+                    raise
