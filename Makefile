@@ -7,7 +7,7 @@ RECIPE ?= nano
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 ALONE  := tests/train/test_processes.py
 
-.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
+.PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-filters bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
 
 help:
 	@echo "make demo        set everything up, then: phikit run $(RECIPE)   (RECIPE=smoke: a minute)"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-engine  many rollouts, beside transformers, llama.cpp and the products' limit"
 	@echo "make bench-train  training beside TRL, transformers and litgpt (their own environment)"
 	@echo "make bench-data  cleaning and packing text, beside datatrove, text-dedup and lm-eval"
+	@echo "make bench-filters  the published quality rules beside datatrove's, document by document"
 	@echo "make bench-data-scale  the whole pipeline over 5 GB: linear time, bounded memory"
 	@echo "make bench-engine-single bench-flash  one stream's speed, beside llama.cpp and the memory's limit"
 	@echo "make bench-kv-cache  keys and values in 8 bits: what is lost, and speed at long contexts"
@@ -97,6 +98,9 @@ $(PEERS)/.training:
 bench-data: setup $(PEERS)/.data
 	OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python benchmarks/data.py --peers $(PEERS)-data
+
+bench-filters: setup $(PEERS)/.data
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/filters.py --peers $(PEERS)-data --documents 8000
 
 bench-data-scale: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/data_scale.py

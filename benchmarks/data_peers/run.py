@@ -1,9 +1,10 @@
 """The data tools that phikit is held against, run in an environment of their own.
 
-    python run.py minhash|text_dedup|decontaminate|janitor|tokenize DOCUMENTS.jsonl WORKDIR
+    python run.py minhash|text_dedup|decontaminate|janitor|tokenize|filters DOCUMENTS.jsonl WORKDIR
 
 WORKDIR holds items.jsonl or tokenizer.json where they are needed. Prints one line of JSON:
-`seconds` of one core's time, and the ids of the documents `removed`.
+`seconds` of one core's time, and the ids of the documents `removed`. `filters` also writes to
+WORKDIR/filters.jsonl what each of datatrove's quality filters says of each document.
 """
 
 from __future__ import annotations
@@ -124,6 +125,36 @@ def tokenize(path: Path, work: Path) -> set[str]:
         ),
     )
     return set()
+
+
+def filters(path: Path, work: Path) -> set[str]:
+    from datatrove.data import Document
+    from datatrove.pipeline import filters as f
+
+    rules = {
+        "gopher_quality": f.GopherQualityFilter(),
+        "gopher_repetition": f.GopherRepetitionFilter(),
+        "fineweb": f.FineWebQualityFilter(),
+        "c4": f.C4QualityFilter(),
+        "c4_any_ending": f.C4QualityFilter(filter_no_terminal_punct=False),
+    }
+    removed = set()
+    with (work / "filters.jsonl").open("w") as out:
+        for row in rows(path):
+            said: dict[str, object] = {}
+            for name, rule in rules.items():
+                document = Document(text=row["text"], id=row["id"])
+                try:
+                    verdict = rule.filter(document)
+                except ZeroDivisionError:
+                    verdict = False, "divides by zero"
+                said[name] = None if verdict is True else verdict[1]
+                if name.startswith("c4") and verdict is True:
+                    said[name + "_text"] = document.text
+                if verdict is not True:
+                    removed.add(row["id"])
+            out.write(json.dumps(said) + "\n")
+    return removed
 
 
 def used() -> float:

@@ -1,9 +1,14 @@
 """Filters as a recipe names them: published rules, languages, personal data, licences."""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from phikit.data import published_rules as rules
+from phikit.data.english_words import sentences_in, words_of
 from phikit.data.filter_steps import FilteringConfig, apply
 from phikit.data.licences import PERMISSIVE, allowed, licence_of
 from phikit.data.personal import replace_personal
@@ -61,6 +66,58 @@ def test_gophers_repetition_rules(text, reason) -> None:
     assert rules.gopher_repetition(text) == reason
 
 
+#: made by `benchmarks/filters.py --expected`: texts and what datatrove 0.10.1 says of them
+EXPECTED = json.loads((Path(__file__).parent / "datatrove.json").read_text())
+
+
+@pytest.mark.parametrize("rule", ["gopher_quality", "gopher_repetition", "fineweb", "c4"])
+def test_verdict_and_reason_are_datatroves(rule) -> None:
+    check = {
+        "gopher_quality": rules.gopher_quality,
+        "gopher_repetition": rules.gopher_repetition,
+        "fineweb": rules.fineweb_quality,
+        "c4": lambda text: rules.c4_lines(text, terminal=True)[1],
+    }[rule]
+    assert [check(row["text"]) for row in EXPECTED] == [row[rule] for row in EXPECTED]
+    reasons = {row[rule] for row in EXPECTED}
+    assert None in reasons and len(reasons) > 2  # the texts reach the rule's branches
+
+
+def test_c4_without_its_rule_of_line_ends_is_datatroves() -> None:
+    ours = [rules.c4_lines(row["text"], terminal=False)[1] for row in EXPECTED]
+    assert ours == [row["c4_any_ending"] for row in EXPECTED]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Don't: it's well-known.", "Do n't : it 's well - known ."),
+        ("(e.g., Mr. O'Neil's \"U.S. plan\")", "( e.g. , Mr. O'Neil 's \" U.S. plan \" )"),
+        ("at https://a.example/x?y=1, 10km, 3.5%!", "at https://a.example/x?y=1 , 10 km , 3.5 % !"),
+        ("and/or x=y, (c)2020 foo.Bar a...b", "and/or x = y , ( c)2020 foo . Bar a ... b"),
+        ("They’re here :) cannot", "They ’re here :) can not"),
+        ("#include <a.h> -- $5", "# include < a.h > -- $ 5"),
+    ],
+)  # fmt: skip
+def test_words_are_those_of_spacys_rules(text, words) -> None:
+    assert words_of(text) == words.split()
+
+
+def test_sentences_end_as_spacys_do() -> None:
+    assert sentences_in("") == 0
+    assert sentences_in("no end at all") == 1
+    assert sentences_in('Mr. A. went. "Really?" Yes!! So. So') == 5
+    assert (sentences_in("One. %"), sentences_in("One.\t%")) == (1, 2)
+    assert sentences_in("a.b.c is 3.5 wide... and so on") == 1
+
+
+def test_long_pieces_without_a_blank_take_linear_time() -> None:
+    started = time.process_time()
+    for piece in ("=" * 200_000, "a.b:" * 50_000, ")." * 100_000, "\"'" * 100_000, ":)" * 100_000):
+        assert "".join(words_of(piece)) == piece
+    assert time.process_time() - started < 20
+
+
 def test_finewebs_rules() -> None:
     menu = "\n".join(f"Item {n}" for n in range(40))
     assert rules.fineweb_quality(menu) == "few lines end a sentence"
@@ -77,6 +134,7 @@ def test_c4_drops_lines_and_documents() -> None:
     assert reason is None and kept.startswith(lines[:-20]) and "avascript" not in kept
     assert rules.c4_lines(lines + "\nvoid f() { return; }", terminal=False)[1] == "curly bracket"
     assert rules.c4_lines(lines + "\nLorem ipsum dolor sit.", terminal=False)[1] == "lorem ipsum"
+    assert rules.c4_lines(lines + "\nin Javascript: f = {}", terminal=False)[1] is None
     assert (
         rules.c4_lines("One sentence stands here.", terminal=False)[1] == "fewer than 5 sentences"
     )

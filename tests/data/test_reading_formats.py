@@ -6,10 +6,15 @@ import gzip
 import json
 import lzma
 import os
+import random
 import subprocess
+import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -176,7 +181,82 @@ def test_warc_pages_are_read_one_by_one(tmp_path) -> None:
     assert [d.meta["url"].rpartition("/")[2] for d in kept][:2] == ["book", "latin"]
     (tmp_path / "crawl.warc.gz").write_bytes(b"nothing of the kind")
     kept, broken = documents(tmp_path)
-    assert not kept and set(broken) == {"crawl.warc.gz"}
+    assert not kept and set(broken) == {"crawl.warc.gz#byte-0"}
+
+
+def packed_pages(count: int) -> list[bytes]:
+    """Members of an archive; what is in them does not pack well, so damage seldom goes unseen."""
+    rng = random.Random(count)
+    text = [" ".join(f"{rng.getrandbits(40):x}" for _ in range(80)) for _ in range(count)]
+    return [
+        response(f"https://a.example/{n}", t.encode(), "text/plain") for n, t in enumerate(text)
+    ]
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    at=st.integers(0, 19),
+    places=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), min_size=1, max_size=4),
+    cut=st.booleans(),
+)
+def test_a_damaged_member_of_a_warc_costs_itself_alone(at, places, cut) -> None:
+    pytest.importorskip("fastwarc")
+    members = packed_pages(20)
+    whole = members[at]
+    bad = bytearray(whole)
+    if cut:
+        del bad[int(places[0][0] * len(bad)) :]
+    else:
+        for place, flip in places:
+            bad[int(place * len(bad))] ^= flip
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name) / "crawl.warc.gz"
+        archive.write_bytes(b"".join([*members[:at], bytes(bad), *members[at + 1 :]]))
+        found = list(read(ReaderConfig(root=name)))
+    kept = {int(d.meta["url"].rpartition("/")[2]): d for d in found if isinstance(d, Document)}
+    assert set(range(20)) - {at} <= set(kept)
+    for number, document in kept.items():
+        assert (
+            document.text == gzip.decompress(members[number]).decode()[-len(document.text) - 4 : -4]
+        )
+    broken = [b for b in found if isinstance(b, Broken)]
+    if at not in kept and bad:
+        begin = sum(map(len, members[:at]))
+        assert broken[0].name == f"crawl.warc.gz#byte-{begin}"
+        assert broken[0].reason == "damaged or cut off" and "gzip member: " in broken[0].excerpt
+
+
+def test_a_warc_ends_in_zeros_or_in_something_else_and_both_are_told_apart(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    data = b"".join(packed_pages(3))
+    (tmp_path / "zeros.warc.gz").write_bytes(data + bytes(100_000))
+    (tmp_path / "junk.warc.gz").write_bytes(data + b"\x1f\x8b\x08 and more" + data)
+    plain = b"".join(map(gzip.decompress, packed_pages(3)))
+    (tmp_path / "one-member.warc.gz").write_bytes(gzip.compress(plain))
+    kept, broken = documents(tmp_path)
+    paths = [d.meta["path"] for d in kept]
+    assert {p: paths.count(p) for p in sorted(set(paths))} == {
+        "junk.warc.gz": 6, "one-member.warc.gz": 3, "zeros.warc.gz": 3
+    }  # fmt: skip
+    assert set(broken) == {f"junk.warc.gz#byte-{len(data)}"}
+
+
+def test_a_damaged_warc_is_read_in_bounded_memory(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    members = packed_pages(4)
+    noise = random.Random(0).randbytes(24_000_000)
+    bomb = response("https://a.example/bomb", bytes(64_000_000), "text/plain")
+    (tmp_path / "crawl.warc.gz").write_bytes(
+        b"".join([members[0], members[1][:-9], noise, members[2], bomb, members[3]])
+    )
+    list(read(ReaderConfig(root=str(PAGES))))  # what is loaded on first use
+    tracemalloc.start()
+    kept, broken = documents(tmp_path, max_file_bytes=1_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [d.meta["url"][-1] for d in kept] == ["0", "2", "3"]
+    assert sorted(broken.values()) == ["damaged or cut off", "page too large"]
+    assert peak < 8_000_000
 
 
 TEX = r"""\documentclass{article}
@@ -344,6 +424,52 @@ def test_a_method_of_compression_that_is_unknown_costs_the_file_alone(tmp_path) 
     assert documents(tmp_path)[1] == {"odd.docx": "compressed in an unknown way"}
 
 
+def test_a_damaged_chapter_costs_itself_alone(tmp_path) -> None:
+    pytest.importorskip("lxml")
+    pages = {f"b/{n}.xhtml": f"<html><body><p>{n} {PROSE}</p></body></html>" for n in "abc"}
+    book(tmp_path / "book.epub", "abc", "abc", {name: p.encode() for name, p in pages.items()})
+    whole = (tmp_path / "book.epub").read_bytes()
+    (tmp_path / "book.epub").write_bytes(whole.replace(b"<p>b The", b"<p>b thE"))
+    kept, broken = documents(tmp_path)
+    assert [(d.text[0], d.meta["chapter"]) for d in kept] == [("a", 1), ("c", 2)]
+    assert broken == {"book.epub#b/b.xhtml": "damaged or cut off"}
+
+
+def test_a_page_nested_too_deeply_costs_itself_alone(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    deep = b"<html><body><p>x<math>" + b"<mrow>" * 5000 + b"<mi>x</mi></body></html>"
+    records = response("https://a.example/deep", deep) + packed_pages(1)[0]
+    (tmp_path / "crawl.warc.gz").write_bytes(records)
+    (tmp_path / "crawl.warc").write_bytes(gzip.decompress(records))
+    kept, broken = documents(tmp_path)
+    assert [d.meta["url"] for d in kept] == ["https://a.example/0"] * 2
+    assert list(broken.values()) == ["too deeply nested"] * 2
+
+
+def test_lines_with_a_mark_windows_ends_blanks_and_zeros(tmp_path) -> None:
+    row = json.dumps({"text": PROSE}).encode()
+    data = b"\xef\xbb\xbf" + row + b"\r\n\r\n \n" + row + b"\n\0\0\0\n" + row + b"\n\n"
+    (tmp_path / "rows.jsonl").write_bytes(data + '{"text": "Größe"}'.encode("latin-1"))
+    kept, broken = documents(tmp_path)
+    assert [d.meta["name"] for d in kept] == ["rows.jsonl:1", "rows.jsonl:4", "rows.jsonl:6"]
+    assert broken == {"rows.jsonl:5": "bad line", "rows.jsonl:8": "bad line"}
+
+
+def test_an_archive_that_names_places_outside_itself_costs_the_file_alone(tmp_path) -> None:
+    pytest.importorskip("lxml")
+    data = {"b/a.xhtml": f"<html><body><p>{PROSE}</p></body></html>".encode()}
+    book(tmp_path / "book.epub", "a", "a", data)
+    whole = (tmp_path / "book.epub").read_bytes()
+    at = whole.rindex(b"PK\x05\x06") + 16
+    begin = int.from_bytes(whole[at : at + 4], "little")
+    odd = whole[:at] + (begin + 500).to_bytes(4, "little") + whole[at + 4 :]
+    (tmp_path / "book.epub").write_bytes(odd)
+    (tmp_path / "good.txt").write_text(PROSE)
+    kept, broken = documents(tmp_path)
+    assert [d.meta["path"] for d in kept] == ["good.txt"]
+    assert broken == {"book.epub": "damaged or cut off"}
+
+
 def test_warc_records_are_unpacked_as_their_headers_say(tmp_path) -> None:
     pytest.importorskip("fastwarc")
     page = f"<html><body><p>{PROSE}</p></body></html>".encode()
@@ -435,3 +561,37 @@ def test_tex_and_word_keep_title_and_abstract_and_tex_its_declared_encoding(tmp_
     )
     broken_now = [b for b in read(ReaderConfig(root=str(tmp_path))) if isinstance(b, Broken)]
     assert "Error at" in broken_now[0].excerpt and "expecting" in broken_now[0].excerpt
+
+
+def test_of_tex_that_pandoc_refuses_all_but_the_part_it_names_is_kept(tmp_path) -> None:
+    pytest.importorskip("pypandoc")
+    bad = {
+        "environment": "\\begin{align} a { b \\end{align}",
+        "never closed": "Then \\begin{itemize}\n\\item one\n\n\\item two",
+        "brace": "A brace } too many.",
+        "dollar": "Costs \\emph{$5 and more.",
+        "definition": "\\newcommand{\\half",
+    }
+    for name, part in bad.items():
+        sections = [f"\\section{{S{n}}}\n\nText {n} stands here, $x_{n}$.\n\n" for n in range(9)]
+        sections[4] += f"Before it.\n\n{part}\n\nAfter it.\n\n"
+        source = "\\documentclass{article}\n\\newcommand{\\R}{\\mathbb{R}}\n\\title{Kept}\n"
+        source += "\\begin{document}\n\\maketitle\nOn $\\R$.\n\n" + "".join(sections)
+        (tmp_path / "paper.tex").write_text(source + "\\end{document}\n")
+        found = list(read(ReaderConfig(root=str(tmp_path))))
+        kept = [d for d in found if isinstance(d, Document)]
+        broken = [b for b in found if isinstance(b, Broken)]
+        assert len(kept) == 1, (name, found)
+        assert kept[0].text.startswith("# Kept\n\nOn $\\mathbb{R}$."), name
+        for n in range(9):
+            assert f"Text {n} stands here, $x_{n}$." in kept[0].text, (name, n)
+        assert "Before it." in kept[0].text and "After it." in kept[0].text, name
+        if not broken:  # pandoc reads it all the same
+            assert name == "environment"
+            continue
+        assert kept[0].meta["parts_left_out"] == len(broken) == 1, (name, broken)
+        line = source[: source.index(part)].count("\n") + 1
+        assert broken[0].name == f"paper.tex:{line}", name
+        assert broken[0].reason == "a part that pandoc cannot read"
+        said, _, source = broken[0].excerpt.rpartition(" ^: ")
+        assert said.startswith("Error at (line ") and source in part

@@ -1,5 +1,6 @@
 """The HTML reader on real pages (tests/data/pages), and on the ways that sites write equations."""
 
+import json
 import re
 import subprocess
 from contextlib import suppress
@@ -102,6 +103,66 @@ def test_mathml_without_its_source_is_translated() -> None:
     text = re.sub(r"\s", "", page(bare))
     assert r"$x=\frac{-b\pm\sqrt{b^{2}-4ac}}{2a}$" in text
     assert r"$\sum_{i=1}^{n}x_{i}^{2}\le\alpha$" in text
+
+
+DRAWN = json.loads((PAGES / "drawn-equations.json").read_text())
+#: how TeX is written in which what is drawn alike is written alike
+ALIKE = {
+    r"\\,|\s|\\left|\\right": "", r"\\begin{pmatrix}": r"(\\begin{matrix}",
+    r"\\end{pmatrix}": r"\\end{matrix})", r"\\begin{cases}": r"\{\\begin{matrix}",
+    r"\\end{cases}": r"\\end{matrix}", r"\\mathbb{R}": "ℝ", "f'": "f^'",
+    r"\\binom{n}{k}": r"(\\begin{matrix}n\\\\k\\end{matrix})",
+    r"(?<!\\)[{}]": "",
+}  # fmt: skip
+
+
+def alike(source: str) -> str:
+    for pattern, way in ALIKE.items():
+        source = re.sub(pattern, way, source)
+    return source
+
+
+def read_as(drawing: str) -> str:
+    text = page(f"<p>so {drawing} is here</p>")
+    found = re.search(r"^so (.+) is here$", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
+@pytest.mark.parametrize("maker", ["katex", "chtml", "svg"])
+def test_equations_of_which_only_the_drawing_is_there(maker) -> None:
+    for drawn in DRAWN:
+        found = read_as(drawn[maker])
+        marks = "$$" if drawn["display"] else "$"
+        assert found.startswith(marks) and found.endswith(marks)
+        expected = alike(drawn["tex"])
+        if maker != "chtml":  # the brace is a picture
+            expected = expected.replace(r"\overbrace", "")
+        assert alike(found.strip("$")) == expected, (drawn["tex"], found)
+    fraction = next(d for d in DRAWN if d["tex"] == r"\frac{a+b}{c^2}")
+    assert read_as(fraction[maker]) == r"$\frac{a+b}{c^{2}}$"
+
+
+def test_a_drawing_that_is_not_understood_keeps_its_letters() -> None:
+    unknown = '<span class="katex"><span class="of-a-later-version">x+1</span></span>'
+    assert read_as(unknown) == "x+1"
+    old = '<span class="MathJax_CHTML"><span class="mjx-math"><span>y</span></span></span>'
+    assert read_as(old) == "y"
+    odd = DRAWN[0]["svg"].replace('"1D467"', '"1"').replace('"1D466"', '"D835"')
+    assert read_as(odd) == "$x^{2}+^{2}=^{2}$"
+    assert read_as(DRAWN[0]["katex"].replace("msupsub", "other")) == "$x2+y2=z2$"
+
+
+def test_a_function_stands_apart_from_what_it_is_applied_to() -> None:
+    assert read_as("<math><mi>sin</mi><mo>&#8289;</mo><mi>x</mi></math>") == r"$\sin x$"
+
+
+def test_references_to_characters_that_no_page_may_hold_are_left_out() -> None:
+    text = "a&#0;b&#x1f;c&#xD800;d&#55296e&#xFFFE;f&#x110000;g&#99999999999999999999;h&#228;&#x3b1;"
+    assert read_as(f"<sup>{text}</sup>") == "^{abcdefghäα}"
+    assert "| abcdefghäα | 2 |" in page(
+        f"<table><tr><th>x<th>y</tr><tr><td>{text}<td>2</tr></table>"
+    )
 
 
 def test_a_thread_keeps_question_answers_and_comments_in_order() -> None:

@@ -2,8 +2,8 @@
 
 Gopher: Rae et al. 2021, appendix A1.1 and table A1. C4: Raffel et al. 2020, §2.2. FineWeb: Penedo
 et al. 2024, §3.6. Where the papers leave a choice, it is made as datatrove, FineWeb's own code,
-makes it (how often both agree on real pages stands in the lab notebook). Words are runs of letters
-and digits, and single other signs.
+makes it: `make bench-filters` compares both (docs/lab-notebook.md). Of purpose different is only
+that C4's lines keep their indentation, and that no text makes a rule divide by zero.
 
 A rule is a function text → the reason to reject it, or None.
 """
@@ -14,33 +14,35 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+(?:['’.-]\w+)*|[^\w\s]")
-_LETTER = re.compile(r"[^\W\d_]")
+from phikit.data.english_words import sentences_in, words_of
+
 _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 _PARAGRAPH_END = re.compile(r"\n{2,}")
 _LINE_END = re.compile(r"\n+")
 # share of a text's characters in its most frequent n-gram, and in all n-grams that came before
 _TOP_NGRAM = ((2, 0.20), (3, 0.18), (4, 0.16))
 _DUPLICATE_NGRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
-_TERMINAL = (".", "!", "?", "。", "！", "？", "؟", "।", "‼", "⁉", "⁈")
+_TERMINAL = tuple(
+    "!.?։؝؞؟۔܀܁܂߹࠷࠹࠽࠾।॥၊။።፧፨᙮᜵᜶។៕៖៙៚᠃᠉᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᭽᭾᰻᰼᱾᱿‼‽⁇⁈⁉⸮⸼⹓⹔。꓿"
+    "꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꫰꫱꯫﹒﹖﹗！．？｡𐩖𐩗𐽕𐽖𐽗𐽘𐽙𐾆𐾇𐾈𐾉𑁇𑁈𑂾𑂿𑃀𑃁𑅁𑅂𑅃𑇅𑇆𑇍𑇞𑇟𑈸𑈹𑈻𑈼𑊩𑑋𑑌𑗂𑗃𑗉𑗊"
+    "𑗋𑗌𑗍𑗎𑗏𑗐𑗑𑗒𑗓𑗔𑗕𑗖𑗗𑙁𑙂𑜼𑜽𑜾𑥄𑥆𑩂𑩃𑪛𑪜𑱁𑱂𑻷𑻸\U00011f43\U00011f44𖩮𖩯𖫵𖬷𖬸𖭄𖺘𛲟𝪈"
+)
+# a word is proper if any of its characters is none of these ("•", "→" and "§" are not)
+_PUNCTUATION = frozenset(
+    "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
+).union(_TERMINAL, map(chr, (*range(9), 11, 12, *range(13, 32), *range(127, 160))))
 _C4_ENDS = (".", "?", "!", '"', "'")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = (
     "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
     "use cookies",
 )  # fmt: skip
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”)]*(?:\s+(?=[A-Z0-9\"'“(])|$)")
-
-
-def words_of(text: str) -> list[str]:
-    """Words and signs, in order."""
-    return _WORD.findall(text)
 
 
 def gopher_quality(text: str) -> str | None:
     """Does it look like prose at all: its length, its words, its signs, its lines?"""
     words = words_of(text)
-    proper = [w for w in words if w[0].isalnum() or w[0] == "_"]
+    proper = [w for w in words if not _PUNCTUATION.issuperset(w)]
     if not 50 <= len(proper) <= 100_000:
         return "number of words"
     if not 3 <= sum(map(len, proper)) / len(proper) <= 10:
@@ -54,7 +56,7 @@ def gopher_quality(text: str) -> str | None:
         return "bullet lines"
     if sum(line.endswith(("...", "…")) for line in lines) / len(lines) > 0.3:
         return "ellipsis lines"
-    if sum(map(bool, map(_LETTER.search, words))) / len(words) < 0.8:
+    if sum(w.isalpha() or any(map(str.isalpha, w)) for w in words) / len(words) < 0.8:
         return "few words with letters"
     return "few stop words" if len(_STOP_WORDS.intersection(words)) < 2 else None
 
@@ -127,7 +129,7 @@ def c4_lines(text: str, terminal: bool) -> tuple[str, str | None]:
         words = line.split()
         if any(len(word) > 1000 for word in words):
             continue
-        line = _CITATION.sub("", line).rstrip()
+        line = _CITATION.sub("", line.rstrip())
         small = line.lower()
         if terminal and (not line.endswith(_C4_ENDS) or line.endswith("...")):
             continue
@@ -135,11 +137,13 @@ def c4_lines(text: str, terminal: bool) -> tuple[str, str | None]:
             continue
         if "lorem ipsum" in small:
             return text, "lorem ipsum"
+        if "javascript" in small:
+            continue
         if "{" in line:
             return text, "curly bracket"
-        if "javascript" in small or any(policy in small for policy in _POLICIES):
+        if any(policy in small for policy in _POLICIES):
             continue
-        sentences += max(1, len(_SENTENCE_END.findall(line)))
+        sentences += sentences_in(line)
         kept.append(line)
     return "\n".join(kept), "fewer than 5 sentences" if sentences < 5 else None
 

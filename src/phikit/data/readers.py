@@ -127,6 +127,8 @@ def _reader(file: File) -> Reader | None:
     if named is None:
         return None
     check_readable(file.path)
+    if named is read_warc and file.packing:
+        return named  # reads past a damaged beginning
     with explain_os_errors(file.path, "reading"), file.open() as stream:
         head = stream.read(_HEAD)
     kind = _kind(file, head)

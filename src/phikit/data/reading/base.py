@@ -8,6 +8,7 @@ raises as `BrokenFile`; `guarded` turns that, and the errors of the libraries be
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -179,7 +180,7 @@ def guarded(file: File, reader: Reader, settings: ReaderConfig) -> Iterator[Read
     except (RecursionError, MemoryError) as e:  # how parsers refuse absurd nesting
         yield Broken(file.name, "too deeply nested", type(e).__name__)
     except OSError as e:
-        if e.errno is not None:
+        if e.errno not in (None, errno.EINVAL):  # a damaged archive names places before its begin
             raise
         yield Broken(file.name, "damaged or cut off", f"{type(e).__name__}: {e}")
 
@@ -229,8 +230,14 @@ def prose_class(text: str, settings: ReaderConfig) -> str:
     return "acquired" if len(text) >= settings.acquired_chars else "web"
 
 
-def check_archive(file: File, settings: ReaderConfig) -> None:
+DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+def check_archive(file: File, settings: ReaderConfig, whole: bool = True) -> None:
     """Unpacks a zip archive to nowhere: a bomb is found before a library holds it in memory.
+
+    Args:
+        whole: whether a damaged member is an error.
 
     Raises:
         BrokenFile: its members hold more than `max_file_bytes` together.
@@ -240,8 +247,13 @@ def check_archive(file: File, settings: ReaderConfig) -> None:
         for member in archive.infolist():
             if member.flag_bits & 1:
                 raise BrokenFile("encrypted", member.filename)
-            with archive.open(member) as stream:
-                while piece := stream.read(1 << 20):
-                    left -= len(piece)
-                    if left < 0:
-                        raise BrokenFile("file too large", f"more than {settings.max_file_bytes}")
+            try:
+                with archive.open(member) as stream:
+                    while piece := stream.read(1 << 20):
+                        left -= len(piece)
+                        if left < 0:
+                            most = settings.max_file_bytes
+                            raise BrokenFile("file too large", f"more than {most}")
+            except DAMAGED_MEMBER:
+                if whole:
+                    raise

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig, check_archive
+from phikit.data.reading.base import (
+    DAMAGED_MEMBER,
+    Broken,
+    BrokenFile,
+    File,
+    Read,
+    ReaderConfig,
+    check_archive,
+)
 from phikit.data.reading.html import known_encoding, page_text
 from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
@@ -21,14 +29,14 @@ _XML_ENCODING = re.compile(rb"\s*<\?xml[^>]*\bencoding\s*=\s*[\"']([\w.-]+)")
 def read_epub(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """The book's chapters in reading order, each a document that names the book.
 
-    A chapter that the book lists and does not hold is set aside alone. A book that states no order
-    is read in the order of its list of contents.
+    A chapter that is damaged or that the book does not hold is set aside alone. A book
+    that states no order is read in the order of its list of contents.
 
     Raises:
         BrokenFile: it is no EPUB, is protected, unpacks to too much, or holds no text.
         PhikitError: lxml is missing.
     """
-    check_archive(file, settings)
+    check_archive(file, settings, whole=False)
     found = 0
     with zipfile.ZipFile(file.path) as archive:
         title, chapters = _contents(archive)
@@ -40,6 +48,9 @@ def read_epub(file: File, settings: ReaderConfig) -> Iterator[Read]:
                 data = archive.read(name)
             except KeyError:
                 yield Broken(f"{file.name}#{name}", "chapter is missing")
+                continue
+            except DAMAGED_MEMBER as e:
+                yield Broken(f"{file.name}#{name}", "damaged or cut off", str(e))
                 continue
             try:
                 text, heading = page_text(data, _encoding(data), main=False)

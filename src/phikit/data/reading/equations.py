@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from phikit.data.reading.drawn import mathml
+
 _TEX = "application/x-tex"
 _SCRIPT = "math/tex"
 _FORMULA_CLASSES = re.compile(r"\b(math|mwe-math-fallback-image-\w+|tex|latex)\b")
@@ -28,9 +30,17 @@ _SYMBOLS = {
     "τ": r"\tau", "φ": r"\phi", "χ": r"\chi", "ψ": r"\psi", "ω": r"\omega", "Γ": r"\Gamma",
     "Δ": r"\Delta", "Σ": r"\Sigma", "Φ": r"\Phi", "Ψ": r"\Psi", "Ω": r"\Omega",
     "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
-    "−": "-", "′": "'", "…": r"\dots", "⁢": "", "⁡": "", "\u2063": "", "\u2064": "",
+    "−": "-", "′": "'", "…": r"\dots", "∣": "|", "⁢": "", "⁡": "", "\u2063": "", "\u2064": "",
 }  # fmt: skip
-_ACCENTS = {"^": "hat", "¯": "bar", "‾": "bar", "→": "vec", "~": "tilde", "˙": "dot", "ˆ": "hat"}
+_ACCENTS = {
+    "^": "hat",
+    "¯": "bar",
+    "→": "vec",
+    "~": "tilde",
+    "˙": "dot",
+    "ˆ": "hat",
+    "⏞": "overbrace",
+}
 
 
 def keep_equations(body: Any) -> None:
@@ -44,8 +54,12 @@ def keep_equations(body: Any) -> None:
             replace(node, "")
         elif (math := node.find(".//math")) is not None:
             replace(node, dollars(tex(math), _is_display(node, math)))
+        elif (drawn := mathml(node)) is not None:
+            replace(node, dollars(tex(drawn), _is_display(node, drawn)))
+        elif "Preview" in (node.get("class") or ""):
+            replace(node, "")  # what is shown until the equation is drawn
         else:
-            replace(node, "")  # drawn from a source that stands in a script beside it
+            replace(node, node.text_content())  # better its letters than nothing
     for math in list(body.iter("math")):
         replace(math, dollars(tex(math), _is_display(math, math)))
     for script in body.xpath(f".//script[starts-with(@type, '{_SCRIPT}')]"):
@@ -111,7 +125,8 @@ def _children(node: Any) -> list[Any]:
 def _row(node: Any) -> str:
     parts: list[str] = []
     for child in _children(node):
-        part = _element(child)
+        if not (part := _element(child)):
+            continue  # signs that are not seen, as between a function and what it is applied to
         # a command's name ends where the next letter must not begin
         if parts and re.search(r"\\[a-zA-Z]+$", parts[-1]) and part[:1].isalnum():
             part = " " + part
@@ -129,6 +144,8 @@ def _element(node: Any) -> str:
         return _BUILT[tag][1].format(base, *(_braces(p) for p in parts[1:]))
     if tag == "msqrt":
         return rf"\sqrt{{{_row(node)}}}"
+    if tag == "mover" and len(_children(node)) == 2 and _is_line(_children(node)[1]):
+        return rf"\overline{_braces(_element(_children(node)[0]))}"
     if tag == "mover" and len(parts := [_element(c) for c in _children(node)]) == 2:
         name = _ACCENTS.get(_children(node)[1].text_content().strip())
         return rf"\{name}{_braces(parts[0])}" if name else f"{_base(parts[0])}^{_braces(parts[1])}"
@@ -151,6 +168,10 @@ _BUILT = {
     "mfrac": (2, r"\frac{0}{1}"),
     "mroot": (2, r"\sqrt[{1}]{0}"),
 }
+
+
+def _is_line(node: Any) -> bool:
+    return node.text_content().strip() in ("–", "―", "‾")
 
 
 def _braces(part: str) -> str:

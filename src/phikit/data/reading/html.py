@@ -43,6 +43,8 @@ _WIDEST = 100  # columns that a cell may span
 # what no page may hold; two of them mark fences below
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ue000\ue001\ufffe\uffff]")
 
+_REFERENCE = re.compile(r"&#(?:[xX]([0-9a-fA-F]+)|([0-9]+));?")  # to a character by its number
+
 
 def read_html(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """A page as one document of class "web"."""
@@ -76,7 +78,7 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
     if _is_utf8(data):
         encoding = "utf-8"
     page = bytes_to_str(data, encoding)
-    page = _CONTROL.sub("", page)
+    page = _REFERENCE.sub(_allowed, _CONTROL.sub("", page))
     try:
         parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, huge_tree=True)
         tree = lxml.html.document_fromstring(page.encode("utf-8", "replace"), parser=parser)
@@ -97,6 +99,13 @@ def page_text(data: bytes, encoding: str = "", main: bool = True) -> tuple[str, 
     if not (text := tidy(text)):
         raise BrokenFile("no text", "HTML")
     return text, title
+
+
+def _allowed(reference: re.Match[str]) -> str:
+    """A reference to a character as it is; nothing, if it means one that no page may hold."""
+    code = int(reference[1], 16) if reference[1] else int(reference[2][:9])
+    known = code < 0x110000 and not 0xD800 <= code < 0xE000
+    return reference[0] if known and not _CONTROL.match(chr(code)) else ""
 
 
 def known_encoding(name: str) -> str:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from phikit.data.reading import outside
-from phikit.data.reading.base import BrokenFile, File, Read, ReaderConfig, check_archive, decode
+from phikit.data.reading.base import (
+    Broken,
+    BrokenFile,
+    File,
+    Read,
+    ReaderConfig,
+    check_archive,
+    decode,
+)
+from phikit.data.reading.tex import REFUSED, salvage
 from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
 _TEMPLATE = Path(__file__).with_name("document.pandoc")  # title and abstract are no part of a body
 _TO = "markdown_strict+tex_math_dollars+pipe_tables+backtick_code_blocks+fenced_code_attributes"
+_TOLD = 500  # characters of a part that is left out, and of why
 _INPUTENC = re.compile(rb"^[^%\n]*\\usepackage\s*\[(\w+)\]\s*\{inputenc\}", re.MULTILINE)
 _ENCODINGS = {
     b"latin1": "latin-1", b"latin2": "iso8859-2", b"latin9": "iso8859-15", b"ansinew": "cp1252",
@@ -21,11 +32,34 @@ _ENCODINGS = {
 
 
 def read_tex(file: File, settings: ReaderConfig) -> Iterator[Read]:
-    """A TeX file as one document; a part that another file includes is read as itself."""
-    text = _tex(file.bytes(settings))
-    if not text.strip():
+    """A TeX file as one document; a part that another file includes is read as itself.
+
+    If pandoc refuses it, the parts that it refuses are set aside, each with its line, and the rest
+    is the document, whose `meta` says how many parts it lacks (`parts_left_out`).
+    """
+    source = _tex(file.bytes(settings))
+    if not source.strip():
         raise BrokenFile("no text", "TeX")
-    return _document(file, settings, "latex+raw_tex", "tex", text)
+    until = time.monotonic() + settings.seconds_per_file
+
+    def convert(text: str) -> str:
+        left = settings.model_copy(update={"seconds_per_file": until - time.monotonic()})
+        if left.seconds_per_file <= 0:
+            raise BrokenFile("takes too long", f"more than {settings.seconds_per_file:g} s")
+        return _convert(file, left, "latex+raw_tex", text)
+
+    try:
+        yield _document(file, settings, "tex", convert(source))
+        return
+    except BrokenFile as e:
+        if e.reason != REFUSED:
+            raise
+    rest, refused = salvage(source, convert)
+    text = _convert(file, settings, "latex+raw_tex", rest)
+    yield _document(file, settings, "tex", text, parts_left_out=len(refused))
+    for part in refused:
+        excerpt = f"{part.said}: {part.source.strip()}"
+        yield Broken(f"{file.name}:{part.line}", "a part that pandoc cannot read", excerpt[:_TOLD])
 
 
 def _tex(data: bytes) -> str:
@@ -42,12 +76,11 @@ def _tex(data: bytes) -> str:
 def read_docx(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """A Word file as one document."""
     check_archive(file, settings)
-    return _document(file, settings, "docx", "docx")
+    yield _document(file, settings, "docx", _convert(file, settings, "docx"))
 
 
-def _document(
-    file: File, settings: ReaderConfig, form: str, kind: str, text: str = ""
-) -> Iterator[Read]:
+def _convert(file: File, settings: ReaderConfig, form: str, text: str = "") -> str:
+    """What pandoc makes of the file, or of a text."""
     try:
         import pypandoc
     except ImportError as e:
@@ -60,10 +93,13 @@ def _document(
         f"--template={_TEMPLATE}", f"--from={form}", f"--to={_TO}",
         "--", "-" if text else str(file.path),
     ]  # fmt: skip
-    text = outside.run(command, settings, "pandoc", address_space=None, given=text).strip() + "\n"
-    yield Document(
+    return outside.run(command, settings, "pandoc", address_space=None, given=text).strip() + "\n"
+
+
+def _document(file: File, settings: ReaderConfig, kind: str, text: str, **more: int) -> Document:
+    return Document(
         text=text,
         source="acquired",
         licence=settings.licence,
-        meta={"path": file.name, "name": file.stem, "kind": kind},
+        meta={"path": file.name, "name": file.stem, "kind": kind, **more},
     )

@@ -57,6 +57,8 @@ def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
             try:
                 yield row_document(json.loads(line), file.name, where, settings)
             except (ValueError, RecursionError) as e:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.html import known_encoding, page_text
+from phikit.data.reading.members import members
 from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
+_FIRST = b"WARC/"
+_GZIP = b"\x1f\x8b"
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError)
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -17,29 +21,76 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """Every page that a server sent with status 200; one that cannot be read is set aside alone.
 
     Records without an HTTP header (the older kind of archive) count as pages. What is neither HTML
-    nor plain text (pictures, scripts) is passed over.
+    nor plain text (pictures, scripts) is passed over. Packed by gzip, a damaged record costs itself
+    alone; packed otherwise or not at all, what follows it.
 
     Raises:
         BrokenFile: the archive is damaged; the pages before that have been yielded.
         PhikitError: fastwarc is missing.
     """
+    with file.open() if file.packing in (".xz", ".bz2") else file.path.open("rb") as stream:
+        head = stream.read(len(_FIRST))
+        stream.seek(0)
+        if head.startswith(_GZIP) or (file.packing == ".gz" and head != _FIRST):
+            yield from _read_members(stream, file, settings)
+            return
+        seen = 0
+        try:
+            for record in _records(stream):
+                seen += 1
+                yield from _page(record, file, settings)
+        except _DAMAGE as e:
+            if isinstance(e, OSError) and e.errno is not None:
+                raise
+            raise BrokenFile("damaged or cut off", f"after {seen} records: {e}") from e
+        if not seen:
+            raise BrokenFile("no records", "not a WARC archive, or an empty one")
+
+
+def _records(stream: Any) -> Iterator[Any]:
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError as e:
         raise PhikitError("reading WARC needs fastwarc", how_to_install("data")) from e
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
+    yield from ArchiveIterator(stream, record_types=kinds, parse_http=False)
+
+
+def _read_members(stream: IO[bytes], file: File, settings: ReaderConfig) -> Iterator[Read]:
+    """The pages of an archive packed record by record; a damaged member is set aside alone.
+
+    Its last record is held back until the member has been found whole: a wrong checksum is only
+    seen at the end.
+    """
     seen = 0
-    try:
-        with file.open() if file.packing in (".xz", ".bz2") else file.path.open("rb") as stream:
-            for record in ArchiveIterator(stream, record_types=kinds, parse_http=False):
+    for member in members(stream, _FIRST):
+        last: list[Read] = []
+        said = ""
+        try:
+            for record in _records(member) if not member.damage else ():
+                yield from last
                 seen += 1
-                yield from _page(record, file, settings)
-    except (OSError, ValueError, EOFError, RuntimeError) as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            raise
-        raise BrokenFile("damaged or cut off", f"after {seen} records: {e}") from e
+                last = list(_page(record, file, settings))
+        except _DAMAGE as e:
+            if isinstance(e, OSError) and e.errno is not None:
+                raise
+            said = str(e)
+        member.finish()
+        if damage := member.damage or said:
+            where = f"{file.name}#byte-{member.begin}"
+            address = "".join(_address(read) for read in last)
+            yield Broken(
+                where, "damaged or cut off", f"gzip member: {damage}; {address}".rstrip("; ")
+            )
+            seen += 1
+        else:
+            yield from last
     if not seen:
         raise BrokenFile("no records", "not a WARC archive, or an empty one")
+
+
+def _address(read: Read) -> str:
+    return read.excerpt if isinstance(read, Broken) else str(read.meta["url"])
 
 
 def _page(record: Any, file: File, settings: ReaderConfig) -> Iterator[Read]:
@@ -59,6 +110,9 @@ def _page(record: Any, file: File, settings: ReaderConfig) -> Iterator[Read]:
         return
     except UnicodeDecodeError as e:
         yield Broken(where, "bad encoding", f"{address}: {e}")
+        return
+    except (RecursionError, MemoryError) as e:
+        yield Broken(where, "too deeply nested", f"{address}: {type(e).__name__}")
         return
     yield Document(
         text=text,
