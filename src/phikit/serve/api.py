@@ -20,7 +20,7 @@ from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
 from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, ErrorBody, TokenizeBody
 from phikit.serve.served import Refused, Served
-from phikit.serve.worker import BadForm, Busy, Down
+from phikit.serve.worker import Busy, Down
 
 # the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many, and
 # that an engine is being started again
@@ -96,7 +96,6 @@ def _errors(app: FastAPI) -> None:
         if isinstance(error, _Missing):
             return _error(404, in_a_line(error), "model", "model_not_found")
         param = error.param if isinstance(error, Refused) else None
-        param = "response_format" if isinstance(error, BadForm) else param
         return _error(400, in_a_line(error), param)
 
     @app.exception_handler(RequestValidationError)
