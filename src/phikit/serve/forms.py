@@ -54,6 +54,12 @@ def source(body: ChatBody | CompletionBody) -> str:
 
 
 def _response(asked: ResponseFormat) -> Constraint | None:
+    for name in ("json_schema", "regex", "grammar"):
+        if name != asked.type and getattr(asked, name) is not None:
+            raise Refused(
+                "response_format", f"response_format.{name} is for the type {name}; "
+                f"the type is {asked.type}"
+            )  # fmt: skip
     if asked.type == "text":
         return None
     if asked.type == "json_object":
