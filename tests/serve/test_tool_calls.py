@@ -59,9 +59,11 @@ def calls_of(client, ask, **settings):
             call[0] += delta.function.name or ""
             call[1] += delta.function.arguments or ""
     assert finish == whole.finish_reason
-    if finish == "length":
-        return None
     calls = [(c.function.name, c.function.arguments) for c in whole.message.tool_calls or ()]
+    if finish == "length":  # whole calls, and the beginning of one
+        assert calls == [tuple(call) for call in found.values()]
+        assert text == (whole.message.content or "")
+        return None
     assert [(name, json.loads(a)) for name, a in calls] == [
         (name, json.loads(a)) for name, a in found.values()
     ]
@@ -111,6 +113,20 @@ def test_no_parallel_calls_are_at_most_one(client, tiny, choice):
         calls = calls_of(client, ask, seed=seed)
         counts.add(None if calls is None else len(calls))
     assert 1 in counts and counts <= {1, None}
+
+
+def test_a_call_that_is_cut_off_is_told_as_far_as_it_goes(client, tiny):
+    ask = begun(tiny, tools=[WEATHER], tool_choice="required")
+    whole = client.chat.completions.create(**ask, seed=1).choices[0].message.tool_calls
+    written = "".join(whole[0].function.arguments.split())
+    for tokens in (3, 42, 47):
+        assert calls_of(client, ask | {"max_tokens": tokens}, seed=1) is None
+        answer = client.chat.completions.create(**ask | {"max_tokens": tokens}, seed=1)
+        cut = answer.choices[0].message.tool_calls
+        assert (cut is None) == (tokens == 3)
+        if cut is not None:
+            begun_with = "".join(cut[0].function.arguments.split())
+            assert cut[0].function.name == "weather" and written.startswith(begun_with)
 
 
 def test_an_answer_of_a_schema_may_be_a_call_instead(client, tiny):
