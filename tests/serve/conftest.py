@@ -1,3 +1,4 @@
+import openai
 import pytest
 from serve_fixtures import make_adapter, make_directory, running
 
@@ -20,3 +21,10 @@ def server(tiny, adapter):
     arguments = (f"tiny={tiny}", f"other={tiny}", "--adapter", f"other/fine={adapter}")
     with running(*arguments, "--cache", "0.02") as (url, _):
         yield url
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    """OpenAI's own client of it."""
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
+        yield client

@@ -23,12 +23,6 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def offline(tiny):
     return LocalEngine(load(tiny)), chat_format(Tokenizer.load(tiny))
 
@@ -302,43 +296,6 @@ def test_the_likeliest_tokens(client):
     assert [t for p in parts for t in p.top_logprobs] == plain.logprobs.top_logprobs
 
 
-TOWNS = {
-    "type": "object", "properties": {"town": {"enum": ["Ulm", "Bonn"]}}, "required": ["town"],
-    "additionalProperties": False,
-}  # fmt: skip
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": TOWNS}}
-
-
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
-)
-def test_a_forced_call_comes_whole_and_as_a_stream(client, choice):
-    other = {"type": "function", "function": {"name": "other"}}
-    ask = {
-        "model": "tiny", "messages": ASK, "tools": [other, WEATHER],
-        "tool_choice": choice, "max_tokens": 300, "parallel_tool_calls": False,
-    }  # fmt: skip
-    seeds = 0
-    for seed in range(4):
-        whole = client.chat.completions.create(**ask, seed=seed).choices[0]
-        if whole.finish_reason != "tool_calls":
-            continue
-        [call] = whole.message.tool_calls
-        if call.function.name == "weather":
-            seeds += 1
-            assert json.loads(call.function.arguments)["town"] in ("Ulm", "Bonn")
-        name, arguments, finish = "", "", None
-        for chunk in client.chat.completions.create(**ask, seed=seed, stream=True):
-            finish = chunk.choices[0].finish_reason or finish
-            for delta in chunk.choices[0].delta.tool_calls or ():
-                assert delta.index == 0
-                name += delta.function.name or ""
-                arguments += delta.function.arguments or ""
-        assert (name, finish) == (call.function.name, "tool_calls")
-        assert json.loads(arguments) == json.loads(call.function.arguments)
-    assert seeds
-
-
 def test_usage_tells_what_the_cache_had(client):
     ids = [int(i) for i in range(5, 105)]
     ask = {"model": "tiny", "prompt": ids, "max_tokens": 2, "n": 2}
@@ -362,24 +319,3 @@ def test_a_thought_is_kept_apart_also_while_streaming(client):
         for name in parts:
             parts[name] += getattr(chunk.choices[0].delta, name, None) or ""
     assert parts == {"reasoning_content": said.reasoning_content, "content": said.content}
-
-
-def test_a_call_in_the_other_way_of_writing(client):
-    """What a model may say by itself, not forced: text, and then `functools[...]`."""
-    call = '[{"name": "weather", "arguments": {"town": "Ulm"}}]'
-    form = {"type": "regex", "regex": f"I ask\\. functools{re.escape(call)}"}
-    ask = {
-        "model": "tiny", "messages": ASK, "max_tokens": 200, "tools": [WEATHER],
-        "extra_body": {"response_format": form},
-    }  # fmt: skip
-    whole = client.chat.completions.create(**ask).choices[0]
-    assert whole.message.content == "I ask. " and whole.finish_reason == "tool_calls"
-    assert json.loads(whole.message.tool_calls[0].function.arguments) == {"town": "Ulm"}
-    text, name, arguments = "", "", ""
-    for chunk in client.chat.completions.create(**ask, stream=True):
-        delta = chunk.choices[0].delta
-        text += delta.content or ""
-        for part in delta.tool_calls or ():
-            name += part.function.name or ""
-            arguments += part.function.arguments or ""
-    assert (text, name, json.loads(arguments)) == ("I ask. ", "weather", {"town": "Ulm"})

@@ -43,11 +43,13 @@ def quantize(
     check: Annotated[
         bool, typer.Option("--check", help="Print a table of quality, size and speed.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
     """Write a copy of a model with int8 or int4 weights.
 
     `phikit chat`, generate, serve and eval run the copy like any other model. With --check and
-    without --out nothing is kept: every kind is made, and a table compares them.
+    without --out nothing is kept: every kind is made, and a table compares them, each with keys
+    and values as they are and in 8 bits (`phikit serve --kv-cache int8`).
 
     \b
     phikit quantize smollm2 --check
@@ -66,6 +68,8 @@ def quantize(
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
+    if as_json and not check:
+        raise PhikitError("--json writes the table of --check", "give --check as well")
     if out is None and not check:
         raise PhikitError("--out is missing", "say where the quantised model goes: --out DIR")
 
@@ -73,6 +77,7 @@ def quantize(
         chosen = (0 if to == "int8" else 32) if group is None else group
         return Settings(Scheme(to, chosen), head, method)
 
+    shown = quantised.as_json if as_json else quantised.table
     how = way(to, method)  # a wrong setting is said first
     source = fetch.resolve(model, say=say)
     texts = None
@@ -93,16 +98,16 @@ def quantize(
 
     if out is not None:
         make(how, out)
-        print(out)
+        (say if as_json else print)(str(out))
         if check:
-            print(quantised.table(quantised.compare(source, {f"{to} {method}": out}, say=say)))
+            print(shown(quantised.compare(source, {f"{to} {method}": out}, say=say)))
         return
     with tempfile.TemporaryDirectory() as folder:
         made = {}
         for kind, by in quantised.ways(source):
             made[f"{kind} {by}"] = Path(folder) / f"{kind}-{by}"
             make(way(kind, by), made[f"{kind} {by}"])
-        print(quantised.table(quantised.compare(source, made, say=say)))
+        print(shown(quantised.compare(source, made, say=say)))
 
 
 def add(app: typer.Typer) -> None:

@@ -30,9 +30,9 @@ from phikit.errors import PhikitError, how_to_install
 
 _COMPILED = 64  # constraints whose compiled form is kept
 _MOST_BYTES = 2**18  # of a constraint's source
-# between two parts of a document: nothing, or one space, or a new line and its indentation. Models
-# that may write any white space sometimes never come to an end of it.
-_WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
+#: Between two parts of a document: nothing, or one space, or a new line and its indentation. Models
+#: that may write any white space sometimes never come to an end of it.
+WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
 
 
 class BadConstraint(PhikitError):
@@ -186,7 +186,7 @@ class Texts:
         kinds = llguidance.LLMatcher
         if constraint.kind == "json_schema":
             grammar = kinds.grammar_from_json_schema(
-                _schema(constraint.source), {"whitespace_pattern": _WHITE_SPACE}
+                _schema(constraint.source), {"whitespace_pattern": WHITE_SPACE}
             )
         elif constraint.kind == "regex":
             grammar = kinds.grammar_from_regex(constraint.source)

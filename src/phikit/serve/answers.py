@@ -74,8 +74,8 @@ class Sample:
         out = parts.finish()
         if parts.calls:
             self.finish = "tool_calls"
-        elif self.stream and parts.calling:
-            out = []  # the call is out already, as far as it was written
+        elif parts.calling and (self.stream or self.finish == "length"):
+            out = []  # the call is told as far as it was written
         return out
 
     # --- tool calls ------------------------------------------------------------------------------
@@ -108,21 +108,34 @@ class Sample:
         said: dict[str, Any] = {"role": "assistant", "content": self.text.get("content", "")}
         if "reasoning_content" in self.text:
             said["reasoning_content"] = self.text["reasoning_content"]
-        calls = self.parts.calls if self.parts else []
-        if calls:
+        if calls := self._calls():
             said["content"] = said["content"] or None
             said["tool_calls"] = [
                 {
                     "id": self._id(i),
                     "type": "function",
-                    "function": {
-                        "name": call.name,
-                        "arguments": json.dumps(call.arguments, ensure_ascii=False),
-                    },
+                    "function": {"name": name, "arguments": arguments},
                 }
-                for i, call in enumerate(calls)
+                for i, (name, arguments) in enumerate(calls)
             ]
         return said
+
+    def _calls(self) -> list[tuple[str, str]]:
+        """Names and arguments; of an answer that was cut off, as far as they were written."""
+        if self.parts is None:
+            return []
+        if self.parts.calls or self.finish != "length":
+            return [
+                (call.name, json.dumps(call.arguments, ensure_ascii=False))
+                for call in self.parts.calls
+            ]
+        found: list[tuple[str, str]] = []
+        for _, name, arguments in self.parts.deltas:
+            if name is not None:
+                found.append((name, arguments))
+            else:
+                found[-1] = (found[-1][0], found[-1][1] + arguments)
+        return found
 
     # --- log-probabilities -----------------------------------------------------------------------
 

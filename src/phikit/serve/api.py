@@ -18,9 +18,16 @@ from phikit.serve.guard import Guard, error_body, in_a_line
 from phikit.serve.metrics import Metrics
 from phikit.serve.page import add_page
 from phikit.serve.requests import Limits, engine_requests, prompts, refuse_unsupported
-from phikit.serve.schema import ChatBody, CompletionBody, DetokenizeBody, ErrorBody, TokenizeBody
+from phikit.serve.schema import (
+    UNSUPPORTED,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    ErrorBody,
+    TokenizeBody,
+)
 from phikit.serve.served import Refused, Served
-from phikit.serve.worker import BadForm, Busy, Down
+from phikit.serve.worker import Busy, Down
 
 # the statuses of errors: a wrong request, no key, no such model, too slow, too large, too many, and
 # that an engine is being started again
@@ -95,25 +102,42 @@ def _errors(app: FastAPI) -> None:
             return _error(503, in_a_line(error), code=error.code)
         if isinstance(error, _Missing):
             return _error(404, in_a_line(error), "model", "model_not_found")
-        param = error.param if isinstance(error, Refused) else None
-        param = "response_format" if isinstance(error, BadForm) else param
-        return _error(400, in_a_line(error), param)
+        if isinstance(error, Refused):
+            return _error(400, in_a_line(error), error.param, error.code)
+        return _error(400, in_a_line(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first, where = _nearest(error)
+        if instead := first["type"] == "extra_forbidden" and UNSUPPORTED.get(where):
+            text = f"{where} is not supported by this server; {instead}"
+            return _error(400, text, where, "unsupported_parameter")
         if first["type"] == "extra_forbidden":
             return _error(400, f"unknown parameter {where!r}", where, "unknown_parameter")
         if first["type"] == "json_invalid":
             return _error(400, f"the body is not valid JSON (at {where})")
+        if not where:
+            text = "the body must be a JSON object, sent with Content-Type: application/json"
+            return _error(400, text, None, "invalid_type")
         what = first["msg"].removeprefix("Value error, ")
-        return _error(400, f"{where or 'the body'}: {what}", where or None)
+        return _error(400, f"{where}: {what}", where, _code(first["type"]))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        answer = _error(error.status_code, str(error.detail))
+    async def http(request: Request, error: HTTPException) -> Response:
+        told = {
+            404: f"there is no path {request.url.path!r}; /openapi.json lists those there are",
+            405: f"the path {request.url.path!r} does not take {request.method}",
+        }
+        answer = _error(error.status_code, told.get(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
         return answer
+
+
+def _code(kind: str) -> str:
+    """OpenAI's word for one of the framework's kinds of complaint."""
+    if kind == "missing":
+        return "missing_required_parameter"
+    return "invalid_type" if kind.endswith(("_type", "_from_float")) else "invalid_value"
 
 
 def _nearest(error: RequestValidationError) -> tuple[dict[str, Any], str]:
@@ -167,6 +191,8 @@ def _about(app: FastAPI, served: Mapping[str, Served], metrics: Metrics) -> None
         model = _model(served, body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused("prompt", "give either prompt or messages")
+        if body.tools and body.messages is None:
+            raise Refused("tools", "tools are written into messages, not into a prompt")
         if body.messages is not None:
             ids = model.conversation(body.messages, body.tools)
         else:

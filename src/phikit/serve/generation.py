@@ -16,12 +16,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from phikit.engine.base import Request as Ask
 from phikit.errors import PhikitError
 from phikit.serve.answers import Sample, event, head, usage
+from phikit.serve.forms import source
 from phikit.serve.guard import error_body, in_a_line
 from phikit.serve.requests import Limits
 from phikit.serve.schema import ChatBody, CompletionBody
-from phikit.serve.served import Served
+from phikit.serve.served import Refused, Served
 from phikit.serve.text import Part
-from phikit.serve.worker import Down, Job, Update
+from phikit.serve.worker import BadForm, Down, Job, Update
 
 _LEFT = 499  # nobody reads it, but the figures tell: the client has left
 
@@ -72,7 +73,10 @@ class Generation:
     async def respond(self, request: Request) -> Response:
         """Starts the engine, and answers."""
         every = self.body.stream or self.asked[0].sampling.top_logprobs > 0
-        job = await self.model.worker.start(self.asked, every)
+        try:
+            job = await self.model.worker.start(self.asked, every)
+        except BadForm as error:
+            raise Refused(source(self.body), error.message, error.hint) from None
         if self.body.stream:
             return _Stream(self._events(job), job)
         try:

@@ -41,7 +41,8 @@ def refuse_unsupported(body: ChatBody | CompletionBody) -> None:
 
     def never(name: str, asked: bool, instead: str = "leave it out") -> None:
         if asked:
-            raise Refused(name, f"{name} is not supported by this server", instead)
+            text = f"{name} is not supported by this server"
+            raise Refused(name, text, instead, "unsupported_parameter")
 
     if body.stream_options and not body.stream:
         raise Refused("stream_options", "stream_options is for stream: true")
@@ -105,7 +106,9 @@ def engine_requests(
             check(request, model.vocab_size, model.context)
         except PhikitError as error:
             name = "messages" if isinstance(body, ChatBody) else "prompt"
-            raise Refused(name, error.message, error.hint) from None
+            long = len(prompt) >= model.context
+            code = "context_length_exceeded" if long else "invalid_value"
+            raise Refused(name, error.message, error.hint, code) from None
         found += [
             Request(request.prompt_ids, sampling, 1, seed, body.first_sample + i, model.adapter)
             for i in range(body.n)

@@ -13,9 +13,9 @@ _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class _Body(BaseModel):
-    """A body: unknown names are refused, and null is as good as left out."""
+    """A body: unknown names and wrong types are refused, and null is as good as left out."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +57,15 @@ class TextPart(_Body):
     text: str
 
 
+class RefusalPart(_Body):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
 class FunctionCall(_Body):
     name: str
     arguments: str = "{}"
@@ -68,41 +77,53 @@ class Call(_Body):
     function: FunctionCall
 
 
-_SAYINGS = ("content", "reasoning_content", "tool_calls")  # a message has one of them
+# a message has one of them
+_SAYINGS = ("content", "reasoning_content", "tool_calls", "refusal")
 
 
 class ChatMessage(_Body):
-    """One message; `developer` is another name for `system`."""
+    """One message; `developer` is another name for `system`. What chat formats have no place for is
+    passed over: `name`, `tool_call_id`, `annotations`, and earlier thoughts."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [name]} for name in _SAYINGS]}
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] = ""
+    content: str | list[TextPart | RefusalPart] = ""
+    refusal: str = ""
     reasoning_content: str = ""
+    annotations: list[dict[str, Any]] = []
     name: str = ""
     tool_calls: list[Call] = []
     tool_call_id: str = ""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.model_fields_set.isdisjoint(_SAYINGS):
+        empty = set() if self.tool_calls else {"tool_calls"}
+        if (self.model_fields_set - empty).isdisjoint(_SAYINGS):
             raise ValueError(f"a message of the role {self.role} has no content")
         return self
 
     @property
     def text(self) -> str:
         if isinstance(self.content, str):
-            return self.content
+            return self.content or self.refusal
         return "".join(part.text for part in self.content)
 
 
 class Function(_Body):
-    name: str
+    name: str = Field(min_length=1)
     description: str = ""
     parameters: dict[str, Any] = {}
     strict: bool = False
+
+    @model_validator(mode="after")
+    def _is_of_an_object(self) -> Self:
+        kind = self.parameters.get("type", "object")
+        if kind != "object":
+            raise ValueError(f"the type of parameters is {kind!r}; a function's are an 'object'")
+        return self
 
 
 class Tool(_Body):
@@ -111,7 +132,10 @@ class Tool(_Body):
 
 
 class StreamOptions(_Body):
+    """`include_obfuscation` makes no difference: chunks are never padded."""
+
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class JsonSchema(_Body):
@@ -148,6 +172,7 @@ class _Common(_Whole):
     tokens out); first_sample, the number of the first of the n samples' random streams;
     return_token_ids, which adds to every choice `prompt_token_ids`, `token_ids`, and their
     log-probabilities as `sampling_logprobs` and `raw_logprobs`; response_format for completions.
+    `user` makes no difference.
     """
 
     model: str
@@ -178,6 +203,8 @@ class _Common(_Whole):
 
 
 class ChatBody(_Common):
+    """`metadata`, `service_tier`, `safety_identifier` and `prompt_cache_key` make no difference."""
+
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
@@ -186,6 +213,10 @@ class ChatBody(_Common):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
     parallel_tool_calls: bool = True
     metadata: dict[str, Any] = {}
+    modalities: list[Literal["text"]] = []
+    service_tier: Literal["auto", "default"] = "auto"
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
     store: bool = False
 
 
@@ -195,6 +226,19 @@ class CompletionBody(_Common):
     echo: bool = False
     suffix: str = ""
     best_of: int | None = None
+
+
+#: what OpenAI's interface has and this server has not, and what to do instead
+UNSUPPORTED = {
+    "audio": "answers are text",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "prediction": "leave it out; phikit serve --speculate lookup guesses what the prompt says",
+    "prompt_cache_retention": "leave it out; prompts are cached while there is room",
+    "reasoning_effort": "leave it out; a model thinks as its chat format says",
+    "verbosity": "leave it out; ask for short or long answers in a message",
+    "web_search_options": "leave it out",
+}
 
 
 class TokenizeBody(_Whole):

@@ -15,11 +15,13 @@ from phikit.serve.worker import Worker
 
 
 class Refused(PhikitError):
-    """A parameter is wrong, or is not supported; `param` names it."""
+    """A parameter is wrong, or is not supported; `param` names it, `code` is OpenAI's word."""
 
-    def __init__(self, param: str, message: str, hint: str = "") -> None:
+    def __init__(
+        self, param: str, message: str, hint: str = "", code: str = "invalid_value"
+    ) -> None:
         super().__init__(message, hint)
-        self.param = param
+        self.param, self.code = param, code
 
 
 class Served:
@@ -83,11 +85,15 @@ def _plain(message: ChatMessage) -> dict[str, str]:
         calls = []
         for call in message.tool_calls:
             try:
-                arguments = json.loads(call.function.arguments)
+                arguments = json.loads(call.function.arguments or "{}")
             except ValueError:
                 raise Refused(
                     "messages", f"the arguments of {call.function.name!r} are not valid JSON"
                 ) from None
+            if not isinstance(arguments, dict):
+                raise Refused(
+                    "messages", f"the arguments of {call.function.name!r} are no JSON object"
+                )
             calls.append({"name": call.function.name, "arguments": arguments})
         content += f"<|tool_call|>{json.dumps(calls, ensure_ascii=False)}<|/tool_call|>"
     return {"role": role, "content": content}
