@@ -104,7 +104,8 @@ def test_from_nothing_to_rewarded(inputs: dict[str, Path], tmp_path: Path) -> No
 
     rollouts = {"prompts": 4, "group": 4, "max_tokens": 12, "think": False, "temperature": 1.5}
     done = run(
-        "train.grpo", tmp_path / "grpo", {"lr": 1e-3, "steps": 4, "rollouts": rollouts},
+        "train.grpo", tmp_path / "grpo",
+        {"lr": 1e-3, "steps": 4, "warmup": 0, "rollouts": rollouts},
         model=tmp_path / "sft", problems=root,
     )  # fmt: skip
     assert done["steps"] == 4 and 0 <= done["right"] <= 1
@@ -166,8 +167,11 @@ def test_what_a_user_may_get_wrong(inputs: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(PhikitError, match="leaves 192 tokens"):
         run("train.grpo", tmp_path / "x", {}, model=model, problems=root)
     with pytest.raises(PhikitError, match="multiple of"):
-        bad = {"steps": 5, "loss": {"updates": 2}, "rollouts": {"max_tokens": 5}}
+        bad = {"steps": 5, "warmup": 0, "loss": {"updates": 2}, "rollouts": {"max_tokens": 5}}
         run("train.grpo", tmp_path / "x", bad, model=model, problems=root)
+    with pytest.raises(PhikitError, match="warmup is 900 steps, but the run has 5"):
+        run("train.dpo", tmp_path / "x", {"warmup": 900, "batch_pairs": 8},
+            **{"model": model, "pairs.0": root})  # fmt: skip
 
 
 @pytest.fixture
@@ -238,6 +242,7 @@ def test_what_cannot_be_learned_from_is_counted(start: Path, tmp_path: Path) -> 
     longer = {"steps": 1, "context": 80, "rope_theta": 2e4}
     done = run("train.sft", tmp_path / "sft", longer, **{"model": start, "samples.0": tmp_path})
     assert done["unanswered"] == 1 and done["packing"]["examples"] == 2
+    assert done["row_copies_per_step"] == 32 / done["packing"]["rows"]
     made = json.loads((tmp_path / "sft" / "model" / "config.json").read_text())
     assert (made["max_position_embeddings"], made["rope_theta"]) == (80, 2e4)
     # a base of its own without a context is not forgotten, and a short context shortens no model
