@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,19 @@ def test_what_cannot_be_learned_from_is_counted(start: Path, tmp_path: Path) -> 
     done = run("train.dpo", tmp_path / "dpo", {"steps": 1, "batch_pairs": 1},
                **{"model": start, "pairs.0": tmp_path})  # fmt: skip
     assert done["left_out"] == 1 and done["pairs"] == {"pivot": 1}
+
+
+def test_a_problem_too_long_to_be_answered_is_left_out_of_rewards(
+    start: Path, tmp_path: Path
+) -> None:
+    long = {"role": "user", "content": "What is 1 and 1? " * 40}
+    asked = [replace(question(i), id="") for i in range(3)]
+    write_records(
+        tmp_path / "samples.parquet", [replace(asked[0], id="", messages=(long,)), *asked], Sample
+    )
+    settings = {"steps": 1, "warmup": 0, "rollouts": {"prompts": 4, "group": 2, "max_tokens": 6}}
+    done = run("train.grpo", tmp_path / "x", settings, model=start, problems=tmp_path)
+    assert (done["problems"], done["left_out"]) == (3, 1)
 
 
 def test_preferences_of_a_model_in_several_files(

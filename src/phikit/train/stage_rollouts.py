@@ -21,7 +21,7 @@ from phikit.train.stage_next_token import NextTokenSettings, _next_token, _size
 
 if TYPE_CHECKING:
     from phikit.data.pack import Example
-    from phikit.records import Pair, Rollout
+    from phikit.records import Pair, Rollout, Sample
 
 Inputs = Mapping[str, Path]
 
@@ -76,7 +76,20 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     chat = chat_format(load_tokenizer(inputs["model"]))
     problems = read_problems(inputs["problems"])
     order = np.random.default_rng([ctx.seed, 0x726F6C]).permutation(len(problems))
-    chosen = [problems[i] for i in order[: settings.prompts or len(problems)]]
+    chosen: list[tuple[Sample, tuple[int, ...]]] = []
+    too_long = 0
+    for sample in (problems[i] for i in order):
+        if len(chosen) == (settings.prompts or len(problems)):
+            break
+        ids = tuple(chat.render(sample.prompt, generation_prompt=True).ids)
+        too_long += len(ids) >= model.config.max_positions
+        if len(ids) < model.config.max_positions:
+            chosen.append((sample, ids))
+    if not chosen:
+        raise PhikitError(
+            f"train.rollouts: none of {len(problems)} problems leaves room for an answer",
+            f"the model's context is {model.config.max_positions}: give shorter problems",
+        )
     sampling = Sampling(
         temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens,
         stop_ids=tuple(chat.stop_ids),
@@ -88,20 +101,16 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     for start in range(0, len(chosen), at_once):
         part = chosen[start : start + at_once]
         requests = [
-            Request(
-                tuple(chat.render(s.prompt, generation_prompt=True).ids), sampling, settings.group,
-                _seed(ctx.seed, s.id),
-            )
-            for s in part
-        ]  # fmt: skip
+            Request(ids, sampling, settings.group, _seed(ctx.seed, s.id)) for s, ids in part
+        ]
         made = collect(engine, requests)
         items = [
             (Problem.of(s), chat.text(r.completion_ids))
-            for s, group in zip(part, made, strict=True)
+            for (s, _), group in zip(part, made, strict=True)
             for r in group
         ]
         verdicts = iter(verifier.verify(items))
-        for sample, group in zip(part, made, strict=True):
+        for (sample, _), group in zip(part, made, strict=True):
             judged = [_judged(r, next(verdicts), sample.id) for r in group]
             rollouts += judged
             kind = "refusal" if sample.verifier == "refusal" else "rollout"
@@ -114,7 +123,8 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     right = sum(r.verdict is not None and r.verdict.passed for r in rollouts)
     return {
-        "problems": len(chosen), "rollouts": len(rollouts), "pairs": len(pairs),
+        "problems": len(chosen), "too_long": too_long,
+        "rollouts": len(rollouts), "pairs": len(pairs),
         "right": round(right / max(1, len(rollouts)), 4),
         "tokens": sum(len(r.completion_ids) for r in rollouts),
     }  # fmt: skip
