@@ -89,9 +89,10 @@ def run_import(
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     text = row.get(key)
-    if not isinstance(text, str) or not text:
-        raise PhikitError(f"{where}: has no text under {key!r}", did_you_mean(key, row))
-    return text
+    if isinstance(text, str) and text:
+        return text
+    said = f"it is {json.dumps(row[key])[:40]}" if key in row else did_you_mean(key, row)
+    raise PhikitError(f"{where}: has no text under {key!r}", said)
 
 
 def _sample(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
@@ -133,8 +134,8 @@ def _pair(row: Mapping[str, Any], where: str, chat: ChatFormat | None, kind: str
         for key in _IDS:
             ids = row.get(key)
             if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
-                raise PhikitError(f"{where}: has no list of ids under {key!r}",
-                                  did_you_mean(key, row))  # fmt: skip
+                said = f"it is {json.dumps(ids)[:40]}" if key in row else did_you_mean(key, row)
+                raise PhikitError(f"{where}: has no list of ids under {key!r}", said)
         prompt_ids, chosen_ids, rejected_ids = (tuple(row[key]) for key in _IDS)
         return Pair(
             prompt_ids=prompt_ids, chosen_ids=chosen_ids, rejected_ids=rejected_ids, **named
