@@ -65,6 +65,7 @@ def test_a_run_too_short_for_its_schedule_is_refused() -> None:
         {"decay_share": 0.3},
         {"schedule": "constant", "lr_floor": 0.1},
         {"optimiser": {"muon_lr": 0.1}},
+        {"optimiser": {"betas": (0.9, 1.0)}},
         {"lr": "nan"},
         {"lr": "inf"},
         {"steps": 0},

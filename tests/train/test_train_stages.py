@@ -18,6 +18,7 @@ from phikit.errors import PhikitError
 from phikit.models import checkpoint
 from phikit.records import Pair, Rollout, Sample, Verdict, write_records
 from phikit.stage import Context
+from phikit.train.stage_start import StartSettings
 from phikit.train.stages import STAGES
 
 BY_VERB = {stage.verb: stage for stage in STAGES}
@@ -271,6 +272,34 @@ def test_a_problem_too_long_to_be_answered_is_left_out_of_rewards(
     settings = {"steps": 1, "warmup": 0, "rollouts": {"prompts": 4, "group": 2, "max_tokens": 6}}
     done = run("train.grpo", tmp_path / "x", settings, model=start, problems=tmp_path)
     assert (done["problems"], done["left_out"]) == (3, 1)
+
+
+def test_rewards_that_never_differ_teach_nothing_and_the_result_says_so(
+    start: Path, tmp_path: Path
+) -> None:
+    asked = [replace(question(i), id="") for i in range(3)]
+    write_records(tmp_path / "samples.parquet", asked, Sample)
+    settings = {
+        "steps": 4, "warmup": 0, "lr": 1e-2, "loss": {"updates": 2},
+        "rollouts": {"prompts": 2, "group": 2, "max_tokens": 6, "reward": "sign"},
+    }  # fmt: skip
+    done = run("train.grpo", tmp_path / "x", settings, model=start, problems=tmp_path)
+    assert (done["note"], done["steps_without_groups"]) == ("no group kept: unchanged", 2)
+    before, after = (p / "model" / "model.safetensors" for p in (start, tmp_path / "x"))
+    assert before.read_bytes() == after.read_bytes()
+    settings["rollouts"] |= {"reward": "reasoning", "think": False, "temperature": 2.0}
+    settings["rollouts"] |= {"group": 8, "max_tokens": 40}
+    done = run("train.grpo", tmp_path / "y", settings, model=start, problems=tmp_path)
+    assert "note" not in done and done["steps_without_groups"] < 2
+
+
+def test_a_model_without_its_tokenizer_does_not_begin(start: Path, tmp_path: Path) -> None:
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        (start / "model" / file).unlink()
+        with pytest.raises(PhikitError, match=f"the model has no {file}"):
+            BY_VERB["train.start"].run(
+                Context(tmp_path), StartSettings(model=str(start / "model")), {}
+            )
 
 
 def test_preferences_of_a_model_in_several_files(

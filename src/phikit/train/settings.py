@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ _DECAY_SHARE = 0.2
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: products like round sizes
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimiserSettings(Config):
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
 
@@ -26,7 +29,7 @@ class OptimiserSettings(Config):
         default="adamw",
         description="muon: the layers' matrices are orthogonalised, the rest is AdamW's",
     )
-    betas: tuple[float, float] = Field(
+    betas: tuple[DecayRate, DecayRate] = Field(
         default=(0.9, 0.95),
         description="AdamW's decay rates (not published for phi-4; the flash model's)",
     )
