@@ -79,6 +79,10 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
             r"own.jsonl:3: has no text under 'response'\s+→ it is \"\"",
         ),
         ({"messages": [{"role": "usr", "content": "x"}]}, "own.jsonl:3: not a message"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
+            "own.jsonl:3: the assistant's last message is empty",
+        ),
         ({"prompt": "x", "answer": "y"}, "own.jsonl:3: an answer, and no verifier"),
         ({"prompt": "x", "answer": "y", "verifier": "mth"}, "own.jsonl:3: no verifier is named"),
         ({"prompt": "x", "verifier": "math"}, "own.jsonl:3: has no 'answer'"),

@@ -115,6 +115,11 @@ def _sample(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
             f"{where}: neither an assistant's message to learn from nor an answer to judge by",
             did_you_mean("response", row),
         )
+    if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
+        raise PhikitError(
+            f"{where}: the assistant's last message is empty: there is nothing to learn",
+            "write what it should say, or leave the line out",
+        )
     return Sample(
         kind=str(row.get("kind") or judge or "chat"),
         source=str(row.get("source", "user")),
