@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from train_fixtures import SPECIAL, write_shards
 
+from phikit import single
 from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
@@ -291,6 +292,41 @@ def test_rewards_that_never_differ_teach_nothing_and_the_result_says_so(
     settings["rollouts"] |= {"group": 8, "max_tokens": 40}
     done = run("train.grpo", tmp_path / "y", settings, model=start, problems=tmp_path)
     assert "note" not in done and done["steps_without_groups"] < 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"settings": ["lr=1e-3"]}, "lr was 1e-05, now 0.001"),
+        ({"settings": ["optimiser.clip=2"]}, "optimiser.clip was 1.0, now 2.0"),
+        ({"settings": ["lora.rank=4"]}, "lora was None, now {'rank': 4"),
+        ({"seed": 3}, "seed was 0, now 3"),
+        (
+            {"inputs": {"model": "MODEL", "samples": "OTHER"}},
+            "inputs.samples.0 was '.*', now '.*other'",
+        ),
+    ],
+)
+def test_a_folder_of_another_run_says_what_differs(
+    changed: dict[str, Any], said: str, inputs: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    told: dict[str, Any] = {"settings": [], "seed": 0}
+    told["inputs"] = {"model": "MODEL", "samples": "SAMPLES"}
+    places = {"MODEL": start, "SAMPLES": inputs["root"], "OTHER": tmp_path / "other"}
+
+    def begin(of: dict[str, Any]) -> None:
+        named = [f"{role}={places[place]}" for role, place in of["inputs"].items()]
+        settings = ["steps=1", *of["settings"]]
+        single.run("train", "sft", named, settings, tmp_path / "x", of["seed"], 1)
+
+    (tmp_path / "x").mkdir()
+    begin(told)
+    (tmp_path / "x" / "stage.json").unlink()  # as a run that was killed leaves it
+    with pytest.raises(PhikitError, match=f"another run was begun here: {said}"):
+        begin(told | changed)
+    begin(told)
+    assert (tmp_path / "x" / "stage.json").exists()
 
 
 def test_a_model_without_its_tokenizer_does_not_begin(start: Path, tmp_path: Path) -> None:
