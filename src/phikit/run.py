@@ -105,8 +105,10 @@ def forecast(steps: Sequence[Step], run: Path) -> list[Forecast]:
     forecasts: list[Forecast] = []
     known: dict[str, Estimate] = {}
     for step in steps:
-        given = [known[name] for names in step.spec.inputs.values() for name in names]
-        known[step.name] = _timed(_estimate(step, run), given)
+        inputs = step.spec.inputs
+        given = [known[name] for names in inputs.values() for name in names]
+        models = [known[name] for role in _MODELS for name in inputs.get(role, ())]
+        known[step.name] = _timed(_estimate(step, run), given, models or given)
         why = _why(step, found.get(step.address), run)
         forecasts.append(Forecast(step, why, known[step.name]))
     return forecasts
@@ -119,16 +121,19 @@ _TRAINING_RATE, _GENERATION_RATE = 1.3e11, 2.5e10
 _LARGE, _LARGE_TRAINING_RATE, _LARGE_GENERATION_RATE = 32_000_000, 3e11, 9e10
 
 
-def _timed(estimate: Estimate, given: Sequence[Estimate]) -> Estimate:
+_MODELS = ("model", "models")  # the inputs whose model a stage runs, not what others drew
+
+
+def _timed(estimate: Estimate, given: Sequence[Estimate], models: Sequence[Estimate]) -> Estimate:
     """With the seconds that its model will compute, 6 operations per parameter and trained token
-    and 2 per generated one."""
-    parameters = estimate.parameters or max((e.parameters for e in given), default=0.0)
+    and 2 per generated one. The model is the largest of `models`, if it makes none itself."""
+    parameters = estimate.parameters or max((e.parameters for e in models), default=0.0)
     trained = estimate.trained or estimate.passes * sum(e.tokens for e in given)
     training, drawing = _TRAINING_RATE, _GENERATION_RATE
     if parameters >= _LARGE:
         training, drawing = _LARGE_TRAINING_RATE, _LARGE_GENERATION_RATE
     computing = parameters * (6 * trained / training + 2 * estimate.generated / drawing)
-    shape = estimate.shape or next((e.shape for e in given if e.shape is not None), None)
+    shape = estimate.shape or next((e.shape for e in models if e.shape is not None), None)
     return replace(
         estimate, seconds=estimate.seconds + computing, parameters=parameters, trained=trained,
         shape=shape,

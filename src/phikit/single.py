@@ -9,7 +9,7 @@ import inspect
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
@@ -156,10 +156,28 @@ def _claim(out: Path, what: dict[str, Any], stage: Stage[Any]) -> None:
         names = {p.name for p in out.iterdir()}
     if names:
         interrupted = "started.json" in names and "stage.json" not in names
-        if interrupted and stage.resumable and read_json(out / "started.json") == what:
-            return
+        if interrupted and stage.resumable:
+            if (begun := read_json(out / "started.json")) == what:
+                return
+            raise PhikitError(
+                f"{out}: another run was begun here: {_difference(begun, what)}",
+                "give the same command to go on with it, or choose a new folder with --out",
+            )
         raise PhikitError(f"{out}: not empty", "choose a new folder with --out")
     write_json(out / "started.json", what)
+
+
+def _difference(begun: Mapping[str, Any], now: Mapping[str, Any], inside: str = "") -> str:
+    """The first thing in which two runs differ, by its dotted name."""
+    for key in [*now, *(key for key in begun if key not in now)]:
+        was, wanted = begun.get(key), now.get(key)
+        if was == wanted:
+            continue
+        name = f"{inside}.{key}".removeprefix(".").removeprefix("config.")
+        if isinstance(was, Mapping) and isinstance(wanted, Mapping):
+            return _difference(was, wanted, name)
+        return f"{name} was {was!r}, now {wanted!r}"
+    raise AssertionError("they are the same")
 
 
 def _stage(registry: Registry, package: str, action: str) -> Stage[Any]:

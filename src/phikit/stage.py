@@ -20,9 +20,10 @@ from phikit.files import Journal
 
 
 class Config(BaseModel):
-    """A stage's settings: checked once, when the recipe is read; unknown keys are refused."""
+    """A stage's settings: checked once, when the recipe is read. Unknown keys are refused, and so
+    are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Progress(Protocol):

@@ -123,7 +123,7 @@ def test_finewebs_rules() -> None:
     assert rules.fineweb_quality(menu) == "few lines end a sentence"
     assert rules.fineweb_quality("\n".join(f"Item {n}." for n in range(40))) == "short lines"
     assert rules.fineweb_quality(f"{PROSE}\n{PROSE}") == "duplicate lines"
-    listed = "\n".join(f"a-very-long-name-of-something-number-{n}." for n in range(40))
+    listed = "\n".join(f"a_very_long_name_of_something_number_{n}." for n in range(40))
     assert rules.fineweb_quality(listed) == "many lines for its words"
 
 

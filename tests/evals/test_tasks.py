@@ -99,6 +99,7 @@ def test_an_item_too_long_for_the_model_is_wrong_not_an_error() -> None:
     scores = judge(answers, IsAnswer())
     assert not scores[-1].verdict.passed and "context" in scores[-1].verdict.reason
     assert summarise(scores, answers)["unfinished"] == pytest.approx(6 / 8)
+    assert summarise(scores, answers)["too_long"] == 2
 
 
 def test_equal_answers_are_verified_once_and_every_answer_is_scored() -> None:

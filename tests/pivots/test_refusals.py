@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from phikit.errors import PhikitError
 from phikit.pivots import domains
 from phikit.pivots.read import pair_folder
 from phikit.pivots.refusals import Heard, RefusalsConfig, Said, _pairs, _samples, run_refusals
-from phikit.records import Pair, Sample, read_records
+from phikit.records import Pair, Sample, read_records, write_records
 from phikit.stage import Context
 
 CONFIG = RefusalsConfig(samples=8, sometimes=2)
@@ -72,6 +74,23 @@ def test_the_stage(inputs: dict[str, Path], tmp_path: Path) -> None:
     samples = read_records(folder / "samples.parquet", Sample)
     assert summary["samples"] == len(samples)
     assert all(s.messages[-1]["role"] == "assistant" for s in samples)
+
+
+def test_a_problem_without_room_is_counted_and_the_rest_go_on(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    problems = read_records(inputs["problems"] / "samples.parquet", Sample)
+    long = replace(problems[0], id="", messages=({"role": "user", "content": "why? " * 4000},))
+    asked = tmp_path / "asked"
+    write_records(asked / "samples.parquet", [long, *problems], Sample)
+    config = RefusalsConfig(samples=2, max_tokens=4, batch=64)
+    folder = tmp_path / "some"
+    folder.mkdir()
+    done = run_refusals(Context(dir=folder), config, inputs | {"problems": asked})
+    assert (done["problems"], done["too_long"]) == (4, 1)
+    write_records(asked / "samples.parquet", [long], Sample)
+    with pytest.raises(PhikitError, match="none of its 1 problems leaves room"):
+        run_refusals(Context(dir=folder), config, inputs | {"problems": asked})
 
 
 def test_a_refusal_that_does_not_decline() -> None:

@@ -157,13 +157,27 @@ def test_the_stage_runs_twice_to_the_same_bytes(folders: dict[str, Path], tmp_pa
     assert len(read_records(tmp_path / "a" / "pairs.parquet", Pair)) == summary["pairs"]
 
 
-def test_a_model_can_be_the_judge_and_its_failures_are_told(
+def test_what_a_judge_or_a_model_has_no_room_for_is_set_aside(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = JudgePairsConfig(prompts=1, responses=1, max_tokens=4, judge_tokens=4, judge_retries=0)
+    long = Sample(
+        kind="long", source="user", verifier="exact", answer="1",
+        messages=({"role": "user", "content": "What is " * 200},),
+    )  # fmt: skip
+    write_records(tmp_path / "samples.parquet", [sample(0), long, sample(1)], Sample)
+    config = JudgePairsConfig(prompts=3, responses=2, max_tokens=4, judge_tokens=4)
     ctx = Context(dir=tmp_path)
-    with pytest.raises(PhikitError):  # the judge's prompt does not fit this tiny model's context
-        run_judge_pairs(ctx, config, folders | {"judge": folders["models.0"]})
+    given = folders | {"problems": tmp_path, "judge": folders["models.0"]}
+    done = run_judge_pairs(ctx, config, given)
+    assert (done["prompts"], done["too_long"], done["responses"]) == (3, 1, 4)
+    assert done["ungraded"] == 4  # the judge's instructions do not fit this model's context
+    assert (done["judge_report"]["too_long"], done["judge_report"]["replies"]) == (4, 0)
+    rows = [json.loads(line) for line in (tmp_path / "judged.jsonl").open()]
+    assert {r["problem"] for r in rows} == {sample(0).id, sample(1).id}
+    assert all("the judge's context 128" in r["ungraded"] for r in rows)
+    write_records(tmp_path / "samples.parquet", [long], Sample)
+    with pytest.raises(PhikitError, match="none of 1 problems leaves room"):
+        run_judge_pairs(ctx, config, given)
 
 
 def test_problems_without_verifiers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def logits(model: Decoder) -> torch.Tensor:
         return model.eval()(IDS)
 
 
+def test_a_target_that_matches_nothing_is_named_even_beside_one_that_does() -> None:
+    for targets in (("q_proj",), ("qkv_proj", "q_proj")):
+        with pytest.raises(PhikitError, match="no linear layer named 'q_proj'"):
+            adapters.adapt(tiny_model(), LoraSettings(targets=targets), 0)
+
+
 def test_training_leaves_the_base_alone(new_context: New) -> None:
     model = run("lora", new_context())
     trained = dict(lora.parameters(model, "default"))

@@ -73,13 +73,21 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
         ("[" * 100_000, "own.jsonl:3: nested too deeply"),
         ({"promt": "x", "response": "y"}, "own.jsonl:3: has no text under 'prompt'"),
         ({"prompt": "x", "respnse": "y"}, "own.jsonl:3: neither .* to learn from"),
-        ({"prompt": "x", "response": 5}, "own.jsonl:3: has no text under 'response'"),
+        ({"prompt": "x", "response": 5}, r"own.jsonl:3: has no text under 'response'\s+→ it is 5"),
+        (
+            {"prompt": "x", "response": ""},
+            r"own.jsonl:3: has no text under 'response'\s+→ it is \"\"",
+        ),
         ({"messages": [{"role": "usr", "content": "x"}]}, "own.jsonl:3: not a message"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
+            "own.jsonl:3: the assistant's last message is empty",
+        ),
         ({"prompt": "x", "answer": "y"}, "own.jsonl:3: an answer, and no verifier"),
         ({"prompt": "x", "answer": "y", "verifier": "mth"}, "own.jsonl:3: no verifier is named"),
         ({"prompt": "x", "verifier": "math"}, "own.jsonl:3: has no 'answer'"),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, "own.jsonl:3: a preference in words"),
-        ({"prompt_ids": [1], "chosen_ids": []}, "own.jsonl:3: has no list of ids under 'chosen_i"),
+        ({"prompt_ids": [1], "chosen_ids": []}, r"under 'chosen_ids'\s+→ it is \[\]"),
         (
             {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "kind": "juge"},
             "own.jsonl:3: no kind of preference is 'juge'",

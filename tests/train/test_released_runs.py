@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from phikit import run, summary
 from phikit.models.family import find
 from phikit.recipes.load import built_in, load
+from phikit.recipes.source import _Loader
+from phikit.train.settings import TrainSettings
 
 DAY = 86_400
 
@@ -35,6 +40,17 @@ def test_every_recipe_is_forecast(name: str, tmp_path: Path) -> None:
         assert "GB per GPU" in table
 
 
+def test_a_stage_takes_the_memory_of_its_own_model_and_not_of_who_drew_its_data(
+    tmp_path: Path,
+) -> None:
+    _, planned = forecasts("phi-4-mini-reasoning", tmp_path)
+    teacher, mini = (find(n) for n in ("phi-4-reasoning-plus", "phi-4-mini"))
+    assert teacher is not None and mini is not None
+    assert planned["rollouts"].memory == 2 * teacher.config.parameters
+    for stage in ("own-rollouts", "eval"):
+        assert planned[stage].memory == 2 * mini.config.parameters
+
+
 @pytest.mark.parametrize(
     ("name", "stages", "published_days"),
     # model cards of phi-4, phi-4-mini and phi-4-reasoning
@@ -50,6 +66,25 @@ def test_time_is_about_what_was_published(
     _, planned = forecasts(name, tmp_path)
     days = sum(planned[stage].seconds for stage in stages) / DAY
     assert days == pytest.approx(published_days, rel=0.2)
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+@pytest.mark.parametrize("name", [n for n in built_in() if n.startswith("phi-4")])
+def test_the_table_of_settings_says_what_the_recipe_has(name: str) -> None:
+    section = DOCUMENT.read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    rows = [re.split(r" *\| *", line)[1:-1] for line in section.splitlines() if line[:1] == "|"]
+    configs = {s.name: s.config.model_dump() for s in load(name).stages}
+    trained = [s.name for s in load(name).stages if isinstance(s.config, TrainSettings)]
+    told = rows[2:]
+    for stage, setting, value, source in told:
+        held: Any = configs[stage]
+        for key in setting.split("."):
+            held = held[key]
+        assert yaml.load(value, _Loader) == held, (stage, setting)
+        assert source.startswith(("published", "default")), (stage, setting)
+    assert {(stage, "lr") for stage in trained} <= {(stage, s) for stage, s, _, _ in told}
 
 
 def test_published_settings() -> None:
@@ -95,7 +130,7 @@ def test_published_settings() -> None:
         assert (step.lr, step.batch_rows, step.epochs, step.warmup) == (1e-5, 128, 5, 0.1)
         assert (step.context, step.packing) == (context, packing)
     dpo = config("phi-4-mini-reasoning", "dpo")
-    assert (dpo.lr, dpo.max_tokens) == (5e-7, 16_384)
+    assert (dpo.lr, dpo.max_tokens, dpo.epochs, dpo.steps) == (5e-7, 16_384, 1, None)
     last = config("phi-4-mini-reasoning", "grpo")
     assert (last.rollouts.max_tokens, last.rollouts.temperature) == (25_000, 1.0)
     assert (last.rollouts.max_group_accuracy, last.rollouts.anneal_share) == (0.5, 0.5)

@@ -125,6 +125,29 @@ def test_from_rollouts_to_a_distilled_model(start: Path, new_context: New) -> No
     assert losses[False]["packing"]["rows"] == 6 > losses[True]["packing"]["rows"]
 
 
+def test_a_problem_that_leaves_no_room_is_counted_and_the_rest_go_on(
+    start: Path, tmp_path: Path, new_context: New
+) -> None:
+    problems = read_records(start / "samples.parquet", Sample)
+    long = Sample(kind="sum", source="user", verifier="exact", answer="0",
+                  messages=({"role": "user", "content": "What is 1 and 1? " * 40},))  # fmt: skip
+    write_records(tmp_path / "samples.parquet", [long, *problems], Sample)
+    settings = {"group": 2, "max_tokens": 8}
+    drawn = new_context("drawn")
+    made = run("train.rollouts", drawn, settings, model=start, problems=tmp_path)
+    assert (made["problems"], made["too_long"], made["rollouts"]) == (6, 1, 12)
+    asked = {r.meta["problem"] for r in read_records(drawn.dir / "rollouts.parquet", Rollout)}
+    assert asked == {p.id for p in problems}
+    made = run(
+        "train.rollouts", new_context("six"), settings | {"prompts": 6}, model=start,
+        problems=tmp_path,
+    )  # fmt: skip
+    assert made["problems"] == 6  # as many as were asked for
+    write_records(tmp_path / "samples.parquet", [long], Sample)
+    with pytest.raises(PhikitError, match="none of 1 problems leaves room for an answer"):
+        run("train.rollouts", new_context("none"), settings, model=start, problems=tmp_path)
+
+
 def test_a_published_model_and_how_well_it_reads(start: Path, new_context: New) -> None:
     begun = new_context("begun")
     run("train.start", begun, {"model": str(start / "model")})

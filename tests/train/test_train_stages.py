@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from train_fixtures import SPECIAL, write_shards
 
+from phikit import single
 from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
 from phikit.records import Pair, Rollout, Sample, Verdict, write_records
 from phikit.stage import Context
+from phikit.train.stage_start import StartSettings
 from phikit.train.stages import STAGES
 
 BY_VERB = {stage.verb: stage for stage in STAGES}
@@ -104,7 +107,8 @@ def test_from_nothing_to_rewarded(inputs: dict[str, Path], tmp_path: Path) -> No
 
     rollouts = {"prompts": 4, "group": 4, "max_tokens": 12, "think": False, "temperature": 1.5}
     done = run(
-        "train.grpo", tmp_path / "grpo", {"lr": 1e-3, "steps": 4, "rollouts": rollouts},
+        "train.grpo", tmp_path / "grpo",
+        {"lr": 1e-3, "steps": 4, "warmup": 0, "rollouts": rollouts},
         model=tmp_path / "sft", problems=root,
     )  # fmt: skip
     assert done["steps"] == 4 and 0 <= done["right"] <= 1
@@ -166,8 +170,11 @@ def test_what_a_user_may_get_wrong(inputs: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(PhikitError, match="leaves 192 tokens"):
         run("train.grpo", tmp_path / "x", {}, model=model, problems=root)
     with pytest.raises(PhikitError, match="multiple of"):
-        bad = {"steps": 5, "loss": {"updates": 2}, "rollouts": {"max_tokens": 5}}
+        bad = {"steps": 5, "warmup": 0, "loss": {"updates": 2}, "rollouts": {"max_tokens": 5}}
         run("train.grpo", tmp_path / "x", bad, model=model, problems=root)
+    with pytest.raises(PhikitError, match="warmup is 900 steps, but the run has 5"):
+        run("train.dpo", tmp_path / "x", {"warmup": 900, "batch_pairs": 8},
+            **{"model": model, "pairs.0": root})  # fmt: skip
 
 
 @pytest.fixture
@@ -238,6 +245,7 @@ def test_what_cannot_be_learned_from_is_counted(start: Path, tmp_path: Path) -> 
     longer = {"steps": 1, "context": 80, "rope_theta": 2e4}
     done = run("train.sft", tmp_path / "sft", longer, **{"model": start, "samples.0": tmp_path})
     assert done["unanswered"] == 1 and done["packing"]["examples"] == 2
+    assert done["row_copies_per_step"] == 32 / done["packing"]["rows"]
     made = json.loads((tmp_path / "sft" / "model" / "config.json").read_text())
     assert (made["max_position_embeddings"], made["rope_theta"]) == (80, 2e4)
     # a base of its own without a context is not forgotten, and a short context shortens no model
@@ -252,6 +260,82 @@ def test_what_cannot_be_learned_from_is_counted(start: Path, tmp_path: Path) -> 
     done = run("train.dpo", tmp_path / "dpo", {"steps": 1, "batch_pairs": 1},
                **{"model": start, "pairs.0": tmp_path})  # fmt: skip
     assert done["left_out"] == 1 and done["pairs"] == {"pivot": 1}
+
+
+def test_a_problem_too_long_to_be_answered_is_left_out_of_rewards(
+    start: Path, tmp_path: Path
+) -> None:
+    long = {"role": "user", "content": "What is 1 and 1? " * 40}
+    asked = [replace(question(i), id="") for i in range(3)]
+    write_records(
+        tmp_path / "samples.parquet", [replace(asked[0], id="", messages=(long,)), *asked], Sample
+    )
+    settings = {"steps": 1, "warmup": 0, "rollouts": {"prompts": 4, "group": 2, "max_tokens": 6}}
+    done = run("train.grpo", tmp_path / "x", settings, model=start, problems=tmp_path)
+    assert (done["problems"], done["left_out"]) == (3, 1)
+
+
+def test_rewards_that_never_differ_teach_nothing_and_the_result_says_so(
+    start: Path, tmp_path: Path
+) -> None:
+    asked = [replace(question(i), id="") for i in range(3)]
+    write_records(tmp_path / "samples.parquet", asked, Sample)
+    settings = {
+        "steps": 4, "warmup": 0, "lr": 1e-2, "loss": {"updates": 2},
+        "rollouts": {"prompts": 2, "group": 2, "max_tokens": 6, "reward": "sign"},
+    }  # fmt: skip
+    done = run("train.grpo", tmp_path / "x", settings, model=start, problems=tmp_path)
+    assert (done["note"], done["steps_without_groups"]) == ("no group kept: unchanged", 2)
+    before, after = (p / "model" / "model.safetensors" for p in (start, tmp_path / "x"))
+    assert before.read_bytes() == after.read_bytes()
+    settings["rollouts"] |= {"reward": "reasoning", "think": False, "temperature": 2.0}
+    settings["rollouts"] |= {"group": 8, "max_tokens": 40}
+    done = run("train.grpo", tmp_path / "y", settings, model=start, problems=tmp_path)
+    assert "note" not in done and done["steps_without_groups"] < 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"settings": ["lr=1e-3"]}, "lr was 1e-05, now 0.001"),
+        ({"settings": ["optimiser.clip=2"]}, "optimiser.clip was 1.0, now 2.0"),
+        ({"settings": ["lora.rank=4"]}, "lora was None, now {'rank': 4"),
+        ({"seed": 3}, "seed was 0, now 3"),
+        (
+            {"inputs": {"model": "MODEL", "samples": "OTHER"}},
+            "inputs.samples.0 was '.*', now '.*other'",
+        ),
+    ],
+)
+def test_a_folder_of_another_run_says_what_differs(
+    changed: dict[str, Any], said: str, inputs: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    told: dict[str, Any] = {"settings": [], "seed": 0}
+    told["inputs"] = {"model": "MODEL", "samples": "SAMPLES"}
+    places = {"MODEL": start, "SAMPLES": inputs["root"], "OTHER": tmp_path / "other"}
+
+    def begin(of: dict[str, Any]) -> None:
+        named = [f"{role}={places[place]}" for role, place in of["inputs"].items()]
+        settings = ["steps=1", *of["settings"]]
+        single.run("train", "sft", named, settings, tmp_path / "x", of["seed"], 1)
+
+    (tmp_path / "x").mkdir()
+    begin(told)
+    (tmp_path / "x" / "stage.json").unlink()  # as a run that was killed leaves it
+    with pytest.raises(PhikitError, match=f"another run was begun here: {said}"):
+        begin(told | changed)
+    begin(told)
+    assert (tmp_path / "x" / "stage.json").exists()
+
+
+def test_a_model_without_its_tokenizer_does_not_begin(start: Path, tmp_path: Path) -> None:
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        (start / "model" / file).unlink()
+        with pytest.raises(PhikitError, match=f"the model has no {file}"):
+            BY_VERB["train.start"].run(
+                Context(tmp_path), StartSettings(model=str(start / "model")), {}
+            )
 
 
 def test_preferences_of_a_model_in_several_files(

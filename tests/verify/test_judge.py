@@ -142,6 +142,17 @@ def test_malformed_replies_are_retried_counted_and_never_made_up() -> None:
     assert judge.report.agreement is None
 
 
+def test_what_does_not_fit_the_judge_is_set_aside_with_its_reason() -> None:
+    judge, generator = llm([reply(4), reply(4), "no", "no", reply(4)])
+    judge.context = len(judge.prompt(PROBLEM, ["short"])) + 1
+    assert judge.judge(PROBLEM, ["short"]) == [Grades(4, 3, 3, "r4")]
+    assert judge.judge(PROBLEM, ["short", "more"]) == [None, None]
+    assert (judge.report.too_long, judge.report.failed, len(generator.prompts)) == (2, 0, 2)
+    assert f"the judge's context {judge.context}" in judge.reasons[PROBLEM.id]
+    assert judge.judge(PROBLEM, ["short"]) == [None]
+    assert "2 replies, none of them as asked for" in judge.reasons[PROBLEM.id]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -246,7 +246,7 @@ SHARDS: Stage[ShardsConfig] = Stage(
     run=run_shards,
     inputs=("tokenizer", "documents?", "samples*"),
     estimate=lambda c: Estimate(
-        f"{c.tokens / 1e6:.1f} M tokens", 3 + c.tokens / 1e6, tokens=c.tokens
+        f"{c.tokens / 1e6:,.1f} M tokens", 3 + c.tokens / 1e6, tokens=c.tokens
     ),
     help="tokenise documents and samples, and write the mixture in training order",
 )

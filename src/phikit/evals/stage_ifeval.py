@@ -103,6 +103,7 @@ def run_ifeval(ctx: Context, config: IfevalConfig, inputs: Mapping[str, Path]) -
         "mean_tokens": sum(s.cost for s in scores) / len(scores),
         "items": prompts.items,
         "max_tokens": config.max_tokens,
+        "too_long": sum(a.rollout is None for a in answers),
     }
 
 

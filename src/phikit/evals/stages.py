@@ -185,6 +185,7 @@ def summarise(scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, A
         "items": of_all.items,
         "samples": samples,
         "unfinished": finishes.count("length") / len(finishes),
+        "too_long": len({a.item.id for a in answers if a.rollout is None}),
     }
     if greedy:
         e = accuracy(list(greedy.values()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,12 @@ def run_responses(
     engine, chat = open_chat(inputs["model"] / "model", config.batch, config.precision)
     budget = int(search_folder(inputs["search"]).record["summary"]["tokens"])
     pairs: list[Pair] = []
-    spent = asked = 0
+    spent = asked = too_long = 0
+    context = engine.model.config.max_positions
     for first in itertools.count(0, config.per_problem):
         number = 0  # of the problem, for its random stream
-        for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
+        tally: Counter[str] = Counter()
+        for portion in portions(inputs["problems"], chat, context, tally):
             judged = _asked(engine, chat, config, portion, ctx.seed ^ _STREAM, number, first)
             number += len(portion)
             for problem, answers in judged:
@@ -92,12 +95,15 @@ def run_responses(
             ctx.progress.update(min(spent, budget), budget, pairs=len(pairs))
             if spent >= budget:
                 break
-        asked = max(asked, number)
+        asked, too_long = max(asked, number), max(too_long, tally["too_long"])
         if spent >= budget or not spent:
             break
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     count_cost(ctx, engine)
-    return {"problems": asked, "tokens": spent, "budget": budget, "pairs": len(pairs)}
+    return {
+        "problems": asked, "too_long": too_long,
+        "tokens": spent, "budget": budget, "pairs": len(pairs),
+    }  # fmt: skip
 
 
 def _asked(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phikit.errors import PhikitError
 from phikit.records import Sample
 from phikit.stage import Context
 from phikit.verify.base import read_problems
@@ -16,20 +18,35 @@ if TYPE_CHECKING:
 
 
 def portions(
-    folder: Path, chat: ChatFormat, context: int, size: int = 64
+    folder: Path, chat: ChatFormat, context: int, tally: Counter[str], size: int = 64
 ) -> Iterator[list[tuple[Sample, tuple[int, ...]]]]:
-    """The problems of a stage with their prompts, so many at a time; those that fit the context."""
+    """The problems of a stage with their prompts, so many at a time; those that fit the context.
+
+    Those that do not are counted in `tally`, as "too_long".
+
+    Raises:
+        PhikitError: none fits.
+    """
     portion = []
+    tally["too_long"] = fitting = 0
     for sample in read_problems(folder):
         messages = sample.prompt or ({"role": "user", "content": sample.text},)
         ids = tuple(chat.render(messages, generation_prompt=True).ids)
-        if len(ids) < context:
-            portion.append((sample, ids))
+        if len(ids) >= context:
+            tally["too_long"] += 1
+            continue
+        fitting += 1
+        portion.append((sample, ids))
         if len(portion) == size:
             yield portion
             portion = []
     if portion:
         yield portion
+    if not fitting:
+        raise PhikitError(
+            f"{folder}: none of its {tally['too_long']} problems leaves room for an answer",
+            f"the model's context is {context}: give shorter problems",
+        )
 
 
 def count_cost(ctx: Context, engine: LocalEngine) -> None:

@@ -113,8 +113,8 @@ def run_refusals(
     pairs: list[Pair] = []
     samples: list[Sample] = []
     tally: Counter[str] = Counter()
-    total = len(read_problems(inputs["problems"]))
-    for portion in portions(inputs["problems"], chat, engine.model.config.max_positions):
+    total, context = len(read_problems(inputs["problems"])), engine.model.config.max_positions
+    for portion in portions(inputs["problems"], chat, context, tally):
         requests = [
             Request(ids, sampling, config.samples, ctx.seed ^ _STREAM ^ (tally["problems"] + i))
             for i, (_, ids) in enumerate(portion)
@@ -126,7 +126,7 @@ def run_refusals(
             refusal = _refusal(sample, answers, config.refusals, chat.tokenizer.encode)
             pairs += _pairs(sample, prompt_ids, answers, refusal, config, tally)
             samples += _samples(sample, answers, refusal, config, tally)
-        ctx.progress.update(tally["problems"], total, pairs=len(pairs))
+        ctx.progress.update(tally["problems"] + tally["too_long"], total, pairs=len(pairs))
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     write_records(ctx.dir / "samples.parquet", samples, Sample)
     count_cost(ctx, engine)

@@ -211,14 +211,21 @@ def stream_seed(*parts: object) -> int:
 def run_judge_pairs(
     ctx: Context, config: JudgePairsConfig, inputs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Writes pairs.parquet and judged.jsonl (every answer with its grades)."""
+    """Writes pairs.parquet and judged.jsonl (every answer with its grades, or why it has none)."""
     from phikit.verify.judge import LlmJudge, RubricJudge
 
     samples = choose_problems(read_problems(inputs["problems"]), config, ctx.seed)
     folders = given(inputs, "models")
     answers: list[list[Judged]] = [[] for _ in samples]
+    too_long: set[int] = set()
     for number, folder in enumerate(folders):
-        _answer(ctx, config, number, len(folders), folder, samples, answers)
+        too_long |= _answer(ctx, config, number, len(folders), folder, samples, answers)
+    if not any(answers):
+        raise PhikitError(
+            f"synth.judge_pairs: none of {len(samples)} problems leaves room for an answer in the "
+            "models' contexts",
+            "give shorter problems, or models of a longer context",
+        )
     judge: Judge = _llm_judge(ctx, config, inputs["judge"]) if "judge" in inputs else RubricJudge()
     pairs: list[Pair] = []
     judged: list[list[Judged]] = []
@@ -228,9 +235,10 @@ def run_judge_pairs(
         pairs += make_pairs(problem, judged[-1], config, ctx.seed)
         ctx.progress.update(number + 1, len(samples), pairs=len(pairs))
     pairs = limit_refusals(pairs, config.refusal_share)
+    reasons = judge.reasons if isinstance(judge, LlmJudge) else {}
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
-    write_atomic(ctx.dir / "judged.jsonl", "".join(_rows(samples, judged)))
-    summary = summarise(samples, judged, pairs, judge.name)
+    write_atomic(ctx.dir / "judged.jsonl", "".join(_rows(samples, judged, reasons)))
+    summary = summarise(samples, judged, pairs, judge.name) | {"too_long": len(too_long)}
     if isinstance(judge, LlmJudge):
         summary["judge_report"] = asdict(judge.report) | {"agreement": judge.report.agreement}
     return summary
@@ -244,24 +252,29 @@ def _answer(
     folder: Path,
     samples: Sequence[Sample],
     answers: list[list[Judged]],
-) -> None:
-    """Adds a model's answers to each problem's, in the order of their numbers."""
+) -> set[int]:
+    """Adds a model's answers to each problem's, in the order of their numbers.
+
+    Returns:
+        the problems that it was not asked, for they leave no room in its context.
+    """
     from phikit.engine.load import open_chat
 
     engine, chat = open_chat(folder / "model", config.batch, config.precision)
     prompts = [tuple(chat.render(s.prompt, generation_prompt=True).ids) for s in samples]
+    asked = [i for i, ids in enumerate(prompts) if len(ids) < engine.model.config.max_positions]
     sampling = Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
         stop_ids=chat.stop_ids,
     )
-    seeds = [stream_seed(ctx.seed, "judge-pairs", number, s.id) for s in samples]
-    each = len(samples) * config.responses
-    drawn = draw(engine, prompts, sampling, config.responses, seeds)
-    for done, (index, sample, rollout) in enumerate(drawn, 1):
+    seeds = [stream_seed(ctx.seed, "judge-pairs", number, samples[i].id) for i in asked]
+    each = len(asked) * config.responses
+    drawn = draw(engine, [prompts[i] for i in asked], sampling, config.responses, seeds)
+    for done, (place, sample, rollout) in enumerate(drawn, 1):
         text = chat.text(rollout.completion_ids)
-        answers[index].append(Judged(number, sample, rollout, text))
+        answers[asked[place]].append(Judged(number, sample, rollout, text))
         ctx.progress.update(number * each + done, models * each)
         new, context = len(rollout.completion_ids), len(rollout.prompt_ids)
         ctx.cost.tokens_generated += new
@@ -270,6 +283,7 @@ def _answer(
             ctx.cost.flops += context * engine.model.config.flops_per_token(context // 2)
     for group in answers:
         group.sort(key=lambda a: (a.model, a.sample))
+    return set(range(len(samples))).difference(asked)
 
 
 def _llm_judge(ctx: Context, config: JudgePairsConfig, folder: Path) -> Judge:
@@ -286,10 +300,13 @@ def _llm_judge(ctx: Context, config: JudgePairsConfig, folder: Path) -> Judge:
         sampling=Sampling(temperature=0.7, max_tokens=config.judge_tokens, stop_ids=chat.stop_ids),
         retries=config.judge_retries,
         seed=stream_seed(ctx.seed, "judge"),
+        context=engine.model.config.max_positions,
     )
 
 
-def _rows(samples: Sequence[Sample], judged: Sequence[Sequence[Judged]]) -> Iterator[str]:
+def _rows(
+    samples: Sequence[Sample], judged: Sequence[Sequence[Judged]], reasons: Mapping[str, str]
+) -> Iterator[str]:
     for sample, answers in zip(samples, judged, strict=True):
         for a in answers:
             row = {
@@ -300,6 +317,7 @@ def _rows(samples: Sequence[Sample], judged: Sequence[Sequence[Judged]]) -> Iter
                 "finish": a.rollout.finish,
                 "text": a.text,
                 "grades": asdict(a.grades) if a.grades else None,
+                **({} if a.grades else {"ungraded": reasons[sample.id]}),
             }
             yield canonical_json(row) + "\n"
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from phikit.errors import PhikitError
+from phikit.errors import PhikitError, did_you_mean
 from phikit.files import atomic_directory, explain_os_errors, read_json, write_json
 from phikit.models import lora
 from phikit.models.checkpoint import write_tensors
@@ -40,8 +40,16 @@ def adapt(model: Decoder, settings: LoraSettings, seed: int) -> None:
     """Adds an adapter that does nothing yet, makes it active, and freezes everything else.
 
     Raises:
-        PhikitError: the model has no layers of the names that are to be adapted.
+        PhikitError: the model has no layers of a name that is to be adapted; says which.
     """
+    linear = (nn.Linear, lora.LoraLinear)
+    names = [name for name, part in model.named_modules() if isinstance(part, linear)]
+    for target in settings.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise PhikitError(
+                f"lora.targets: the model has no linear layer named {target!r}",
+                did_you_mean(target, {name.rpartition(".")[2] for name in names}),
+            )
     spec = spec_of(settings.targets, settings.rank, settings.alpha, settings.dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

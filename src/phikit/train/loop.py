@@ -114,8 +114,10 @@ def train(
         What the run took: steps, tokens, first and last loss, rate, peak memory.
 
     Raises:
-        PhikitError: losses were not finite `settings.bad_steps` times in a row; names the batch.
+        PhikitError: so many steps are too few for the schedule; losses were not finite
+            `settings.bad_steps` times in a row: names the batch.
     """
+    settings.check_schedule(steps)
     torch.manual_seed(ctx.seed)
     model.train().float()
     processes = parallel.Processes.of(model, settings.parallel)

@@ -48,3 +48,8 @@ def last_steps(ctx: Context, *names: str) -> dict[str, float | None]:
     rows = ctx.metrics.rows[-max(1, len(ctx.metrics.rows) // 10) :]
     found = {n: [row[n] for row in rows if row.get(n) is not None] for n in names}
     return {n: round(sum(v) / len(v), 4) if v else None for n, v in found.items()}
+
+
+def copies(what: str, batch: int, held: int) -> dict[str, float]:
+    """How often a step trains on the same, where a batch asks for more than there is."""
+    return {f"{what}_copies_per_step": round(batch / held, 2)} if batch > held else {}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from phikit.models.decoder_config import DecoderConfig
 from phikit.stage import Config
+from phikit.train import schedules
 from phikit.train.schedules import Schedule
 from phikit.train.trackers import Tracker
 
 if TYPE_CHECKING:
     from phikit.chat.tokenizer import Tokenizer
 
+_DECAY_SHARE = 0.2
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: products like round sizes
+
+
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimiserSettings(Config):
@@ -24,7 +29,7 @@ class OptimiserSettings(Config):
         default="adamw",
         description="muon: the layers' matrices are orthogonalised, the rest is AdamW's",
     )
-    betas: tuple[float, float] = Field(
+    betas: tuple[DecayRate, DecayRate] = Field(
         default=(0.9, 0.95),
         description="AdamW's decay rates (not published for phi-4; the flash model's)",
     )
@@ -37,6 +42,12 @@ class OptimiserSettings(Config):
     )
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum (Nesterov)")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _only_of_muon(self) -> Self:
+        if self.kind != "muon" and self.muon_lr is not None:
+            raise ValueError("muon_lr is Muon's: add optimiser.kind=muon, or leave it out")
+        return self
 
 
 class LoraSettings(Config):
@@ -69,6 +80,9 @@ class TrainSettings(Config):
     """What the loop needs to know, whatever is minimised."""
 
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
+    steps: int | None = Field(
+        default=None, ge=1, description="number of steps, instead of `epochs`"
+    )
     schedule: Schedule = Field(default="linear", description="linear, cosine, wsd or constant")
     warmup: float = Field(
         default=0.05,
@@ -76,7 +90,7 @@ class TrainSettings(Config):
         description="warm-up: a share of the steps when below 1, else a number of steps",
     )
     decay_share: float = Field(
-        default=0.2, gt=0, le=1, description="wsd: share of the steps that decay"
+        default=_DECAY_SHARE, gt=0, le=1, description="wsd: share of the steps that decay"
     )
     lr_floor: float = Field(
         default=0.0, ge=0, lt=1, description="the lowest rate, as a share of the peak"
@@ -123,9 +137,25 @@ class TrainSettings(Config):
         description="stop after this many steps in a row with a loss that is not finite",
     )
 
+    @model_validator(mode="after")
+    def _has_a_schedule(self) -> Self:
+        if self.steps is not None:
+            self.check_schedule(self.steps)
+        if self.schedule != "wsd" and self.decay_share != _DECAY_SHARE:
+            raise ValueError("decay_share is wsd's: add schedule=wsd, or leave it out")
+        if self.schedule == "constant" and self.lr_floor:
+            raise ValueError("a constant rate falls to no floor: leave lr_floor out")
+        return self
+
+    def check_schedule(self, steps: int) -> None:
+        """Raises:
+        PhikitError: so many steps are too few for the warm-up, or for it and the decay.
+        """
+        schedules.check(self.schedule, steps, self.warmup, self.decay_share)
+
     def warmup_steps(self, steps: int) -> int:
         """Steps of warm-up: `warmup` below 1 is a share of all steps, else their number."""
-        return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
+        return schedules.warmup_steps(self.warmup, steps)
 
 
 class ModelSettings(Config):

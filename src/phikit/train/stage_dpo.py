@@ -31,7 +31,6 @@ class DpoSettings(TrainSettings):
     loss: DpoLoss = DpoLoss()
     batch_pairs: int = Field(default=64, ge=1, description="pairs per step")
     epochs: float = Field(default=1.0, gt=0, description="passes over the pairs")
-    steps: int | None = Field(default=None, ge=1, description="steps, instead of `epochs`")
     mix: dict[PairKind, Annotated[float, Field(gt=0, lt=1)]] = Field(
         default_factory=dict,
         description="shares of kinds of pairs in the whole, {refusal: 0.03}; kinds that are not "
@@ -67,7 +66,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     from phikit.train.fitting import check_length
     from phikit.train.models import starting_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
-    from phikit.train.result import finish, last_steps
+    from phikit.train.result import copies, finish, last_steps
 
     model = starting_model(inputs["model"], settings, ctx.seed)
     most = settings.max_tokens or model.config.max_positions
@@ -107,6 +106,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         "pairs": mixed.counts,
         "unused": mixed.unused,
         "left_out": len(read) - len(usable),
+        **copies("pair", settings.batch_pairs, len(pairs)),
         **last_steps(ctx, "accuracy", "margin"),
     }
 

@@ -87,8 +87,12 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
         )  # fmt: skip
     finally:
         draws.close()
+    idle = sum(not row["groups_kept"] for row in ctx.metrics.rows if "groups_kept" in row)
+    drawn = settings.steps // settings.loss.updates
     return (
-        result
+        ({"note": "no group kept: unchanged"} if idle == drawn else {})
+        | result
+        | {"steps_without_groups": idle}
         | {"problems": len(problems), "left_out": len(read) - len(problems)}
         | last_steps(ctx, "reward", "right", "groups_kept", "length", "engine_gap")
     )

@@ -102,9 +102,10 @@ def run_import(
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     text = row.get(key)
-    if not isinstance(text, str) or not text:
-        raise PhikitError(f"{where}: has no text under {key!r}", did_you_mean(key, row))
-    return text
+    if isinstance(text, str) and text:
+        return text
+    said = f"it is {json.dumps(row[key])[:40]}" if key in row else did_you_mean(key, row)
+    raise PhikitError(f"{where}: has no text under {key!r}", said)
 
 
 def _sample(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
@@ -127,6 +128,11 @@ def _sample(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
             f"{where}: neither an assistant's message to learn from nor an answer to judge by",
             did_you_mean("response", row),
         )
+    if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
+        raise PhikitError(
+            f"{where}: the assistant's last message is empty: there is nothing to learn",
+            "write what it should say, or leave the line out",
+        )
     return Sample(
         kind=str(row.get("kind") or judge or "chat"),
         source=str(row.get("source", "user")),
@@ -146,8 +152,8 @@ def _pair(row: Mapping[str, Any], where: str, chat: ChatFormat | None, kind: str
         for key in _IDS:
             ids = row.get(key)
             if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
-                raise PhikitError(f"{where}: has no list of ids under {key!r}",
-                                  did_you_mean(key, row))  # fmt: skip
+                said = f"it is {json.dumps(ids)[:40]}" if key in row else did_you_mean(key, row)
+                raise PhikitError(f"{where}: has no list of ids under {key!r}", said)
         prompt_ids, chosen_ids, rejected_ids = (tuple(row[key]) for key in _IDS)
         return Pair(
             prompt_ids=prompt_ids, chosen_ids=chosen_ids, rejected_ids=rejected_ids, **named

@@ -30,9 +30,6 @@ class NextTokenSettings(TrainSettings):
 
     batch_rows: int = Field(default=32, ge=1, description="rows per step")
     epochs: float = Field(default=1.0, gt=0, description="passes over the packed rows")
-    steps: int | None = Field(
-        default=None, ge=1, description="number of steps, instead of `epochs`"
-    )
     label_smoothing: float = Field(
         default=0.0,
         ge=0,
@@ -192,7 +189,7 @@ def _next_token(
     from phikit.data.pack import Batches
     from phikit.train import loop, parallel
     from phikit.train.objectives.next_token import NextToken
-    from phikit.train.result import finish
+    from phikit.train.result import copies, finish
 
     steps = settings.total_steps(len(rows))
     lanes = parallel.lanes(model.config.parameters, ctx.threads)
@@ -210,6 +207,7 @@ def _next_token(
     return result | {
         "parameters": model.config.parameters,
         "epochs": round(steps * settings.batch_rows / len(rows), 3),
+        **copies("row", settings.batch_rows, len(rows)),
         "packing": rows.stats,
     }
 

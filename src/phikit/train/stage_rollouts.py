@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from phikit.verify.base import Verifier
 
 Inputs = Mapping[str, Path]
+Asked = tuple["Sample", tuple[int, ...]]  # a problem, and its prompt's token ids
 
 
 class RolloutsSettings(Config):
@@ -68,11 +69,11 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     """Draws answers to the problems, verifies them, and pairs right ones with wrong ones.
 
     Returns:
-        how many problems, rollouts, pairs and drawn tokens there are, and the share of right
-        answers.
+        how many problems, rollouts, pairs and drawn tokens there are, how many problems were too
+        long, and the share of right answers.
 
     Raises:
-        PhikitError: the model or the problems cannot be read.
+        PhikitError: the model or the problems cannot be read, or no problem fits the context.
     """
     from phikit.chat.format import chat_format
     from phikit.engine.base import collect
@@ -84,7 +85,10 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
 
     model = checkpoint.load(model_of(inputs["model"]))
     chat = chat_format(load_tokenizer(inputs["model"]))
-    chosen = _drawn(read_problems(inputs["problems"]), settings.prompts, ctx.seed)
+    problems = read_problems(inputs["problems"])
+    chosen, too_long = _drawn(
+        problems, settings.prompts, chat, model.config.max_positions, ctx.seed
+    )
     engine, verifier = LocalEngine(model, settings.max_batch), ByName()
     rollouts: list[Rollout] = []
     pairs: list[Pair] = []
@@ -92,7 +96,8 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     for start in range(0, len(chosen), at_once):
         part = chosen[start : start + at_once]
         made = collect(engine, _requests(part, settings, chat, ctx.seed))
-        for sample, judged in zip(part, _judged(part, made, chat, verifier), strict=True):
+        asked = [sample for sample, _ in part]
+        for sample, judged in zip(asked, _judged(asked, made, chat, verifier), strict=True):
             rollouts += judged
             kind = "refusal" if sample.verifier == "refusal" else "rollout"
             pairs += rollout_pairs(
@@ -104,22 +109,44 @@ def run_rollouts(ctx: Context, settings: RolloutsSettings, inputs: Inputs) -> di
     write_records(ctx.dir / "pairs.parquet", pairs, Pair)
     right = sum(r.verdict is not None and r.verdict.passed for r in rollouts)
     return {
-        "problems": len(chosen), "rollouts": len(rollouts), "pairs": len(pairs),
+        "problems": len(chosen), "too_long": too_long,
+        "rollouts": len(rollouts), "pairs": len(pairs),
         "right": round(right / max(1, len(rollouts)), 4),
         "tokens": sum(len(r.completion_ids) for r in rollouts),
     }  # fmt: skip
 
 
-def _drawn(problems: list[Sample], count: int, seed: int) -> list[Sample]:
-    """So many of the problems in a random order; all of them when the count is 0."""
+def _drawn(
+    problems: Sequence[Sample], count: int, chat: ChatFormat, context: int, seed: int
+) -> tuple[list[Asked], int]:
+    """So many of the problems in a random order, all when the count is 0; and how many others
+    were passed over because their prompts fill the context.
+
+    Raises:
+        PhikitError: all do.
+    """
     import numpy as np
 
-    order = np.random.default_rng([seed, 0x726F6C]).permutation(len(problems))
-    return [problems[i] for i in order[: count or len(problems)]]
+    chosen: list[Asked] = []
+    too_long = 0
+    for at in np.random.default_rng([seed, 0x726F6C]).permutation(len(problems)):
+        if len(chosen) == (count or len(problems)):
+            break
+        ids = tuple(chat.render(problems[at].prompt, generation_prompt=True).ids)
+        if len(ids) < context:
+            chosen.append((problems[at], ids))
+        else:
+            too_long += 1
+    if not chosen:
+        raise PhikitError(
+            f"train.rollouts: none of {len(problems)} problems leaves room for an answer",
+            f"the model's context is {context}: give shorter problems",
+        )
+    return chosen, too_long
 
 
 def _requests(
-    problems: Sequence[Sample], settings: RolloutsSettings, chat: ChatFormat, seed: int
+    asked: Sequence[Asked], settings: RolloutsSettings, chat: ChatFormat, seed: int
 ) -> list[Request]:
     from phikit.engine.base import Request, Sampling
 
@@ -127,13 +154,7 @@ def _requests(
         temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens,
         stop_ids=tuple(chat.stop_ids),
     )  # fmt: skip
-    return [
-        Request(
-            tuple(chat.render(s.prompt, generation_prompt=True).ids), sampling, settings.group,
-            _seed(seed, s.id),
-        )
-        for s in problems
-    ]  # fmt: skip
+    return [Request(ids, sampling, settings.group, _seed(seed, s.id)) for s, ids in asked]
 
 
 def _seed(seed: int, problem: str) -> int:

@@ -35,9 +35,16 @@ def run_start(ctx: Context, settings: StartSettings, inputs: Inputs) -> dict[str
     from phikit.files import atomic_directory
     from phikit.models import checkpoint
     from phikit.models.architectures import read_config
+    from phikit.train.models import TOKENIZER_FILES
 
     source = _find(settings.model)
     config = read_config(source)
+    for file in TOKENIZER_FILES:
+        if not (source / file).is_file():
+            raise PhikitError(
+                f"{source}: the model has no {file}, which training needs and hands on",
+                "copy the tokenizer's files there from the model that it was made from",
+            )
     if not (ctx.dir / "model").is_dir():
         with atomic_directory(ctx.dir / "model") as new:
             for path in [*checkpoint.weight_files(source), *source.glob("*.json")]:

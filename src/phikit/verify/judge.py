@@ -151,6 +151,8 @@ class JudgeReport:
         replies: replies read, good or bad.
         malformed: of these, how many were not what was asked for.
         failed: presentations given up after all retries; their responses have no grades.
+        too_long: presentations that were not made, for they leave no room in the judge's context;
+            their responses have no grades either.
         compared, agreed: pairs of responses that both presentation orders graded, and how many of
             them both orders ranked alike (a tie is a rank).
     """
@@ -158,6 +160,7 @@ class JudgeReport:
     replies: int = 0
     malformed: int = 0
     failed: int = 0
+    too_long: int = 0
     compared: int = 0
     agreed: int = 0
 
@@ -170,13 +173,18 @@ class LlmJudge:
     """Asks a model for grades, once with the responses in order and once in reverse.
 
     A response's grades are the mean of the two readings. A reply that is not exactly what was asked
-    for is counted and asked for again; when no retry helps, there are no grades.
+    for is counted and asked for again; when no retry helps, there are no grades. Neither are there
+    where the question and its responses do not fit the judge's context.
+
+    Attributes:
+        reasons: why there are no grades, by the problem's id.
 
     Args:
         render: the judge's instructions → prompt ids, in its chat format.
         read: completion ids → text.
         sampling: with a temperature above 0, or every retry says the same.
         show_reference: tell the judge the problem's gold answer.
+        context: the most tokens that the judge reads and writes; None: whatever it is asked.
     """
 
     name = "llm"
@@ -190,11 +198,13 @@ class LlmJudge:
         retries: int = 2,
         seed: int = 0,
         show_reference: bool = True,
+        context: int | None = None,
     ) -> None:
         self.generator, self.render, self.read = generator, render, read
         self.sampling, self.retries, self.seed = sampling, retries, seed
-        self.show_reference = show_reference
+        self.show_reference, self.context = show_reference, context
         self.report = JudgeReport()
+        self.reasons: dict[str, str] = {}
 
     def judge(self, problem: Problem, responses: Sequence[str]) -> list[Grades | None]:
         if not responses:
@@ -209,6 +219,13 @@ class LlmJudge:
 
     def _ask(self, problem: Problem, responses: Sequence[str]) -> list[Grades] | None:
         prompt_ids = tuple(self.render(self.prompt(problem, responses)))
+        if self.context is not None and len(prompt_ids) >= self.context:
+            self.report.too_long += 1
+            self.reasons[problem.id] = (
+                f"question and responses have {len(prompt_ids)} tokens, the judge's context "
+                f"{self.context}"
+            )
+            return None
         for attempt in range(self.retries + 1):
             request = Request(prompt_ids, self.sampling, seed=self.seed, first_sample=attempt)
             [[rollout]] = collect(self.generator, [request])
@@ -218,6 +235,7 @@ class LlmJudge:
                 return grades
             self.report.malformed += 1
         self.report.failed += 1
+        self.reasons[problem.id] = f"{self.retries + 1} replies, none of them as asked for"
         return None
 
     def prompt(self, problem: Problem, responses: Sequence[str]) -> str:
