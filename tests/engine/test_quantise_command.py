@@ -129,13 +129,14 @@ def test_the_table_as_json_tells_of_the_cache(tmp_path: Path) -> None:
 
 
 def test_the_distance_of_the_cache_is_that_of_the_engines_steps() -> None:
-    """In the model's own precision next to nothing is lost; in 8 bits what decoding loses."""
+    """In the model's own precision its rounding alone is lost; in 8 bits what decoding loses."""
+    torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "max_positions": 256}
     model = make(replace(CONFIGS["phi"], **sizes)).to(torch.bfloat16)
-    ids = torch.randint(0, model.config.vocab_size, (2, 100))
-    ways = [check.Cached(model, cache, 100) for cache in ("", "int8")]
+    ids = torch.randint(0, model.config.vocab_size, (4, 200))
+    ways = [check.Cached(model, cache, 200) for cache in ("", "int8")]
     wide, narrowed = check.distances(model, ways, ids)
-    assert wide.kl < 0.5 * narrowed.kl and wide.agreement > 0.95
+    assert wide.kl < 0.75 * narrowed.kl < 1e-3 and wide.agreement > 0.95
     engine = LocalEngine(model, cache="int8")
     prompt, told = tuple(ids[0, :70].tolist()), Sampling(temperature=0, max_tokens=12)
     [[rollout]] = collect(engine, [Request(prompt, told)])

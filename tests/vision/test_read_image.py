@@ -132,5 +132,5 @@ def test_without_pillow_the_way_out_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(PhikitError, match=r"(?s)needs Pillow.*phikit\[multimodal\]"):
+    with pytest.raises(PhikitError, match=r"(?s)needs Pillow.*\[multimodal\]"):
         read_image("x.png")
