@@ -23,6 +23,7 @@ from phikit.files import cache_folder
 from phikit.records import Document, Sample, read_records, write_records
 from phikit.reporting import corpora, sheets
 from phikit.synth.seeds import Seed, SeedConfig, Seeds, excerpts, of_documents
+from phikit.synth.stage_declared import DECLARED, DeclaredConfig
 
 HERE = Path(__file__).parent
 TYPES = ("school-word-problem", "excerpt-tags", "reading-summary", "code-explain", "ask-back")
@@ -244,3 +245,10 @@ def test_a_model_in_this_process_writes(seeds: Path, tmp_path: Path) -> None:
     assert {r["status"] for r in rows} <= {"accepted", "alike", "rejected"}
     replies = [json.loads(s) for s in (tmp_path / "c" / "replies.jsonl").read_text().splitlines()]
     assert all(r["text"].lstrip().startswith("{") for r in replies)  # held to the schema
+
+
+def test_a_recipe_s_stage_depends_on_types_and_models_outside_the_run(tmp_path: Path) -> None:
+    types, model = str(tmp_path / "types"), str(tmp_path / "model")
+    settings = DeclaredConfig(folder=types, local=model)
+    assert list(DECLARED.reads(settings)) == [types, model]
+    assert list(DECLARED.reads(DeclaredConfig())) == []

@@ -199,6 +199,6 @@ DECLARED: Stage[DeclaredConfig] = Stage(
     inputs=("documents*", "items?", "problems?", "model?"),
     resumable=True,
     estimate=_estimate,
-    reads=lambda config: files(config.verifiers),
+    reads=lambda c: [*filter(None, (c.folder, c.local)), *files(c.verifiers)],
     help="write training samples with a language model, by declared dataset types",
 )

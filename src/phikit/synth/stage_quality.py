@@ -254,6 +254,7 @@ QUALITY_STAGES: list[Stage[Any]] = [
         inputs=("documents", "model?"),
         resumable=True,
         estimate=lambda c: Estimate(f"{c.count} excerpts", c.count / 20),
+        reads=lambda c: [c.local] if c.local else [],
         help="have a teacher grade excerpts by rubrics, for a classifier to learn from",
     ),
     Stage(
