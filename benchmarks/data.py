@@ -7,7 +7,7 @@ one core (the processor's, not the clock's), reading the JSON lines included on 
 work on a part of the pieces, being slower, and rates are compared. Runs are interleaved, and the
 medians of `--repeats` count.
 
-    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 3000] [--only NAME]
+    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 12000] [--only NAME]
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--documents", type=int, default=200_000)
-    parser.add_argument("--sample", type=int, default=3000)
+    parser.add_argument("--sample", type=int, default=12_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="rows to measure")
     options = parser.parse_args()

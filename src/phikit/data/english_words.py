@@ -89,9 +89,10 @@ _NOT_CUT = {
 Words = tuple[str, ...]
 
 
-def words_of(text: str) -> list[str]:
+@lru_cache(2)  # a text goes through several rules, one after the other
+def words_of(text: str) -> Words:
     """Words and signs, in order."""
-    return [word for piece in text.split() for word in _words_of_piece(piece)]
+    return tuple(word for piece in text.split() for word in _words_of_piece(piece))
 
 
 def sentences_in(text: str) -> int:
