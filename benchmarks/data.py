@@ -7,7 +7,8 @@ one core (the processor's, not the clock's), reading the JSON lines included on 
 work on a part of the pieces, being slower, and rates are compared. Runs are interleaved, and the
 medians of `--repeats` count.
 
-    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 12000] [--only NAME]
+    python benchmarks/data.py --peers .venv-peers [--documents 200000] [--sample 12000]
+                              [--only NAME]
 """
 
 from __future__ import annotations

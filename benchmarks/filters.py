@@ -165,10 +165,13 @@ def datatrove(peers: Path, made: list[dict[str, str]]) -> tuple[float, list[dict
         return json.loads(done.stdout.splitlines()[-1])["seconds"], said
 
 
-def compare(made: list[dict[str, str]], said: list[dict[str, Any]], show: int) -> None:
-    print(
-        f"{len(made)} texts, {sum(len(row['text']) for row in made) / 1e6:.1f} million characters"
-    )
+def compare(
+    made: list[dict[str, str]], said: list[dict[str, Any]], their_seconds: float, show: int
+) -> list[dict[str, Any]]:
+    millions = sum(len(row["text"]) for row in made) / 1e6
+    print(f"{len(made)} texts, {millions:.1f} million characters")
+    table: list[dict[str, Any]] = []
+    total = 0.0
     for name, rule in RULES.items():
         verdicts = reasons = rejected = 0
         apart: Counter[tuple[str | None, str | None]] = Counter()
@@ -183,6 +186,8 @@ def compare(made: list[dict[str, str]], said: list[dict[str, Any]], show: int) -
                 apart[ours, other] += 1
                 examples.setdefault((ours, other), []).append(f"{row['id']} ({row['way']})")
         seconds = time.process_time() - started
+        total += seconds
+        table.append(row_of(f"{name}, texts with the same verdict and reason", reasons, len(made)))
         print(f"\n{name}: same verdict {verdicts}, same reason {reasons}; rejects {rejected}; "
               f"{seconds:.1f} s")  # fmt: skip
         for pair, count in apart.most_common():
@@ -192,7 +197,17 @@ def compare(made: list[dict[str, str]], said: list[dict[str, Any]], show: int) -
                 for row, theirs in zip(made, said, strict=True)
                 if theirs[name] is None]  # fmt: skip
         same = sum(ours.split() == other.split() for ours, other in kept)
-        print(f"\n{name}: of {len(kept)} texts that pass the same words are kept of {same}")
+        table.append(row_of(f"{name}, texts of which the same words are kept", same, len(kept)))
+    rates = round(millions / total, 2), round(millions / their_seconds, 2)
+    ratio = round(their_seconds / total, 2)
+    table.append({"name": "all five, million characters a second of one core", "ours": rates[0],
+                  "peer": rates[1], "ratio": ratio, "goal": None, "met": None})  # fmt: skip
+    return table
+
+
+def row_of(name: str, same: int, of: int) -> dict[str, Any]:
+    return {"name": name, "ours": same, "peer": of, "ratio": round(same / max(of, 1), 4),
+            "goal": "all", "met": same == of}  # fmt: skip
 
 
 def main() -> None:
@@ -208,8 +223,6 @@ def main() -> None:
         made = [row for row in made if len(row["text"]) < 4000]
         made = [*made[: len(BY_HAND)], *made[len(BY_HAND) :][: EXPECTED - len(BY_HAND)]]
     seconds, said = datatrove(asked.peers, made)
-    print(f"datatrove took {seconds:.1f} s")
-    compare(made, said, asked.show)
     if asked.expected:
         stored = [
             {"text": row["text"], **{n: REASONS.get(theirs[n], theirs[n]) for n in RULES}}
@@ -217,6 +230,12 @@ def main() -> None:
         ]
         lines = ",\n".join(json.dumps(row, sort_keys=True) for row in stored)
         asked.expected.write_text(f"[\n{lines}\n]\n")
+    table = compare(made, said, seconds, asked.show)
+    print()
+    for row in table:
+        met = {True: "met", False: "missed", None: ""}[row["met"]]
+        print(f"{row['name']:<56} {row['ours']:>8} {row['peer']:>8} {row['ratio']:>7} {met}")
+    print(json.dumps({"bench": "filters", "rows": table}))
 
 
 if __name__ == "__main__":

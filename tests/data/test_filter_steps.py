@@ -100,7 +100,7 @@ def test_c4_without_its_rule_of_line_ends_is_datatroves() -> None:
     ],
 )  # fmt: skip
 def test_words_are_those_of_spacys_rules(text, words) -> None:
-    assert words_of(text) == words.split()
+    assert list(words_of(text)) == words.split()
 
 
 def test_sentences_end_as_spacys_do() -> None:

@@ -11,8 +11,10 @@ A rule is a function text → the reason to reject it, or None.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from phikit.data.english_words import sentences_in, words_of
 
@@ -20,8 +22,8 @@ _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"}
 _PARAGRAPH_END = re.compile(r"\n{2,}")
 _LINE_END = re.compile(r"\n+")
 # share of a text's characters in its most frequent n-gram, and in all n-grams that came before
-_TOP_NGRAM = ((2, 0.20), (3, 0.18), (4, 0.16))
-_DUPLICATE_NGRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
+_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 _TERMINAL = tuple(
     "!.?։؝؞؟۔܀܁܂߹࠷࠹࠽࠾।॥၊။።፧፨᙮᜵᜶។៕៖៙៚᠃᠉᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᭽᭾᰻᰼᱾᱿‼‽⁇⁈⁉⸮⸼⹓⹔。꓿"
     "꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꫰꫱꯫﹒﹖﹗！．？｡𐩖𐩗𐽕𐽖𐽗𐽘𐽙𐾆𐾇𐾈𐾉𑁇𑁈𑂾𑂿𑃀𑃁𑅁𑅂𑅃𑇅𑇆𑇍𑇞𑇟𑈸𑈹𑈻𑈼𑊩𑑋𑑌𑗂𑗃𑗉𑗊"
@@ -73,17 +75,30 @@ def gopher_repetition(text: str) -> str | None:
         if number / len(parts) > 0.3 or chars / len(text) > 0.2:
             return f"duplicate {name}"
     words = words_of(text)
-    for n, most in _TOP_NGRAM:
-        # no n-gram can be too frequent where even its longest occurrence could not fill the share
-        grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-        if grams:
-            gram, count = grams.most_common(1)[0]
-            if count * (sum(map(len, gram)) + n - 1) > most * len(text):
+    for n, ids in _ngrams(words):
+        if n in _TOP_NGRAM:
+            # no n-gram can be too frequent where even its longest occurrence could not fill the share
+            counts = np.bincount(ids)[ids]
+            at = int(counts.argmax())  # the first of the most frequent ones
+            chars = sum(map(len, words[at : at + n])) + n - 1
+            if counts[at] * chars > _TOP_NGRAM[n] * len(text):
                 return f"frequent {n}-gram"
-    for n, most in _DUPLICATE_NGRAMS:
-        if _chars_in_repeated(words, n) > most * len(text):
+        elif _chars_in_repeated(words, ids, n) > _DUPLICATE_NGRAMS[n] * len(text):
             return f"duplicate {n}-grams"
     return None
+
+
+def _ngrams(words: Sequence[str]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """For every n that there is a limit for, a number for each n-gram; equal ones have equal ones."""
+    known: dict[str, int] = {}
+    each = np.array([known.setdefault(word, len(known)) for word in words], np.int64)
+    ids = each
+    for n in (*_TOP_NGRAM, *_DUPLICATE_NGRAMS):
+        if len(words) < n:
+            return
+        # of two parts; numbered anew, or the numbers would grow beyond 64 bits
+        _, ids = np.unique(ids[:-1] * len(known) + each[n - 1 :], return_inverse=True)
+        yield n, ids
 
 
 def _repeated(parts: Sequence[str]) -> tuple[int, int]:
@@ -98,20 +113,19 @@ def _repeated(parts: Sequence[str]) -> tuple[int, int]:
     return number, chars
 
 
-def _chars_in_repeated(words: Sequence[str], n: int) -> int:
+def _chars_in_repeated(words: Sequence[str], ids: NDArray[np.int64], n: int) -> int:
     """Characters in n-grams that stood before, none of them counted twice."""
-    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
-    if len(set(grams)) == len(grams):
+    if ids.max() + 1 == len(ids):
         return 0
-    seen: set[tuple[str, ...]] = set()
+    grams = ids.tolist()
+    seen: set[int] = set()
     at = chars = 0
     while at < len(grams):
-        gram = grams[at]
-        if gram in seen:
-            chars += sum(map(len, gram))
+        if grams[at] in seen:
+            chars += sum(map(len, words[at : at + n]))
             at += n
         else:
-            seen.add(gram)
+            seen.add(grams[at])
             at += 1
     return chars
 
