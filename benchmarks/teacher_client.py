@@ -94,7 +94,7 @@ async def measure_peer(url: str, calls: int, in_flight: int) -> tuple[float, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--in-flight", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=20, help="calls are this × in flight")
+    parser.add_argument("--rounds", type=int, default=40, help="calls are this × in flight")
     parser.add_argument("--peer-rounds", type=int, default=4, help="the same of the slower peer")
     parser.add_argument("--delay", type=float, default=1.0)
     parser.add_argument("--turns", type=int, default=3, help="of each client; the median counts")

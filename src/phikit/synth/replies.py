@@ -90,7 +90,9 @@ class ReplyStore:
         self._lock = self._locked()
         self._journal = Journal(self.path)
         for row in self._journal.rows:
-            self._index(Reply(**row))
+            reply = Reply(**row)
+            self._count(reply)
+            self._index(reply)
         self._journal.rows.clear()
         self._waiting: list[tuple[Reply, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
@@ -112,11 +114,14 @@ class ReplyStore:
 
     def _index(self, reply: Reply) -> None:
         self.replies.setdefault(reply.request, []).append(reply)
+
+    def _count(self, reply: Reply) -> None:
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
 
     async def add(self, reply: Reply) -> None:
         """Returns when the reply is on the disk; passes on the disk's error if it is not."""
+        self._count(reply)  # paid for, written or not
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((reply, done))
         if self._writer is None or self._writer.done():

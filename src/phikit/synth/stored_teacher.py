@@ -136,12 +136,13 @@ class StoredTeacher(ABC):
             self._reserve(prompt, request.max_tokens)
             try:
                 answer = await self._generate(request, attempt)
-                reply = Reply(key, attempt, *answer)
-                await self.store.add(reply)
-                return reply
             finally:
                 self._reserved[0] -= prompt
                 self._reserved[1] -= request.max_tokens
+        # out of the slot: another call is made while this answer goes to the disk
+        reply = Reply(key, attempt, *answer)
+        await self.store.add(reply)
+        return reply
 
     def _slot(self) -> AbstractAsyncContextManager[object]:
         """Held while a request is being answered; a subclass may bound how many are."""
