@@ -77,7 +77,7 @@ def gopher_repetition(text: str) -> str | None:
     words = words_of(text)
     for n, ids in _ngrams(words):
         if n in _TOP_NGRAM:
-            # no n-gram can be too frequent where even its longest occurrence could not fill the share
+            # no other can be too frequent where even this one does not fill the share
             counts = np.bincount(ids)[ids]
             at = int(counts.argmax())  # the first of the most frequent ones
             chars = sum(map(len, words[at : at + n])) + n - 1
@@ -89,7 +89,7 @@ def gopher_repetition(text: str) -> str | None:
 
 
 def _ngrams(words: Sequence[str]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """For every n that there is a limit for, a number for each n-gram; equal ones have equal ones."""
+    """For every n with a limit, a number for each n-gram: the same for the same one."""
     known: dict[str, int] = {}
     each = np.array([known.setdefault(word, len(known)) for word in words], np.int64)
     ids = each
