@@ -255,7 +255,7 @@ def test_a_corpus_is_told_what_its_types_name() -> None:
     write("checks.py", POLITE)
     config = synth_runs.config_of(synth_runs.Job((), (), "model", verifiers=("checks.py:polite",)))
     assert config.verifiers == ("checks.py:polite",)
-    assert DECLARED.reads(config) == ["checks.py"]
+    assert DECLARED.reads(config) == ["model", "checks.py"]
 
 
 def test_a_stage_alone_knows_the_verifiers_it_is_told(folder: Path) -> None:

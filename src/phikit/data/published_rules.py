@@ -77,7 +77,7 @@ def gopher_repetition(text: str) -> str | None:
     words = words_of(text)
     for n, ids in _ngrams(words):
         if n in _TOP_NGRAM:
-            # no other can be too frequent where even this one does not fill the share
+            # datatrove looks at one of the most frequent alone, whatever its length
             counts = np.bincount(ids)[ids]
             at = int(counts.argmax())  # the first of the most frequent ones
             chars = sum(map(len, words[at : at + n])) + n - 1
