@@ -61,11 +61,8 @@ class ItemIndex:
         self.n, self.settings = n, settings
         grams = text_ngrams(items, n)
         owners = np.repeat(np.arange(len(items)), np.diff(grams.bounds))
-        order = np.lexsort((owners, grams.hashes))
-        flat, owners = grams.hashes[order], owners[order]
-        once = np.ones(len(flat), np.bool_)  # an n-gram counts once for an item
-        once[1:] = (flat[1:] != flat[:-1]) | (owners[1:] != owners[:-1])
-        flat, self.owners = flat[once], owners[once]
+        # an n-gram counts once for an item
+        flat, self.owners = _each_once(grams.hashes, owners)
         self.grams, starts = np.unique(flat, return_index=True)
         self.starts = np.append(starts, len(flat))
         self.found = np.zeros(len(self.grams), np.int64)
@@ -140,7 +137,7 @@ class ItemIndex:
         counting = self.counting(places)
         allowed = np.bincount(texts[~counting], minlength=len(found))
         texts, places = texts[counting], places[counting]
-        begins, sizes = self.starts[places], np.diff(self.starts)[places]
+        begins, sizes = self.starts[places], self.starts[places + 1] - self.starts[places]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         owners = self.owners[np.repeat(begins, sizes) + within]
         pairs = np.repeat(texts, sizes) * len(self.sizes) + owners
@@ -153,12 +150,10 @@ class ItemIndex:
         return texts, items, shared / np.maximum(np.minimum(self.sizes[items], distinct[which]), 1)
 
 
-def _each_once(
-    texts: NDArray[np.int64], values: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _each_once(firsts: NDArray[Any], seconds: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Every pair once, in ascending order."""
-    order = np.lexsort((values, texts))
-    texts, values = texts[order], values[order]
-    once = np.ones(len(texts), np.bool_)
-    once[1:] = (texts[1:] != texts[:-1]) | (values[1:] != values[:-1])
-    return texts[once], values[once]
+    order = np.lexsort((seconds, firsts))
+    firsts, seconds = firsts[order], seconds[order]
+    once = np.ones(len(firsts), np.bool_)
+    once[1:] = (firsts[1:] != firsts[:-1]) | (seconds[1:] != seconds[:-1])
+    return firsts[once], seconds[once]
