@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,11 @@ def smoke(out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(out: Path) -> float:
-    """Runs to the end; returns how long that took."""
-    begun = time.perf_counter()
+def finish(out: Path) -> None:
+    """Runs to the end."""
     process = smoke(out)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
-    return time.perf_counter() - begun
 
 
 def artefacts(out: Path) -> dict[str, str]:
@@ -84,16 +83,44 @@ def kill_surely_in(out: Path, stage: str, seconds: float) -> None:
     pytest.fail(f"six kills did not fall into {stage}")
 
 
+@dataclass
+class Demo:
+    """A copy of the sources with this environment as its own, in which `make demo` has run."""
+
+    root: Path
+    shown: str
+    seconds: float
+
+    def make(self) -> subprocess.CompletedProcess[str]:
+        command = ["make", "demo", "RECIPE=smoke"]
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    sources, root = Path(__file__).parent.parent.parent, tmp_path_factory.mktemp("demo")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(sources / name, root / name)
+    scripts = root / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (scripts / "phikit").write_text(f'#!/bin/sh\nexec {sys.executable} -m phikit "$@"\n')
+    (scripts / "phikit").chmod(0o755)
+    (root / ".venv" / ".done").touch()  # newer than the files it is made from
+    demo, begun = Demo(root, "", 0.0), time.perf_counter()
+    done = demo.make()
+    assert done.returncode == 0, done.stderr
+    return Demo(root, done.stdout, time.perf_counter() - begun)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_smoke_killed_at_random_instants_ends_bit_identical(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    seconds = finish(whole)
+def test_smoke_killed_at_random_instants_ends_bit_identical(tmp_path: Path, demo: Demo) -> None:
+    whole, broken = demo.root / "runs" / "smoke", tmp_path / "broken"
     took = {record["name"]: record["cost"]["seconds"] for _, record in ledger.stages(whole)}
     dice = random.Random(1)
     for stage in AIMS:
         if stage == ANYWHERE:
-            kill_in(broken, stage, dice.random() * seconds / len(AIMS))
+            kill_in(broken, stage, dice.random() * demo.seconds / len(AIMS))
         else:
             kill_surely_in(broken, stage, dice.random() * took[stage])
     finish(broken)
@@ -108,28 +135,16 @@ def test_smoke_killed_at_random_instants_ends_bit_identical(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_make_demo_runs_and_a_second_run_does_nothing(tmp_path: Path) -> None:
-    """`make demo RECIPE=smoke` in a copy of the sources, with this environment as its own."""
-    root = Path(__file__).parent.parent.parent
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(root / name, tmp_path / name)
-    scripts = tmp_path / ".venv" / "bin"
-    scripts.mkdir(parents=True)
-    (scripts / "phikit").write_text(f'#!/bin/sh\nexec {sys.executable} -m phikit "$@"\n')
-    (scripts / "phikit").chmod(0o755)
-    (tmp_path / ".venv" / ".done").touch()  # newer than the files it is made from
-    command = ["make", "demo", "RECIPE=smoke"]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert (tmp_path / "runs/smoke/report.html").stat().st_size > 10_000
+def test_a_second_make_demo_does_nothing_and_what_it_made_answers(demo: Demo) -> None:
+    assert (demo.root / "runs/smoke/report.html").stat().st_size > 10_000
     begun = time.perf_counter()
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    second = demo.make()
     assert time.perf_counter() - begun < 20
     assert "✓" not in second.stdout
-    assert second.stdout.split("\n\n", 1)[-1] == first.stdout[first.stdout.index("\nstage") + 1 :]
+    assert second.stdout.split("\n\n", 1)[-1] == demo.shown[demo.shown.index("\nstage") + 1 :]
     reply = subprocess.run(
-        [str(scripts / "phikit"), "chat", "runs/smoke", "-p", "What is 2 + 3?"],
-        cwd=tmp_path, capture_output=True, text=True,
+        [str(demo.root / ".venv/bin/phikit"), "chat", "runs/smoke", "-p", "What is 2 + 3?"],
+        cwd=demo.root, capture_output=True, text=True,
     )  # fmt: skip
     assert reply.returncode == 0, reply.stderr
     assert reply.stdout.strip()
