@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 RECIPE ?= nano
 # a file of tests is one process, two run side by side; each computes with one thread
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# when to begin no more slow tests, in seconds since 1970; 0: run all
+SLOW_UNTIL ?= 0
 ALONE  := tests/train/test_processes.py
 
 .PHONY: help setup demo test test-fast check docs bench-models bench-pivots bench-pivots-wall bench-train bench-data bench-data-scale bench-filters bench-engine bench-engine-single bench-flash bench-kv-cache bench-server bench-constrained bench-teacher soak clean
@@ -46,7 +48,7 @@ demo: setup
 # several processes of one training need both cores to themselves
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ALONE)
-	$(TESTS) --ignore $(ALONE)
+	$(TESTS) --ignore $(ALONE) --slow-until $(SLOW_UNTIL)
 
 test-fast: setup
 	$(TESTS) -m 'not slow'

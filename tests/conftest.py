@@ -1,7 +1,9 @@
-"""What holds for every test: how Hypothesis looks for counterexamples."""
+"""For every test: how Hypothesis looks for counterexamples, and until when slow ones begin."""
 
 import os
+import time
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine must not fail a property: pytest's own time limit is enough. Under CI the examples
@@ -13,3 +15,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("phikit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-until", type=float, default=0, metavar="SECONDS",
+        help="skip slow tests that would begin after this time (seconds since 1970); 0: none",
+    )  # fmt: skip
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = item.config.getoption("--slow-until")
+    if until and time.time() > until and item.get_closest_marker("slow"):
+        pytest.skip("slow, and the time for slow tests is over")

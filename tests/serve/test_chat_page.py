@@ -1,5 +1,6 @@
 """The chat page in a browser: keyboard, streaming, stopping, settings, narrow and wide screens."""
 
+import json
 import re
 import shutil
 
@@ -115,3 +116,23 @@ def test_escape_stops_and_errors_are_told(tiny, tmp_path, page):
         answered(page, 2)
         assert "max_tokens" in page.locator("article.assistant .who .wrong").inner_text()
         assert page.input_value("#ask") == "the cat"
+
+
+def test_an_answer_without_a_word_is_one(server, page):
+    """Or the next question would stand beside the one before."""
+    said = ({"delta": {"role": "assistant"}}, {"delta": {}, "finish_reason": "stop"})
+    lines = "".join(f"data: {json.dumps({'choices': [{'index': 0, **s}]})}\n\n" for s in said)
+    asked = []
+
+    def reply(route):
+        asked.append([m["role"] for m in route.request.post_data_json["messages"]])
+        route.fulfill(content_type="text/event-stream", body=f"{lines}data: [DONE]\n\n")
+
+    page.route("**/v1/chat/completions", reply)
+    page.goto(server)
+    expect(page.locator("#model option")).to_have_count(3)
+    for count in (1, 2):
+        page.fill("#ask", "well?")
+        page.keyboard.press("Enter")
+        answered(page, count)
+    assert asked == [["user"], ["user", "assistant", "user"]]
