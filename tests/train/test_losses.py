@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phikit.train import logits, losses
+from phikit.train.held import weights_held
 
 
 def data(n: int, d: int, v: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,7 +105,7 @@ def test_a_held_head_is_the_same_and_a_changed_one_is_seen() -> None:
         return torch.autograd.grad(logprobs(head).sum(), head)[0]
 
     before, slope = logprobs(head).detach(), gradient()
-    with losses.heads_held():
+    with weights_held():
         for _ in range(2):
             assert torch.equal(logprobs(head), before) and torch.equal(gradient(), slope)
         other = torch.nn.Parameter(head.detach() * 1.5)
@@ -116,5 +117,5 @@ def test_a_held_head_is_the_same_and_a_changed_one_is_seen() -> None:
     head.grad = gradient()
     torch.optim.AdamW([head], lr=0.1, fused=True).step()
     assert (logprobs(head) - after).abs().max() > 0.01
-    with losses.heads_held():
+    with weights_held():
         assert torch.equal(logprobs(head), logprobs(head.detach().clone()))

@@ -7,8 +7,8 @@ Between the matrix products a layer does little arithmetic on much memory, and w
 of it is most of a step's memory. Here a norm takes the residual sum with it and keeps that sum
 alone, SwiGLU keeps its input alone, and attention (`phikit.train.attention`) keeps the fused
 projection alone; the rest is computed again in the backward pass, at no matrix product's cost.
-On a CPU in bfloat16 the C kernels of `native` do each in one pass; what stands here is for all
-else.
+On a CPU in bfloat16 the C kernels of `native` do each in one pass, and the products too where there
+is a matrix unit; what stands here is for all else.
 The projections stay modules, so whatever wraps them (LoRA) keeps working.
 """
 
@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from phikit.models.decoder import Attend, Decoder, Layer, RMSNorm
 from phikit.train.attention import Confined, Rope
+from phikit.train.gradients import gradient
 from phikit.train.native.passes import NativeNorm, NativeSwiGLU, gate_runs, norm_runs
+from phikit.train.native.products import linear
 
 
 def layer_forward(layer: Layer, x_BLD: Tensor, rope: Rope, attend: Attend) -> Tensor:
@@ -36,11 +38,12 @@ def layer_forward(layer: Layer, x_BLD: Tensor, rope: Rope, attend: Attend) -> Te
     a = layer.self_attn
     b, n, _ = x_BLD.shape
     x_BLD, h_BLD = add_norm(x_BLD, None, layer.input_layernorm)
-    qkv_BLMK = a.qkv_proj(h_BLD).view(b, n, a.heads + 2 * a.kv_heads, a.head_dim)
+    qkv_BLMK = linear(a.qkv_proj, h_BLD).view(b, n, a.heads + 2 * a.kv_heads, a.head_dim)
     mixed_BLHK = attend.fused(qkv_BLMK, rope, a.heads, a.kv_heads)
-    delta_BLD = a.o_proj(mixed_BLHK.view(b, n, -1))
+    delta_BLD = linear(a.o_proj, mixed_BLHK.view(b, n, -1))
     x_BLD, h_BLD = add_norm(x_BLD, delta_BLD, layer.post_attention_layernorm)
-    return x_BLD + layer.mlp.down_proj(swiglu(layer.mlp.gate_up_proj(h_BLD)))
+    m = layer.mlp
+    return x_BLD + linear(m.down_proj, swiglu(linear(m.gate_up_proj, h_BLD)))
 
 
 def decoder_layers(model: Decoder) -> list[Layer]:
@@ -74,6 +77,28 @@ def swiglu(gate_up_BLF: Tensor) -> Tensor:
     """silu(gate) × up, from the two side by side."""
     kind: Any = NativeSwiGLU if gate_runs(gate_up_BLF) else _SwiGLU
     return kind.apply(gate_up_BLF)
+
+
+def embedding(layer: nn.Embedding, ids_BL: Tensor) -> Tensor:
+    """layer(ids), whose gradient goes to the rows that were looked up."""
+    return _Embedding.apply(layer.weight, ids_BL)
+
+
+class _Embedding(Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, ids_BL: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_VD, ids_BL)
+        return F.embedding(ids_BL, weight_VD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        weight_VD, ids_BL = ctx.saved_tensors
+        d_ND = grads[0].flatten(0, -2).float()
+
+        def write(out_VD: Tensor, add: bool) -> None:
+            (out_VD if add else out_VD.zero_()).index_add_(0, ids_BL.flatten(), d_ND)
+
+        return gradient(weight_VD, write) if ctx.needs_input_grad[0] else None, None
 
 
 class _AddNorm(Function):

@@ -30,8 +30,9 @@ from phikit.models.lanes import Lanes
 from phikit.stage import Context
 from phikit.train import parallel, tensors
 from phikit.train.adapters import draws
-from phikit.train.fast import decoder_layers, layer_forward
-from phikit.train.losses import heads_held
+from phikit.train.fast import decoder_layers, embedding, layer_forward
+from phikit.train.gradients import added_up
+from phikit.train.held import weights_held
 from phikit.train.optim import Optimiser
 from phikit.train.rows import Rows, peak_mib
 from phikit.train.schedules import factor
@@ -193,7 +194,7 @@ def _step(
     seed: int,
 ) -> dict[str, Any]:
     """One step; returns its row of metrics. The weights are left alone if it is not finite."""
-    with heads_held():
+    with weights_held():
         batch = objective.draw(step)
         optimiser.zero_grad()
         stream = f"{seed}/dropout/{step}"
@@ -244,7 +245,9 @@ def _gradients(
             sums[name] = sums.get(name, 0.0) + counts * float(value)
 
     if lanes.count == 1:
-        with autocast(model, settings.precision):  # its copies of the weights serve the whole step
+        alone = parallel.world() == 1
+        slope = float(torch.ones(()) / batch.weight)  # as the division's gradient is computed
+        with autocast(model, settings.precision), added_up(slope, in_place=alone):
             for (number, micro), counts in processes.share(list(enumerate(batch.micros))):
                 if draws(model):
                     digest = hashlib.blake2b(f"{stream}/{number}".encode(), digest_size=8).digest()
@@ -291,6 +294,8 @@ def autocast(model: Decoder, precision: str) -> torch.autocast:
 def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
     """Applies what only changes speed and memory from outside, and takes it off again."""
     layers: list[Any] = decoder_layers(model)
+    embed: Any = model.model.embed_tokens
+    embed.forward = functools.partial(embedding, embed)
     for layer in layers:
         if settings.compile:
             layer.compile()
@@ -301,6 +306,7 @@ def _prepared(model: Decoder, settings: TrainSettings) -> Iterator[None]:
     try:
         yield
     finally:
+        embed.__dict__.pop("forward", None)
         for layer in layers:
             layer.__dict__.pop("forward", None)
             layer._compiled_call_impl = None

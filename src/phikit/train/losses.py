@@ -13,16 +13,18 @@ can be had (`engine.logits`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
 from phikit.engine.logits import PACKED, head_product
+from phikit.train.gradients import slope_to_come
+from phikit.train.held import held
 from phikit.train.logits import cache_rows, sums, write_slopes
+from phikit.train.native.products import outer_sum, product_runs
 
 CHUNK_BYTES = 96 << 20  # of logits in all
 # Adding up the head's gradient costs the head's size in every chunk, so chunks of a large
@@ -119,30 +121,8 @@ class _Head:
         self.wide = head_product(self.weight_VD, PACKED) if wide else None
 
 
-_held: dict[tuple[int, int, torch.dtype], _Head] | None = None
-
-
-@contextmanager
-def heads_held() -> Iterator[None]:
-    """Within, the weights do not change: token log-probabilities lay a head out once, not for every
-    microbatch and once more on its way back. A fused optimiser does not count as a change the
-    version of a tensor, so it has to be said where one works."""
-    global _held
-    outer, _held = _held, {}
-    try:
-        yield
-    finally:
-        _held = outer
-
-
 def _wide_head(head_VD: Tensor, dtype: torch.dtype) -> _Head:
-    held = _held
-    if held is None or not isinstance(head_VD, nn.Parameter):  # one made for this call alone
-        return _Head(head_VD, dtype, wide=True)
-    key = (head_VD.data_ptr(), head_VD._version, dtype)  # a head that is held keeps its memory
-    if key not in held:
-        held[key] = _Head(head_VD, dtype, wide=True)
-    return held[key]
+    return held(head_VD, ("head", dtype), lambda: _Head(head_VD, dtype, wide=True))
 
 
 class _Part(NamedTuple):
@@ -184,7 +164,7 @@ class _Chunk:
         if grad_hidden is not None:
             grad_hidden.copy_(self.slopes_CV @ self.head.weight_VD)
         if grad_head is not None:
-            grad_head.add(self.slopes_CV.T @ self.hidden_CD)
+            grad_head.add(self.slopes_CV, self.hidden_CD)
 
 
 class _CrossEntropy(Function):
@@ -201,6 +181,7 @@ class _CrossEntropy(Function):
         n, vocabulary = len(hidden_ND), len(head_VD)
         dtype = _precision(hidden_ND)
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        ctx.slope = slope = slope_to_come()
         loss, nll = hidden_ND.new_zeros(2, dtype=torch.float64)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_head = _Sum(head_VD) if wants_head else None
@@ -219,37 +200,44 @@ class _CrossEntropy(Function):
                     if wants_hidden or wants_head:
                         write_slopes(
                             logits_RV, made.slopes_CV[rows], t, temperature, log_z,
-                            1 + 2 * z_loss * log_z, torch.full_like(log_z, label_smoothing - 1.0),
-                            everywhere=-label_smoothing / vocabulary,
+                            slope * (1 + 2 * z_loss * log_z),
+                            torch.full_like(log_z, slope * (label_smoothing - 1.0)),
+                            everywhere=-slope * label_smoothing / vocabulary,
                         )  # fmt: skip
                 made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
-        ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.value)
+        ctx.grads = (grad_hidden, None if grad_head is None else grad_head.value)
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            None if grad_hidden is None else grad_hidden * scale,
-            None if grad_head is None else grad_head * scale,
-            None, None, None, None,
-        )  # fmt: skip
+        made, ctx.grads = ctx.grads, None  # given away, not copied
+        more = grads[0] / ctx.slope
+        if float(more) != 1.0:
+            made = tuple(None if x is None else x * more for x in made)
+        return *made, None, None, None, None
 
 
 class _Sum:
-    """A sum in float32 of matrices in another precision; the first is only converted.
+    """A head's gradient: a sum over chunks in float32 of slopesᵀ · hidden.
 
-    One alone stays as it is where its target has its precision: there is no sum to round.
+    torch rounds each chunk's; one alone stays as it is where its target has its precision.
     """
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
+        self.native = product_runs(like)
         self.total: Tensor | None = None
 
-    def add(self, x: Tensor) -> None:
+    def add(self, slopes_CV: Tensor, hidden_CD: Tensor) -> None:
+        if self.native and slopes_CV.dtype == torch.bfloat16:
+            add = self.total is not None
+            if self.total is None:
+                self.total = torch.empty_like(self.like, dtype=torch.float32)
+            outer_sum(slopes_CV, hidden_CD.contiguous(), self.total, add)
+            return
+        x = slopes_CV.T @ hidden_CD
         if self.total is None:
             self.total = x if x.dtype == self.like.dtype else x.float()
         else:

@@ -117,6 +117,7 @@ def run_perplexity(ctx: Context, settings: PerplexitySettings, inputs: Inputs) -
     from phikit.records import Document, iter_records
     from phikit.train.fast import fast_layers
     from phikit.train.fitting import check_length
+    from phikit.train.held import weights_held
     from phikit.train.loop import autocast
     from phikit.train.models import load_model, load_tokenizer, pad_id
     from phikit.train.objectives.next_token import NextToken
@@ -134,7 +135,9 @@ def run_perplexity(ctx: Context, settings: PerplexitySettings, inputs: Inputs) -
     rows = pack([e for e in examples if len(e[0]) > 1], settings.context, pad_id(model))
     objective = NextToken(Batches(rows, 4, ctx.seed))
     nll, trained = 0.0, 0.0
-    with torch.no_grad(), fast_layers(model), autocast(model, settings.precision):
+    with (
+        torch.no_grad(), fast_layers(model), autocast(model, settings.precision), weights_held()
+    ):  # fmt: skip
         for step in range(max(1, len(rows) // 4)):
             batch = objective.draw(step)
             nll += sum(float(objective.loss(model, micro).total) for micro in batch.micros)

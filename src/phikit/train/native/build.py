@@ -18,7 +18,7 @@ SOURCES = Sources(
     "training",
     (
         "engine/native/team.c", "engine/native/tiles.c", "train/native/attention.c",
-        "train/native/passes.c", "train/native/logits.c",
+        "train/native/passes.c", "train/native/logits.c", "train/native/products.c",
     ),
     ("engine/native/common.h", "engine/native/decode.h"),
 )  # fmt: skip
@@ -36,6 +36,11 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     if library.phikit_confined_runs():
         library.phikit_confined_forward.argtypes = (*(pointer,) * 4, number)
         library.phikit_confined_backward.argtypes = (*(pointer,) * 5, number)
+    if library.phikit_products_run():
+        library.phikit_product_room.argtypes, library.phikit_product_room.restype = (
+            (pointer,), ctypes.c_size_t
+        )  # fmt: skip
+        library.phikit_product.argtypes, library.phikit_product.restype = (pointer, number), None
     library.phikit_sum_norm.argtypes = (*(pointer,) * 6, number, number, real, number)
     library.phikit_sum_norm_back.argtypes = (*(pointer,) * 8, *(number,) * 3)
     library.phikit_gate.argtypes = (pointer, pointer, *(number,) * 3)

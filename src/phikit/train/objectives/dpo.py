@@ -22,8 +22,8 @@ from phikit.files import write_atomic
 from phikit.models.decoder import Decoder
 from phikit.records import Pair
 from phikit.train.fast import fast_layers
+from phikit.train.held import weights_held
 from phikit.train.loop import Loss, StepBatch, autocast
-from phikit.train.losses import heads_held
 from phikit.train.objectives.dpo_settings import DpoLoss
 from phikit.train.objectives.trees import Forest, Tree, groups, plant, size
 
@@ -74,7 +74,7 @@ def reference_logprobs(
     trees = [tree(p) for p in pairs]
     order = sorted(range(len(trees)), key=lambda i: (size(trees[i]), i))
     result_P2 = torch.empty(len(pairs), 2)
-    with fast_layers(model), autocast(model, precision), heads_held():
+    with fast_layers(model), autocast(model, precision), weights_held():
         for group in groups([size(trees[i]) for i in order], tokens):
             chosen = [order[i] for i in group]
             forest = plant([trees[i] for i in chosen])
