@@ -28,6 +28,11 @@ class PhikitError(Exception):
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
 
 
+class BadRecord(PhikitError):
+    """One record is at fault (its gold answer, its tests, what a teacher wrote into it), and no
+    setting: whoever goes through many may set it aside and go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str], listed_by: str = "") -> str:
     """Names the known word nearest to `word`, as the end of an error's hint.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phikit.errors import PhikitError
+from phikit.errors import BadRecord, PhikitError
 from phikit.files import explain_os_errors
 from phikit.records import Verdict
 from phikit.synth import declared_types
@@ -48,7 +48,8 @@ def one(
     """The steps, the sample and the verdicts, for people to read.
 
     Raises:
-        PhikitError: there is no such type, or it needs a seed that was not given.
+        PhikitError: there is no such type, it needs a seed that was not given, or its verifier
+            cannot be run.
     """
     kind = declared_types.find_type(name, declared_types.read_types(types))
     if kind.seed != "none" and seed_file is None:
@@ -94,14 +95,14 @@ def _shown(made: Made, teacher: str) -> Iterator[str]:
         return
     try:
         found = candidate(made, teacher)
-    except PhikitError as e:
+    except BadRecord as e:
         yield f"=== no sample: rejected: form: {e.message}"
         return
     verdicts = list(found.verdicts)
     if found.verifier:
         try:
             verdicts += get(found.verifier).verify([(found.problem, found.response)])
-        except PhikitError as e:  # the teacher's own tests or gold answer are of no use
+        except BadRecord as e:  # the teacher's own tests or gold answer are of no use
             verdicts.append(
                 Verdict(passed=False, score=0.0, reason=e.message, verifier=found.verifier)
             )

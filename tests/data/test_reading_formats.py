@@ -316,6 +316,28 @@ def test_lines_with_a_mark_windows_ends_blanks_and_zeros(tmp_path) -> None:
     assert broken == {"rows.jsonl:5": "bad line", "rows.jsonl:8": "bad line"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_lines_in_utf16_with_its_mark(tmp_path, encoding) -> None:
+    # characters that hold the byte of a line's end, and two halves of one
+    texts = [f"{n} Ċ\u0a0a 😀 {PROSE * (n % 50)}" for n in range(400)]
+    rows = [json.dumps({"text": t}, ensure_ascii=False).encode(encoding) for t in texts]
+    end = "\r\n".encode(encoding)
+    rows[7] = rows[7].replace("Ċ".encode(encoding), "\ud800".encode(encoding, "surrogatepass"))
+    data = "\ufeff".encode(encoding) + b"".join(row + end for row in rows)
+    whole = data + '{"text": "cut"}'.encode(encoding)[:-1]
+    (tmp_path / "rows.jsonl").write_bytes(whole)
+    (tmp_path / "rows.ndjson.gz").write_bytes(gzip.compress(whole))
+    kept, broken = documents(tmp_path)
+    for name in ("rows.jsonl", "rows.ndjson.gz"):
+        there = {d.meta["name"]: d.text for d in kept if d.meta["path"] == name}
+        assert there == {f"{name}:{n}": t for n, t in enumerate(texts, 1) if n != 8}
+        assert broken[f"{name}:8"] == broken[f"{name}:401"] == "bad line"
+    assert len(broken) == 4
+    # it is never cut between the bytes of a character
+    (shard,) = shards_of(files([tmp_path / "rows.jsonl"]), 10_000)
+    assert sum(isinstance(d, Document) for d in read_shard(shard, ReaderConfig())) == 399
+
+
 def test_an_archive_that_names_places_outside_itself_costs_the_file_alone(tmp_path) -> None:
     pytest.importorskip("lxml")
     data = {"b/a.xhtml": f"<html><body><p>{PROSE}</p></body></html>".encode()}

@@ -1,8 +1,11 @@
 """WARC archives: pages, packed bodies, damaged records, and bounded memory."""
 
 import gzip
+import io
 import lzma
 import random
+import shutil
+import subprocess
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -56,24 +59,41 @@ def test_warc_pages_are_read_one_by_one(tmp_path) -> None:
     assert not kept and set(broken) == {"crawl.warc.gz#byte-0"}
 
 
-def packed_pages(count: int) -> list[bytes]:
+def packed_pages(count: int, packing: str = "gz") -> list[bytes]:
     """Members of an archive; what is in them does not pack well, so damage seldom goes unseen."""
     rng = random.Random(count)
     text = [" ".join(f"{rng.getrandbits(40):x}" for _ in range(80)) for _ in range(count)]
-    return [
+    packed = [
         response(f"https://a.example/{n}", t.encode(), "text/plain") for n, t in enumerate(text)
     ]
+    return packed if packing == "gz" else [frame(gzip.decompress(page)) for page in packed]
 
 
+def frame(data: bytes, **more) -> bytes:
+    """A zstd frame with its checksum."""
+    from fastwarc.stream_io import ZstdWriter
+
+    made = io.BytesIO()
+    writer = ZstdWriter(made, **more)
+    writer.write(data)
+    writer.close()
+    return made.getvalue()
+
+
+def numbers(kept: list[Document]) -> list[int]:
+    return [int(d.meta["url"].rpartition("/")[2]) for d in kept]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
     at=st.integers(0, 19),
     places=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), min_size=1, max_size=4),
     cut=st.booleans(),
 )
-def test_a_damaged_member_of_a_warc_costs_itself_alone(at, places, cut) -> None:
+def test_a_damaged_member_of_a_warc_costs_itself_alone(packing, at, places, cut) -> None:
     pytest.importorskip("fastwarc")
-    members = packed_pages(20)
+    members, plain = packed_pages(20, packing), packed_pages(20)
     whole = members[at]
     bad = bytearray(whole)
     if cut:
@@ -82,20 +102,73 @@ def test_a_damaged_member_of_a_warc_costs_itself_alone(at, places, cut) -> None:
         for place, flip in places:
             bad[int(place * len(bad))] ^= flip
     with tempfile.TemporaryDirectory() as name:
-        archive = Path(name) / "crawl.warc.gz"
+        archive = Path(name) / f"crawl.warc.{packing}"
         archive.write_bytes(b"".join([*members[:at], bytes(bad), *members[at + 1 :]]))
         found = list(read(ReaderConfig(root=name)))
     kept = {int(d.meta["url"].rpartition("/")[2]): d for d in found if isinstance(d, Document)}
     assert set(range(20)) - {at} <= set(kept)
     for number, document in kept.items():
-        assert (
-            document.text == gzip.decompress(members[number]).decode()[-len(document.text) - 4 : -4]
-        )
+        text = gzip.decompress(plain[number]).decode()
+        assert document.text == text[-len(document.text) - 4 : -4]
     broken = [b for b in found if isinstance(b, Broken)]
     if at not in kept and bad:
         begin = sum(map(len, members[:at]))
-        assert broken[0].name == f"crawl.warc.gz#byte-{begin}"
-        assert broken[0].reason == "damaged or cut off" and "gzip member: " in broken[0].excerpt
+        assert broken[0].name == f"crawl.warc.{packing}#byte-{begin}"
+        kind = {"gz": "gzip member: ", "zst": "zstd frame: "}[packing]
+        assert broken[0].reason == "damaged or cut off" and kind in broken[0].excerpt
+
+
+def skipped(data: bytes, kind: int = 0x50) -> bytes:
+    """A zstd frame that is to be skipped."""
+    return bytes([kind]) + b"\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
+
+
+@pytest.mark.parametrize("size", [700, 2900])
+def test_zstd_frames_that_begin_anywhere_are_read_as_one(tmp_path, size) -> None:
+    pytest.importorskip("fastwarc")
+    plain = b"".join(map(gzip.decompress, packed_pages(20)))
+    frames = [frame(plain[i : i + size]) for i in range(0, len(plain), size)]
+    (tmp_path / "crawl.warc.zst").write_bytes(b"".join(map(skipped, frames)))
+    kept, broken = documents(tmp_path)
+    assert not kept and list(broken.values()) == ["no records"]
+    each = b"".join(skipped(b"size") + f for f in frames)
+    (tmp_path / "crawl.warc.zst").write_bytes(each)
+    kept, broken = documents(tmp_path)
+    assert numbers(kept) == list(range(20)) and not broken
+    (tmp_path / "crawl.warc.zst").write_bytes(frame(plain))
+    kept, broken = documents(tmp_path)
+    assert numbers(kept) == list(range(20)) and not broken
+
+
+def test_zstd_frames_between_others_are_skipped_and_zeros_at_the_end_are_nothing(tmp_path) -> None:
+    pytest.importorskip("fastwarc")
+    a, b, c, d = packed_pages(4, "zst")
+    torn = b[:100] + bytes(100_000) + b[100:]
+    data = b"".join([skipped(b"x" * 9), a, skipped(b""), torn, c, skipped(c), d])
+    (tmp_path / "crawl.warc.zst").write_bytes(data + bytes(100_000))
+    kept, broken = documents(tmp_path)
+    assert numbers(kept) == [0, 2, 3]
+    assert set(broken) == {f"crawl.warc.zst#byte-{data.index(torn)}"}
+
+
+def test_zstd_frames_packed_by_a_dictionary_in_the_archive(tmp_path) -> None:
+    fastwarc = pytest.importorskip("fastwarc.stream_io")
+    if not shutil.which("zstd"):
+        pytest.skip("the program zstd packs by a dictionary")
+    pages = [gzip.decompress(page) for page in packed_pages(40)]
+    words = fastwarc.zstd_train_dictionary_from_samples(pages * 20, 4000)
+    (tmp_path / "words").write_bytes(words)
+    command = ["zstd", "-qc", "-D", str(tmp_path / "words")]
+    frames = [
+        subprocess.run(command, input=page, stdout=subprocess.PIPE, check=True).stdout
+        for page in pages
+    ]
+    frames[3] = frames[3][:-20]
+    for holds in (words, frame(words)):
+        (tmp_path / "crawl.warc.zst").write_bytes(skipped(holds, 0x5D) + b"".join(frames))
+        kept, broken = documents(tmp_path)
+        assert numbers(kept) == [n for n in range(40) if n != 3]
+        assert list(broken.values()) == ["damaged or cut off"]
 
 
 def test_a_warc_ends_in_zeros_or_in_something_else_and_both_are_told_apart(tmp_path) -> None:
@@ -113,12 +186,14 @@ def test_a_warc_ends_in_zeros_or_in_something_else_and_both_are_told_apart(tmp_p
     assert set(broken) == {f"junk.warc.gz#byte-{len(data)}"}
 
 
-def test_a_damaged_warc_is_read_in_bounded_memory(tmp_path) -> None:
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_damaged_warc_is_read_in_bounded_memory(tmp_path, packing) -> None:
     pytest.importorskip("fastwarc")
-    members = packed_pages(4)
+    members = packed_pages(4, packing)
     noise = random.Random(0).randbytes(24_000_000)
     bomb = response("https://a.example/bomb", bytes(64_000_000), "text/plain")
-    (tmp_path / "crawl.warc.gz").write_bytes(
+    bomb = bomb if packing == "gz" else frame(gzip.decompress(bomb))
+    (tmp_path / f"crawl.warc.{packing}").write_bytes(
         b"".join([members[0], members[1][:-9], noise, members[2], bomb, members[3]])
     )
     list(read(ReaderConfig(root=str(PAGES))))  # what is loaded on first use

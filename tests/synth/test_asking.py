@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -57,9 +56,6 @@ def test_an_answer_that_was_given_is_remembered_when_the_plurality_is_another() 
 
 class Student(StoredTeacher):
     """Knows `right` of every four answers to a question with that many exclamation marks."""
-
-    def _slot(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(1)
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         self.calls += 1

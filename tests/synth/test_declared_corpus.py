@@ -24,6 +24,7 @@ from phikit.records import Document, Sample, read_records, write_records
 from phikit.reporting import corpora, sheets
 from phikit.synth.seeds import Seed, SeedConfig, Seeds, excerpts, of_documents
 from phikit.synth.stage_declared import DECLARED, DeclaredConfig
+from phikit.verify.base import VERIFIERS
 
 HERE = Path(__file__).parent
 TYPES = ("school-word-problem", "excerpt-tags", "reading-summary", "code-explain", "ask-back")
@@ -229,6 +230,80 @@ def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
     run(server, seeds, tmp_path / "whole", count=20)
     for name in ("samples.parquet", "outcomes.jsonl"):
         assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+PICKY = """\
+from phikit.verify.base import register
+from phikit.verify.verdicts import verdict
+
+@register("picky")
+class Picky:
+    name = "picky"
+
+    def verify(self, items):
+        return [verdict("picky", {judged}, "as it is") for problem, text in items]
+"""
+MINE = """\
+name: mine
+purpose: A type of one's own, for the test.
+domain: tests
+seed: document
+steps:
+- name: draft
+  prompt: Write something about {{{{ seed }}}}.
+  reply: {{title: string, body: string}}
+result:
+  messages:
+  - {{role: user, content: "{{{{ draft.title }}}}"}}
+  - {{role: assistant, content: "{{{{ draft.body }}}}"}}
+  answer: "{{{{ draft.title }}}}"
+validators: {{verifier: {verifier}, confirm: "{confirm}"}}
+"""
+
+
+@pytest.mark.parametrize("confirm", ["", "{{ draft.title }}"])
+def test_a_verifier_that_fails_ends_the_run_and_what_was_paid_for_is_kept(
+    confirm: str, server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("types").mkdir()
+    Path("types", "mine.yaml").write_text(MINE.format(verifier="picky", confirm=confirm))
+    known = dict(VERIFIERS)
+
+    def write(judged: str) -> dict:
+        Path("picky.py").write_text(PICKY.format(judged=judged))
+        VERIFIERS.clear()  # as in a process of its own
+        VERIFIERS.update(known)
+        job = synth_runs.Job(
+            ("mine",), (seeds,), server.url, "m", 20, Path("types"), verifiers=("picky.py:picky",)
+        )
+        return synth_runs.run(job, tmp_path / "c")["summary"]
+
+    try:
+        with pytest.raises(PhikitError, match=r"'picky' fails on .*picky\.py:9.*AttributeError"):
+            write("text.contians('river')")
+        assert not (tmp_path / "c" / "stage.json").exists()
+        paid = server.paid.total()
+        assert write("'e' in text")["accepted"] > 0
+    finally:
+        VERIFIERS.clear()
+        VERIFIERS.update(known)
+    assert paid >= 20 and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("confirm", ["", "{{ draft.body }}"])
+def test_a_sample_that_cannot_be_judged_is_rejected_with_the_reason(
+    confirm: str, server: ChatServer, seeds: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "types"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(MINE.format(verifier="instructions", confirm=confirm))
+    job = synth_runs.Job(("mine",), (seeds,), server.url, "m", 3, folder)
+    summary = synth_runs.run(job, tmp_path / "c")["summary"]
+    assert summary["rejected"] == summary["asked"] == 12
+    (said,) = {r["reason"] for r in outcomes(tmp_path / "c")}
+    assert said == ("confirm" if confirm else "instructions")
+    assert all("no list of demands" in r["detail"] for r in outcomes(tmp_path / "c"))
 
 
 @pytest.mark.slow

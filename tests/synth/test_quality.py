@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from random import Random
@@ -126,9 +125,6 @@ def test_a_teachers_agreement_with_itself_is_measured(
 
     class Fickle(StoredTeacher):
         """Always the same on education, at random on reasoning, and no grades now and then."""
-
-        def _slot(self) -> asyncio.Semaphore:
-            return asyncio.Semaphore(4)
 
         async def _generate(self, request: Request, attempt: int) -> Answer:
             rng = Random(request.key("m"))

@@ -213,6 +213,28 @@ def test_equal_requests_at_the_same_time_are_one_call(server: Server, tmp_path: 
     assert teacher.calls == 1 and len({o.request for o in outcomes}) == 1
 
 
+def test_a_request_is_prepared_only_shortly_before_its_turn(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.delay, prepared, key = 0.02, [], Request.key
+
+    def counted(request: Request, model: str) -> str:
+        prepared.append(sum(server.seen.values()))
+        return key(request, model)
+
+    monkeypatch.setattr(Request, "key", counted)
+    outcomes, _ = run(server, tmp_path / "r", requests(60), in_flight=5)
+    assert [o.request for o in outcomes] == [key(r, "m") for r in requests(60)]
+    assert all(number - answered <= 10 for number, answered in enumerate(prepared, 1))
+    assert server.most == 5
+
+
+def test_equal_requests_take_no_place_from_others(server: Server, tmp_path: Path) -> None:
+    server.delay = 0.05
+    run(server, tmp_path / "r", requests(1) * 20 + requests(4), in_flight=4)
+    assert server.most == 4
+
+
 def test_the_request_rate_is_kept(server: Server, tmp_path: Path) -> None:
     start = time.monotonic()
     run(server, tmp_path / "r", requests(60), requests_per_minute=1800)

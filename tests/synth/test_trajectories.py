@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections import Counter
@@ -23,9 +22,6 @@ class Worker(StoredTeacher):
     """Looks at every shelf, then does the task; forgets shelf D when it is `careless`."""
 
     careless = False
-
-    def _slot(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(9)
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         self.calls += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from phikit.errors import PhikitError
+from phikit.errors import BadRecord, PhikitError
 from phikit.records import Sample, Verdict, read_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.synth.remote_teacher import Endpoint
@@ -176,7 +176,7 @@ def _same(truth: str, answer: str, verifier: str) -> bool:
     problem = Problem(prompt="", answer=truth, verifier=verifier)
     try:
         return ByName().verify([(problem, f"Answer: {answer}")])[0].passed
-    except PhikitError:
+    except BadRecord:
         return False  # the first is no gold that the verifier can read
 
 

@@ -17,7 +17,6 @@ import h11
 
 from phikit.errors import PhikitError
 
-_READ = 65_536
 _LARGEST = 1 << 28  # bytes of an answer
 
 
@@ -33,40 +32,94 @@ class HttpAnswer(NamedTuple):
     body: bytes
 
 
-class _Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self.state = h11.Connection(h11.CLIENT)
+class _Connection(asyncio.Protocol):
+    """One connection, for one exchange after the other.
+
+    Bytes are read where they arrive: an answer that is whole wakes its caller and nothing before.
+    """
+
+    def __init__(self) -> None:
+        self._state = h11.Connection(h11.CLIENT)
+        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._head: h11.Response | None = None
+        self._got: list[bytes] = []
+        self._size = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
 
     async def exchange(self, request: h11.Request, body: bytes) -> HttpAnswer:
-        parts = [self.state.send(request)]
+        """
+        Raises:
+            Broken, OSError: there is no whole answer; the connection is of no more use.
+        """
+        if not self.open():  # closed as soon as it was there
+            raise Broken("the connection was closed")
+        parts = [self._state.send(request)]
         if body:
-            parts.append(self.state.send(h11.Data(body)))
-        parts.append(self.state.send(h11.EndOfMessage()))
-        self.writer.write(b"".join(part for part in parts if part))
-        status, headers, got, size = 0, {}, [], 0
+            parts.append(self._state.send(h11.Data(body)))
+        parts.append(self._state.send(h11.EndOfMessage()))
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(b"".join(part for part in parts if part))
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            self.close()  # nobody asked: what follows it would not be an answer either
+            return
+        try:
+            self._state.receive_data(data)
+            answer = self._read()
+        except (h11.RemoteProtocolError, Broken) as error:
+            self._answer.set_exception(error)
+            return
+        if answer is not None:
+            self._answer.set_result(answer)
+
+    def eof_received(self) -> None:
+        self.data_received(b"")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error or Broken("the connection was closed"))
+
+    def _read(self) -> HttpAnswer | None:
+        """The answer, if all of it is there."""
         while True:
-            event = self.state.next_event()
+            event = self._state.next_event()
             if event is h11.NEED_DATA:
-                self.state.receive_data(await self.reader.read(_READ))
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-                headers = {k.decode(): v.decode("latin-1") for k, v in event.headers}
+                return None
+            if isinstance(event, h11.Response):
+                self._head, self._got, self._size = event, [], 0
             elif isinstance(event, h11.Data):
-                got.append(bytes(event.data))
-                size += len(event.data)
-                if size > _LARGEST:
+                self._got.append(bytes(event.data))
+                self._size += len(event.data)
+                if self._size > _LARGEST:
                     raise Broken("the answer is too long")
             elif isinstance(event, h11.EndOfMessage):
-                return HttpAnswer(status, headers, b"".join(got))
+                assert self._head is not None
+                headers = {k.decode(): v.decode("latin-1") for k, v in self._head.headers}
+                return HttpAnswer(self._head.status_code, headers, b"".join(self._got))
             elif isinstance(event, h11.ConnectionClosed):
                 raise Broken("the connection was closed")
 
     def reusable(self) -> bool:
-        if self.state.our_state is not h11.DONE or self.state.their_state is not h11.DONE:
+        """Makes ready for another exchange, if there can be one."""
+        if self._state.our_state is not h11.DONE or self._state.their_state is not h11.DONE:
             return False
-        self.state.start_next_cycle()
-        return not self.reader.at_eof()
+        self._state.start_next_cycle()
+        return self.open() and not self._state.trailing_data[0]
+
+    def open(self) -> bool:
+        """May something still be sent?"""
+        return not self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class Connections:
@@ -114,35 +167,33 @@ class Connections:
         request = h11.Request(method=method, target=self._prefix + path, headers=headers)
         while self._idle:
             connection = self._idle.pop()
-            if connection.reader.at_eof() or connection.writer.is_closing():
-                connection.writer.close()
-                continue
-            return await self._over(connection, request, body)
+            if connection.open():
+                return await self._over(connection, request, body)
         try:
-            reader, writer = await asyncio.open_connection(
-                self._host, self._port, ssl=self._tls, limit=_READ
+            _, connection = await asyncio.get_running_loop().create_connection(
+                _Connection, self._host, self._port, ssl=self._tls
             )
         except OSError as e:
             raise Broken(f"no connection: {e.strerror or e}") from e
-        return await self._over(_Connection(reader, writer), request, body)
+        return await self._over(connection, request, body)
 
     async def _over(self, connection: _Connection, request: h11.Request, body: bytes) -> HttpAnswer:
         try:
             answer = await connection.exchange(request, body)
         except BaseException as e:  # also when the call is cancelled: half an exchange is no use
-            connection.writer.close()
+            connection.close()
             if isinstance(e, OSError | h11.ProtocolError):
                 raise Broken(f"{type(e).__name__}: {e}") from e
             raise
         if connection.reusable():
             self._idle.append(connection)
         else:
-            connection.writer.close()
+            connection.close()
         return answer
 
     async def close(self) -> None:
         """Closes the idle connections."""
         for connection in self._idle:
-            connection.writer.close()
+            connection.close()
         self._idle.clear()
         await asyncio.sleep(0)  # let the transports go

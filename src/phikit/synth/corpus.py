@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from phikit.errors import PhikitError
+from phikit.errors import BadRecord
 from phikit.records import Sample, Verdict
 from phikit.synth.collect import normalised
 from phikit.synth.declared_run import AsyncTeacher, Made, candidate, make
@@ -23,7 +23,7 @@ from phikit.synth.diversity import Nearness
 from phikit.synth.replies import Request
 from phikit.synth.seeds import Seeds
 from phikit.synth.teacher import Candidate
-from phikit.verify.base import ByName, Problem
+from phikit.verify.base import ByName, Problem, get
 
 _LARGEST_ROUND = 2000  # samples of one type that wait for one another
 
@@ -105,7 +105,7 @@ async def write(
     """Asks for `wanted[name]` samples of each type; all types at the same time.
 
     Raises:
-        PhikitError: a type needs a seed that there is not.
+        PhikitError: a type needs a seed that there is not, or its verifier cannot be run.
     """
     avoid = {normalised(Problem.of(item).prompt) for item in items}
     judge = _Judge(rules.validators)
@@ -118,6 +118,8 @@ async def write(
     names = sorted(name for name, count in wanted.items() if count)
     for name in names:  # before anything is paid for
         seeds.draw(types[name].seed, name, rules.stream, 0)
+        if verifier := types[name].validators.verifier:
+            get(verifier)
     runs = [
         _OneType(types[n], wanted[n], seeds, teacher, rules, avoid, judge, heard) for n in names
     ]
@@ -146,7 +148,11 @@ def _together(runs: list[_OneType]) -> Corpus:
 
 
 class _Judge:
-    """Runs verifiers, one batch at a time, outside the event loop."""
+    """Runs verifiers, one batch at a time, outside the event loop.
+
+    A sample that cannot be judged is rejected; a verifier that cannot judge any, or fails, would
+    have all of them rejected that are still to be paid for, and ends the run.
+    """
 
     def __init__(self, validators: bool) -> None:
         self.validators = validators
@@ -165,7 +171,7 @@ class _Judge:
                 continue
             try:
                 found.append((candidate(made, teacher), ""))
-            except PhikitError as e:
+            except BadRecord as e:
                 found.append((None, f"form: {e.message}"))
         named = [i for i, (c, _) in enumerate(found) if c is not None and c.verifier]
         if not self.validators:
@@ -179,14 +185,14 @@ class _Judge:
     def _verdicts(candidates: list[Candidate]) -> list[Verdict]:
         try:
             return ByName().verify([(c.problem, c.response) for c in candidates])
-        except PhikitError:
+        except BadRecord:
             return [_verdict_alone(c) for c in candidates]  # one has tests or a gold of no use
 
 
 def _verdict_alone(made: Candidate) -> Verdict:
     try:
         return ByName().verify([(made.problem, made.response)])[0]
-    except PhikitError as e:
+    except BadRecord as e:
         return Verdict(passed=False, score=0.0, reason=e.message, verifier=made.verifier)
 
 

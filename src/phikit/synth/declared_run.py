@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from phikit.errors import PhikitError
+from phikit.errors import BadRecord
 from phikit.records import Verdict
 from phikit.synth.declared_types import DeclaredType, Step, render
 from phikit.synth.replies import Outcome, Request
@@ -66,7 +66,7 @@ async def make(
     for step in kind.steps:
         try:
             request = _request(step, made.values, draw, longest)
-        except PhikitError as e:
+        except BadRecord as e:
             made.status, made.reason = "rejected", f"{step.name}: {e.message}"
             return made
         outcome = await teacher.ask(request)
@@ -94,7 +94,8 @@ def candidate(made: Made, teacher: str) -> Candidate:
     """The finished sample with the verdicts of its own validators; its verifier comes later.
 
     Raises:
-        PhikitError: a template of the result fails on these replies.
+        BadRecord: a template of the result fails on these replies.
+        PhikitError: the type's verifier cannot be run.
     """
     kind, values = made.kind, made.values
     messages = _messages(made)
@@ -132,7 +133,7 @@ def _messages(made: Made) -> tuple[Mapping[str, str], ...]:
         step, _, name = result.turns.partition(".")
         turns = made.values[step][name]
         if len(turns) % 2:
-            raise PhikitError("the conversation does not end with an answer")
+            raise BadRecord("the conversation does not end with an answer")
         return tuple(
             {"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)
         )
@@ -160,7 +161,7 @@ def _verdicts(made: Made, response: str, question: str, answer: str) -> list[Ver
             (verdict,) = get(rules.verifier).verify([(problem, second)])
             reason = f"a second answer: {verdict.reason}"
             found.append(_verdict("confirm", verdict.passed, reason, verdict.score))
-        except PhikitError as e:  # the teacher's own tests or gold answer are of no use
+        except BadRecord as e:  # the teacher's own tests or gold answer are of no use
             found.append(_verdict("confirm", False, e.message))
     return found
 

@@ -19,7 +19,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError
 
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import BadRecord, PhikitError, did_you_mean
 from phikit.files import explain_os_errors
 from phikit.stage import Config
 from phikit.synth.schema import check_schema
@@ -130,12 +130,12 @@ def compiled(source: str) -> Template:
 def render(source: str, values: Mapping[str, Any]) -> str:
     """
     Raises:
-        PhikitError: the template fails on these values (a missing field, a forbidden operation).
+        BadRecord: the template fails on these values (a missing field, a forbidden operation).
     """
     try:
         return compiled(source).render(values).strip()
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as e:
-        raise PhikitError(f"the template {source[:60]!r} fails: {e}") from e
+        raise BadRecord(f"the template {source[:60]!r} fails: {e}") from e
 
 
 def read_type(path: Path) -> DeclaredType:

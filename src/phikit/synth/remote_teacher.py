@@ -11,6 +11,7 @@ import asyncio
 import email.utils
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,7 @@ from pydantic import Field
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
 from phikit.synth.connections import Broken, Connections, HttpAnswer
+from phikit.synth.lanes import Lanes
 from phikit.synth.replies import ReplyStore, Request
 from phikit.synth.stored_teacher import (
     CHARACTERS_PER_TOKEN,
@@ -99,10 +101,11 @@ class RemoteTeacher(StoredTeacher):
     """A `StoredTeacher` whose model is behind an endpoint; `calls` counts HTTP calls."""
 
     def __init__(self, endpoint: Endpoint, store: ReplyStore) -> None:
-        super().__init__(endpoint.model, endpoint, store)
+        # beside those in flight as many that are ready to be sent, or are being stored
+        super().__init__(endpoint.model, endpoint, store, at_once=2 * endpoint.in_flight)
         self.endpoint = endpoint
         self._connections = connect(endpoint)
-        self._slots = asyncio.Semaphore(endpoint.in_flight)
+        self._lanes: Lanes[Answer] = Lanes(endpoint.in_flight)
         self._requests = Rate(endpoint.requests_per_minute)
         self._tokens = Rate(endpoint.tokens_per_minute)
         self._jitter = Random()
@@ -113,8 +116,8 @@ class RemoteTeacher(StoredTeacher):
     async def __aexit__(self, *_: object) -> None:
         await self._connections.close()
 
-    def _slot(self) -> asyncio.Semaphore:
-        return self._slots
+    async def _in_turn(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        return await self._lanes.run(call)
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         """Calls until there is an answer."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -66,12 +66,16 @@ class _BudgetSpent(Exception):
 class StoredTeacher(ABC):
     """Use as `async with`. One instance serves any number of concurrent `ask`s.
 
+    Args:
+        at_once: requests that are prepared, answered or on their way to the disk at the same time,
+            in the order in which they were asked; the others cost nothing yet. 0: all of them.
+
     Attributes:
         name: the model's, part of what a request is known by.
         calls: how many times this instance asked its model.
     """
 
-    def __init__(self, name: str, budget: Budget, store: ReplyStore) -> None:
+    def __init__(self, name: str, budget: Budget, store: ReplyStore, at_once: int = 0) -> None:
         if budget.max_cost and not (budget.prompt_price or budget.completion_price):
             raise PhikitError("max_cost needs prompt_price and completion_price to be counted in")
         self.name = name
@@ -80,6 +84,7 @@ class StoredTeacher(ABC):
         self.calls = 0
         self._reserved = [0, 0]  # prompt and completion tokens of calls in flight
         self._running: dict[str, asyncio.Task[Outcome]] = {}
+        self._places = asyncio.Semaphore(at_once or sys.maxsize)
 
     async def __aenter__(self) -> StoredTeacher:
         return self
@@ -98,12 +103,19 @@ class StoredTeacher(ABC):
 
     async def ask(self, request: Request) -> Outcome:
         """The outcome of a request; equal requests that run at the same time are one call."""
+        await self._places.acquire()
         key = request.key(self.name)
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._ask(request, key))
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+            task.add_done_callback(lambda _: self._finished(key))
+        else:
+            self._places.release()  # it waits for another's answer, and may be one of many
         return await asyncio.shield(task)
+
+    def _finished(self, key: str) -> None:
+        self._running.pop(key, None)
+        self._places.release()
 
     async def _ask(self, request: Request, key: str) -> Outcome:
         reason = ""
@@ -131,22 +143,24 @@ class StoredTeacher(ABC):
 
     async def _answer(self, request: Request, key: str, attempt: int) -> Reply:
         """An answer within the budget, stored."""
-        prompt = self.estimate(request)
-        async with self._slot():
-            self._reserve(prompt, request.max_tokens)
-            try:
-                answer = await self._generate(request, attempt)
-            finally:
-                self._reserved[0] -= prompt
-                self._reserved[1] -= request.max_tokens
-        # out of the slot: another call is made while this answer goes to the disk
+        answer = await self._in_turn(lambda: self._within_budget(request, attempt))
+        # out of its turn: another call is made while this answer goes to the disk
         reply = Reply(key, attempt, *answer)
         await self.store.add(reply)
         return reply
 
-    def _slot(self) -> AbstractAsyncContextManager[object]:
-        """Held while a request is being answered; a subclass may bound how many are."""
-        return nullcontext()
+    async def _within_budget(self, request: Request, attempt: int) -> Answer:
+        prompt = self.estimate(request)
+        self._reserve(prompt, request.max_tokens)
+        try:
+            return await self._generate(request, attempt)
+        finally:
+            self._reserved[0] -= prompt
+            self._reserved[1] -= request.max_tokens
+
+    async def _in_turn(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Makes a call; a subclass may bound how many are made at the same time."""
+        return await call()
 
     @abstractmethod
     async def _generate(self, request: Request, attempt: int) -> Answer:

@@ -77,7 +77,12 @@ class Verifier(Protocol):
     name: str
 
     def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """A verdict for each pair of problem and answer, in their order."""
+        """A verdict for each pair of problem and answer, in their order.
+
+        Raises:
+            BadRecord: a problem's own answer is of no use, so that nothing can be judged by it.
+            PhikitError: nothing can be judged at all, as where a library is missing.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from phikit.errors import PhikitError
+from phikit.errors import BadRecord
 from phikit.records import Verdict
 from phikit.verify.answer import after_thought
 from phikit.verify.base import Problem, register
@@ -52,18 +52,18 @@ def read_tests(answer: str) -> tuple[str, tuple[CheckedTest, ...]]:
     """(entry, tests) of a problem's answer: {"entry": name, "tests": ["assert f(2) == 4", ...]}.
 
     Raises:
-        PhikitError: the answer is not of that form, or a test is not valid Python.
+        BadRecord: the answer is not of that form, or a test is not valid Python.
     """
     try:
         spec = json.loads(answer)
         entry, sources = spec["entry"], spec["tests"]
     except (ValueError, KeyError, TypeError) as e:
-        raise PhikitError(
+        raise BadRecord(
             f"a code problem's answer is {shorten(answer)}, not tests",
             'it must be JSON: {"entry": "f", "tests": ["assert f(2) == 4"]}',
         ) from e
     if not isinstance(entry, str) or not isinstance(sources, list) or not sources:
-        raise PhikitError(f"a code problem needs an entry and at least one test: {shorten(answer)}")
+        raise BadRecord(f"a code problem needs an entry and at least one test: {shorten(answer)}")
     return entry, tuple(_test(source) for source in sources)
 
 
@@ -71,7 +71,7 @@ def _test(source: str) -> CheckedTest:
     try:
         body = ast.parse(source).body
     except (SyntaxError, TypeError, ValueError) as e:
-        raise PhikitError(f"the test {shorten(str(source))} is not valid Python: {e}") from e
+        raise BadRecord(f"the test {shorten(str(source))} is not valid Python: {e}") from e
     match body:
         case [ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]))]:
             try:
@@ -152,7 +152,8 @@ class CodeVerifier:
         """All programs that are not yet known run in one batch.
 
         Raises:
-            PhikitError: a problem's tests are malformed, or this machine allows no sandbox.
+            BadRecord: a problem's tests are malformed.
+            PhikitError: this machine allows no sandbox.
         """
         known = _cache()
         keys = [(program_of(text) or "", problem.answer) for problem, text in items]

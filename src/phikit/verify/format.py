@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from phikit.errors import PhikitError, did_you_mean
+from phikit.errors import BadRecord, did_you_mean
 from phikit.records import Verdict
 from phikit.verify.answer import after_thought, final_answer
 from phikit.verify.base import Problem, register
@@ -49,13 +49,13 @@ class FormatVerifier:
     name = "format"
 
     def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Raises PhikitError where a problem makes an unknown demand."""
+        """Raises BadRecord where a problem makes an unknown demand."""
         return [self._one(problem, text) for problem, text in items]
 
     def _one(self, problem: Problem, text: str) -> Verdict:
         for name in filter(None, (part.strip() for part in problem.answer.split(","))):
             if name not in DEMANDS:
-                raise PhikitError(
+                raise BadRecord(
                     f"problem {problem.id or problem.prompt[:40]!r} demands the format {name!r}",
                     did_you_mean(name, DEMANDS),
                 )

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from phikit.errors import PhikitError, how_to_install
+from phikit.errors import BadRecord, PhikitError, how_to_install
 from phikit.records import Verdict
 from phikit.verify.answer import after_thought, final_answer
 from phikit.verify.base import Problem, register
@@ -57,7 +57,8 @@ class GymVerifier:
     def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """
         Raises:
-            PhikitError: reasoning-gym is not installed, or the problem's answer is not of the form.
+            PhikitError: reasoning-gym is not installed.
+            BadRecord: the problem's answer is not of the form, or of a dataset that is not judged.
         """
         return [self._one(problem, text) for problem, text in items]
 
@@ -72,7 +73,7 @@ class GymVerifier:
 def _judge(answer: str, stated: str) -> Verdict:
     dataset, entry = _read(answer)
     if reason := refused(dataset):
-        raise PhikitError(f"{dataset}: {reason}", "take another dataset of reasoning-gym")
+        raise BadRecord(f"{dataset}: {reason}", "take another dataset of reasoning-gym")
     reply = _worker(os.getpid()).ask([dataset, entry, stated])
     told = f"answered {shorten(stated)}, expected {shorten(str(entry.get('answer')))}"
     if reply is None:
@@ -90,7 +91,7 @@ def _read(answer: str) -> tuple[str, dict[str, object]]:
         row = json.loads(answer)
         return str(row["dataset"]), dict(row["entry"])
     except (ValueError, KeyError, TypeError) as e:
-        raise PhikitError(
+        raise BadRecord(
             f"not the answer of a reasoning-gym problem: {shorten(answer)}",
             'it is {"dataset": ..., "entry": {...}}, as the stage synth.gym writes it',
         ) from e

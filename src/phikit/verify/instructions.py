@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from phikit.errors import PhikitError, did_you_mean, how_to_install
+from phikit.errors import BadRecord, PhikitError, did_you_mean, how_to_install
 from phikit.records import Verdict
 from phikit.verify.base import Problem, register
 from phikit.verify.verdicts import verdict
@@ -63,7 +63,7 @@ def language(text: str) -> str | None:
 
 def _related(count: int, relation: str, wanted: int) -> bool:
     if relation not in ("less than", "at least"):
-        raise PhikitError(
+        raise BadRecord(
             f"a demand has the relation {relation!r}", "it must be 'less than' or 'at least'"
         )
     return count < wanted if relation == "less than" else count >= wanted
@@ -185,18 +185,18 @@ def _demands(answer: str, where: str) -> tuple[tuple[str, Demand], ...]:
     """The demands of a problem.
 
     Raises:
-        PhikitError: they are no such JSON, or a demand is unknown; names the nearest.
+        BadRecord: they are no such JSON, or a demand is unknown; names the nearest.
     """
     try:
         demands = tuple((d["id"], d.get("kwargs") or {}) for d in json.loads(answer))
     except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise PhikitError(
+        raise BadRecord(
             f"problem {where}: its answer is no list of demands ({type(e).__name__})",
             'it must look like [{"id": "punctuation:no_comma", "kwargs": {}}]',
         ) from e
     for name, _ in demands:
         if name not in CHECKS:
-            raise PhikitError(
+            raise BadRecord(
                 f"problem {where} demands {name!r}, which no program here checks",
                 did_you_mean(name, CHECKS),
             )
@@ -210,7 +210,7 @@ class InstructionsVerifier:
     name = "instructions"
 
     def verify(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Raises PhikitError where a demand is unknown or lacks what it needs."""
+        """Raises BadRecord where a demand is unknown or lacks what it needs."""
         return [self._one(problem, text) for problem, text in items]
 
     def _one(self, problem: Problem, text: str) -> Verdict:
@@ -218,7 +218,7 @@ class InstructionsVerifier:
         try:
             broken = [n for n, d in demands if not (text.strip() and CHECKS[n](text, d))]
         except KeyError as e:
-            raise PhikitError(f"problem {problem.id}: a demand lacks its {e}") from e
+            raise BadRecord(f"problem {problem.id}: a demand lacks its {e}") from e
         share = 1 - len(broken) / len(demands) if demands else 1.0
         reason = f"not kept: {', '.join(broken)}" if broken else "all demands are kept"
         return verdict("instructions", not broken, reason, share)

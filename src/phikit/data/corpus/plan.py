@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from phikit.data.readers import BY_SUFFIX, Read, read, read_file
 from phikit.data.reading.base import BrokenFile, File, ReaderConfig, check_readable
+from phikit.data.reading.plain import has_utf16_lines
 from phikit.files import explain_os_errors
 
 _CHUNK = 1 << 24  # bytes looked through at once for the ends of lines
@@ -57,7 +58,8 @@ def _pieces(files: Sequence[File], shard_bytes: int) -> Iterator[tuple[File, int
             continue
         with explain_os_errors(file.path, "reading"):
             size = file.path.stat().st_size
-            if size > shard_bytes and not file.packing and file.suffix in (".jsonl", ".ndjson"):
+            lines = not file.packing and file.suffix in (".jsonl", ".ndjson")
+            if size > shard_bytes and lines and not has_utf16_lines(file):
                 yield from _lines(file, shard_bytes)
             elif size > shard_bytes and file.suffix == ".parquet":
                 yield from _row_groups(file, shard_bytes, size)

@@ -219,10 +219,12 @@ def decode(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is neither.
     """
-    # in UTF-16 every space and line end has a zero byte
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
-        return data.decode("utf-16")
-    return data.decode("utf-8-sig")
+    return data.decode("utf-16" if in_utf16(data) else "utf-8-sig")
+
+
+def in_utf16(data: bytes) -> bool:
+    """Whether bytes begin with its mark; in UTF-16 every space and line end has a zero byte."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data
 
 
 def prose_class(text: str, settings: ReaderConfig) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -13,6 +15,7 @@ from phikit.data.reading.base import (
     Read,
     ReaderConfig,
     decode,
+    in_utf16,
     prose_class,
 )
 from phikit.files import canonical_json, explain_os_errors
@@ -22,6 +25,7 @@ PROSE = {".txt", ".md", ".rst"}
 CODE = {".c", ".cc", ".cpp", ".go", ".h", ".hpp", ".java", ".js", ".rb", ".rs", ".sh", ".ts"}
 _TEXT_FIELDS = ("text", "content")
 _AT_ONCE = 1 << 20  # bytes of a line that is passed over
+_PIECE = 1 << 16  # bytes that are put into UTF-8 at once
 _BOMB = 20  # times `max_file_bytes`: no more of a packed line is passed over
 _OWN = {"text", "source", "licence", "license", "language", "meta", "id", "parents"}
 
@@ -39,8 +43,11 @@ def read_text(file: File, settings: ReaderConfig) -> Iterator[Read]:
 
 
 def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
-    """One document per line; a bad line is set aside alone, so the file is never read whole."""
-    with explain_os_errors(file.path, "reading"), file.open() as lines:
+    """One document per line; a bad line is set aside alone, so the file is never read whole.
+
+    UTF-8, or UTF-16 with its mark.
+    """
+    with explain_os_errors(file.path, "reading"), _lines(file) as lines:
         begin, end, first = file.part or (0, None, 1)
         if file.part is not None:  # an unpacking stream cannot seek
             lines.seek(begin)
@@ -63,6 +70,51 @@ def read_json_lines(file: File, settings: ReaderConfig) -> Iterator[Read]:
                 yield row_document(json.loads(line), file.name, where, settings)
             except (ValueError, RecursionError) as e:
                 yield Broken(where, "bad line", f"{type(e).__name__}: {e}")
+
+
+def has_utf16_lines(file: File) -> bool:
+    """Whether the file is in UTF-16, in which a line's end is more than the byte of one."""
+    with file.open() as stream:
+        return in_utf16(stream.read(4))  # the mark, and the brace of an object
+
+
+def _lines(file: File) -> IO[bytes]:
+    """The file's lines in UTF-8."""
+    opened = file.open()
+    if file.part is None and has_utf16_lines(file):
+        return io.BufferedReader(_FromUtf16(opened))
+    return opened
+
+
+class _FromUtf16(io.RawIOBase):
+    """UTF-16 as UTF-8, piece by piece; what is none is kept as such, to spoil its line alone."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            piece = self._stream.read(_PIECE)
+            try:
+                text = self._decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError:  # half a character is left at the end
+                text = "\ufffd"
+                self._decoder.reset()
+            if not piece and not text:
+                return 0
+            self._waiting = text.encode("utf-8", "surrogatepass")
+        count = min(len(buffer), len(self._waiting))
+        buffer[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _pass_over(

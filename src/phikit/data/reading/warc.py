@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
+from phikit.data.reading import frames
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.html import known_encoding, page_text
-from phikit.data.reading.members import members
+from phikit.data.reading.members import GZIP, Packing, members
 from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
@@ -21,22 +22,26 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
     """Every page that a server sent with status 200; one that cannot be read is set aside alone.
 
     Records without an HTTP header (the older kind of archive) count as pages. What is neither HTML
-    nor plain text (pictures, scripts) is passed over. Packed by gzip, a damaged record costs itself
-    alone; packed otherwise or not at all, what follows it.
+    nor plain text (pictures, scripts) is passed over. Packed by gzip or zstd record by record, a
+    damaged record costs itself alone; packed otherwise or not at all, what follows it.
 
     Raises:
         BrokenFile: the archive is damaged; the pages before that have been yielded.
         PhikitError: fastwarc is missing.
     """
+    try:
+        import fastwarc  # noqa: F401
+    except ImportError as e:
+        raise PhikitError("reading WARC needs fastwarc", how_to_install("data")) from e
     with file.open() if file.packing in (".xz", ".bz2") else file.path.open("rb") as stream:
-        head = stream.read(len(_FIRST))
-        stream.seek(0)
-        if head.startswith(_GZIP) or (file.packing == ".gz" and head != _FIRST):
-            yield from _read_members(stream, file, settings)
+        packing = _packing(stream, file)
+        if packing is GZIP or (packing and frames.by_record(stream, packing, _FIRST)):
+            yield from _read_members(stream, packing, file, settings)
             return
+        stream.seek(0)
         seen = 0
         try:
-            for record in _records(stream):
+            for record in _records(frames.as_one(stream) if packing else stream):
                 seen += 1
                 yield from _page(record, file, settings)
         except _DAMAGE as e:
@@ -47,23 +52,32 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
             raise BrokenFile("no records", "not a WARC archive, or an empty one")
 
 
+def _packing(stream: IO[bytes], file: File) -> Packing | None:
+    head = stream.read(len(_FIRST))
+    if head.startswith(_GZIP) or (file.packing == ".gz" and head != _FIRST):
+        return GZIP
+    if frames.MARK.match(head) or (file.packing == ".zst" and head != _FIRST):
+        return frames.zstd(stream)
+    return None
+
+
 def _records(stream: Any) -> Iterator[Any]:
-    try:
-        from fastwarc.warc import ArchiveIterator, WarcRecordType
-    except ImportError as e:
-        raise PhikitError("reading WARC needs fastwarc", how_to_install("data")) from e
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     yield from ArchiveIterator(stream, record_types=kinds, parse_http=False)
 
 
-def _read_members(stream: IO[bytes], file: File, settings: ReaderConfig) -> Iterator[Read]:
+def _read_members(
+    stream: IO[bytes], packing: Packing, file: File, settings: ReaderConfig
+) -> Iterator[Read]:
     """The pages of an archive packed record by record; a damaged member is set aside alone.
 
     Its last record is held back until the member has been found whole: a wrong checksum is only
     seen at the end.
     """
     seen = 0
-    for member in members(stream, _FIRST):
+    for member in members(stream, packing, _FIRST):
         last: list[Read] = []
         said = ""
         try:
@@ -79,9 +93,8 @@ def _read_members(stream: IO[bytes], file: File, settings: ReaderConfig) -> Iter
         if damage := member.damage or said:
             where = f"{file.name}#byte-{member.begin}"
             address = "".join(_address(read) for read in last)
-            yield Broken(
-                where, "damaged or cut off", f"gzip member: {damage}; {address}".rstrip("; ")
-            )
+            said = f"{member.kind}: {damage}; {address}".rstrip("; ")
+            yield Broken(where, "damaged or cut off", said)
             seen += 1
         else:
             yield from last
