@@ -2,8 +2,8 @@
 
 The server runs in a process of its own. Ideal is in_flight / delay calls a second; a client's
 processor time is its own process's. The peer is the openai client, asked by plain asyncio in the
-same run, turn by turn; it stores nothing. "Bare" is a client that sends the same bytes again as soon
-as an answer is there: what of ideal this server and this machine leave to anyone.
+same run, turn by turn; it stores nothing. "Bare" is a client that sends the same bytes again as
+soon as an answer is there: what of ideal this server and this machine leave to anyone.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def main() -> None:
         met = mine >= goal if name == "share of ideal" else mine <= goal
         sign = "≥" if name == "share of ideal" else "≤"
         print(f"{name:<18}{mine:>8.1%}{most:>8.1%}{theirs:>8.1%}{sign + f' {goal:.0%}':>9}")
-        rows.append({"name": name, "ours": mine, "peer": theirs, "bare": most, "ratio": mine / theirs,
-                     "goal": goal, "met": met})  # fmt: skip
+        rows.append({"name": name, "ours": mine, "bare": most, "peer": theirs,
+                     "ratio": mine / theirs, "goal": goal, "met": met})  # fmt: skip
     print(json.dumps({"bench": "teacher-client", "rows": rows}))
 
 
