@@ -175,7 +175,7 @@ def main() -> None:
         met = mine >= goal if name == "share of ideal" else mine <= goal
         sign = "≥" if name == "share of ideal" else "≤"
         print(f"{name:<18}{mine:>8.1%}{most:>8.1%}{theirs:>8.1%}{sign + f' {goal:.0%}':>9}")
-        rows.append({"name": name, "ours": mine, "peer": theirs, "bare": most,
+        rows.append({"name": name, "ours": mine, "bare": most, "peer": theirs,
                      "ratio": mine / theirs, "goal": goal, "met": met})  # fmt: skip
     print(json.dumps({"bench": "teacher-client", "rows": rows}))
 

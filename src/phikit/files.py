@@ -266,12 +266,29 @@ class Journal:
         Raises:
             PhikitError: the disk refuses them.
         """
+        self.write(*rows)
+        self.sync()
+
+    def write(self, *rows: Mapping[str, Any]) -> None:
+        """Adds rows that outlive this process, and the machine once `sync` has returned.
+
+        Raises:
+            PhikitError: the disk refuses them.
+        """
         with explain_os_errors(self.path, "appending to"):
             data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             self._file.write(data.encode())
             self._file.flush()
-            os.fsync(self._file.fileno())
         self.rows.extend(dict(row) for row in rows)
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk; may be called in another thread.
+
+        Raises:
+            PhikitError: the disk refuses it.
+        """
+        with explain_os_errors(self.path, "appending to"):
+            os.fsync(self._file.fileno())
 
     def rewrite(self, rows: list[dict[str, Any]]) -> None:
         """Replaces the whole content at once (used to fall back to a durable point)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from phikit.synth.connections import Connections, HttpAnswer
 from phikit.synth.remote_teacher import Endpoint, RemoteTeacher, completion
 from phikit.synth.replies import Outcome, ReplyStore, Request
 
@@ -227,6 +229,35 @@ def test_a_request_is_prepared_only_shortly_before_its_turn(
     assert [o.request for o in outcomes] == [key(r, "m") for r in requests(60)]
     assert all(number - answered <= 10 for number, answered in enumerate(prepared, 1))
     assert server.most == 5
+
+
+def test_an_answer_is_in_the_file_before_the_next_call_and_of_use_once_it_is_on_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, disk, calls = os.fsync, threading.Event(), Connections.call
+    monkeypatch.setattr(os, "fsync", lambda file: (disk.wait(), flush(file)))
+    written = []
+
+    async def call(*args: Any) -> HttpAnswer:
+        written.append((tmp_path / "r").read_bytes().count(b"\n"))
+        return await calls(*args)
+
+    monkeypatch.setattr(Connections, "call", call)
+
+    async def work() -> None:
+        store = ReplyStore(tmp_path / "r")
+        async with RemoteTeacher(Endpoint(url=server.url, model="m", in_flight=4), store) as one:
+            asked = [asyncio.create_task(one.ask(r)) for r in requests(20)]
+            while len(written) < 8:  # as many as have a place
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert not store.replies and not any(task.done() for task in asked)
+            disk.set()
+            assert {o.status for o in await asyncio.gather(*asked)} == {"accepted"}
+        await store.close()
+
+    asyncio.run(work())
+    assert all(number - lines <= 4 for number, lines in enumerate(written, 1))
 
 
 def test_equal_requests_take_no_place_from_others(server: Server, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import email.utils
 import json
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,11 +21,12 @@ from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
 from phikit.synth.connections import Broken, Connections, HttpAnswer
 from phikit.synth.lanes import Lanes
-from phikit.synth.replies import ReplyStore, Request
+from phikit.synth.replies import Reply, ReplyStore, Request
 from phikit.synth.stored_teacher import (
     CHARACTERS_PER_TOKEN,
     Answer,
     Budget,
+    Call,
     NoAnswer,
     StoredTeacher,
 )
@@ -105,7 +105,7 @@ class RemoteTeacher(StoredTeacher):
         super().__init__(endpoint.model, endpoint, store, at_once=2 * endpoint.in_flight)
         self.endpoint = endpoint
         self._connections = connect(endpoint)
-        self._lanes: Lanes[Answer] = Lanes(endpoint.in_flight)
+        self._lanes: Lanes[asyncio.Future[Reply]] = Lanes(endpoint.in_flight)
         self._requests = Rate(endpoint.requests_per_minute)
         self._tokens = Rate(endpoint.tokens_per_minute)
         self._jitter = Random()
@@ -116,7 +116,7 @@ class RemoteTeacher(StoredTeacher):
     async def __aexit__(self, *_: object) -> None:
         await self._connections.close()
 
-    async def _in_turn(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _in_turn(self, call: Call) -> asyncio.Future[Reply]:
         return await self._lanes.run(call)
 
     async def _generate(self, request: Request, attempt: int) -> Answer:

@@ -1,8 +1,9 @@
 """What was asked of a language model and what it answered: paid for once, kept for good.
 
 A request's id is the hash of all that decides its answer. Every answered call is one line of an
-append-only journal, on the disk before anyone uses it; lines that arrive together are flushed
-together, so that hundreds of calls in flight do not wait for a disk each.
+append-only journal: in the file at once, so that killing the process loses none, and on the disk
+before anyone uses it. Lines that arrive together go to the disk together, so that hundreds of calls
+in flight do not wait for it each.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class ReplyStore:
             self._count(reply)
             self._index(reply)
         self._journal.rows.clear()
-        self._waiting: list[tuple[Reply, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Reply, asyncio.Future[Reply]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     def _locked(self) -> BinaryIO:
@@ -119,29 +120,36 @@ class ReplyStore:
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
 
-    async def add(self, reply: Reply) -> None:
-        """Returns when the reply is on the disk; passes on the disk's error if it is not."""
+    def add(self, reply: Reply) -> asyncio.Future[Reply]:
+        """Writes a reply, which outlives the process from now on; the future gives it once it is on
+        the disk, or the disk's error.
+
+        Raises:
+            PhikitError: it cannot be written.
+        """
         self._count(reply)  # paid for, written or not
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._journal.write({name: getattr(reply, name) for name in Reply.__slots__})
+        self._journal.rows.clear()
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((reply, done))
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        await asyncio.shield(done)
+            self._writer = asyncio.create_task(self._sync())
+        return done
 
-    async def _write(self) -> None:
+    async def _sync(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            rows = [{name: getattr(r, name) for name in Reply.__slots__} for r, _ in batch]
             try:
-                await asyncio.to_thread(self._journal.append, *rows)
+                await asyncio.to_thread(self._journal.sync)
             except Exception as e:
                 for _, done in batch:
-                    done.set_exception(e)
+                    if not done.done():
+                        done.set_exception(e)
                 continue
-            self._journal.rows.clear()
             for reply, done in batch:
                 self._index(reply)
-                done.set_result(None)
+                if not done.done():  # whoever waited was cancelled
+                    done.set_result(reply)
 
     async def close(self) -> None:
         """Waits for what is being written, and lets go of the file and its lock."""

@@ -22,6 +22,7 @@ from phikit.stage import Config
 from phikit.synth.replies import Outcome, Reply, ReplyStore, Request, Status
 from phikit.synth.schema import read_reply
 
+Call = Callable[[], Awaitable[asyncio.Future[Reply]]]
 CHARACTERS_PER_TOKEN = (
     3.0  # bytes in UTF-8: an estimate on the high side, for what is not answered yet
 )
@@ -143,22 +144,22 @@ class StoredTeacher(ABC):
 
     async def _answer(self, request: Request, key: str, attempt: int) -> Reply:
         """An answer within the budget, stored."""
-        answer = await self._in_turn(lambda: self._within_budget(request, attempt))
+        stored = await self._in_turn(lambda: self._paid(request, key, attempt))
         # out of its turn: another call is made while this answer goes to the disk
-        reply = Reply(key, attempt, *answer)
-        await self.store.add(reply)
-        return reply
+        return await stored
 
-    async def _within_budget(self, request: Request, attempt: int) -> Answer:
+    async def _paid(self, request: Request, key: str, attempt: int) -> asyncio.Future[Reply]:
+        """Makes the call, and writes its answer before the next one can be made."""
         prompt = self.estimate(request)
         self._reserve(prompt, request.max_tokens)
         try:
-            return await self._generate(request, attempt)
+            answer = await self._generate(request, attempt)
         finally:
             self._reserved[0] -= prompt
             self._reserved[1] -= request.max_tokens
+        return self.store.add(Reply(key, attempt, *answer))
 
-    async def _in_turn(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _in_turn(self, call: Call) -> asyncio.Future[Reply]:
         """Makes a call; a subclass may bound how many are made at the same time."""
         return await call()
 
