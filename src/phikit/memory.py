@@ -77,7 +77,11 @@ def keep_freed_memory() -> None:
 
 def _grow_in_large_pages() -> None:
     """Reserves addresses behind the heap, half as many as there is memory, for which the kernel is
-    to take large pages when they are first touched. Where it refuses, pages stay small."""
+    to take large pages when they are first touched. Where it refuses, pages stay small. Where it
+    counts addresses as memory (`vm.overcommit_memory` 2, proc(5)) it is not asked."""
+    counted = Path("/proc/sys/vm/overcommit_memory")
+    if counted.exists() and counted.read_text().strip() == "2":
+        return
     malloc, free, madvise = (_of_glibc(name) for name in ("malloc", "free", "madvise"))
     malloc.restype, malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     free.restype, free.argtypes = None, (ctypes.c_void_p,)

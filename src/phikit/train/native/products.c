@@ -19,6 +19,8 @@ enum {
   SLICE = 64,            /* blocks of a turned left side that are laid out at a time */
 };
 
+/* Columns, rows of a turned left side, and the depth of any side that is not laid out by its rows are
+   multiples of 32; `out` lies on 64 bytes. With `add`, a wide result is added to what is there. */
 typedef struct {
   const uint16_t *left;  /* [R, D], or [D, R] when `left_turned` */
   const uint16_t *right; /* [D, C], or [C, D] when `right_turned` */
@@ -27,17 +29,14 @@ typedef struct {
   int32_t rows, columns, depth, left_turned, right_turned, wide, add;
 } Product;
 
-/* Columns, rows of a turned left side, and the depth of any side that is not laid out by its rows are
-   multiples of 32; `out` lies on 64 bytes. With `add`, a wide result is added to what is there. */
-
 /* Tiles along what is summed over. */
 static inline int deep(const Product *s) { return (s->depth + DEEP - 1) / DEEP; }
 
 static inline int blocks(int count) { return (count + BLOCK - 1) / BLOCK; }
 
-/* In numbers: the right side, and of the left side a slice that is turned, or else the last block. */
 static size_t right_room(const Product *s) { return (size_t)blocks(s->columns) * 2 * TILE * deep(s); }
 
+/* In numbers: the right side, and of the left side a slice that is turned, or else the last block. */
 size_t phikit_product_room(const Product *s) {
   const int down = blocks(s->rows), left = !s->left_turned ? 1 : down < SLICE ? down : SLICE;
   return right_room(s) + (size_t)left * 2 * TILE * deep(s);
