@@ -65,7 +65,7 @@ def test_products_and_gradients_are_those_of_float64(rows, inputs, outputs, coun
     x = x.detach().requires_grad_()
     up = randn(2, rows, outputs, seed=2).bfloat16()
     with threads(count):
-        got = products.linear(layer, x)
+        got = products.NativeLinear.apply(x, layer.weight)
         d_x, d_weight = torch.autograd.grad(got, [x, layer.weight], up)
     x64 = x.detach().double().requires_grad_()
     w64 = layer.weight.detach().bfloat16().double().requires_grad_()
@@ -90,25 +90,26 @@ def test_a_row_is_the_same_whatever_goes_with_it(first: int, count: int) -> None
 
 
 @in_tiles
-def test_only_plain_layers_of_whole_tiles_go_through_it() -> None:
-    x = randn(4, 64).bfloat16()
-    hooked, called = layer_of(64, 64), []
+def test_only_plain_and_wide_layers_of_whole_tiles_go_through_it() -> None:
+    x = randn(4, 256).bfloat16()
+    hooked, called = layer_of(256, 256), []
     hooked.register_forward_hook(lambda *_: called.append(1))
+    others = (
+        hooked, nn.Linear(256, 256), LoraLinear(layer_of(256, 256)), layer_of(256, 264),
+        layer_of(256, 224),
+    )  # fmt: skip
     with torch.autocast("cpu", torch.bfloat16):
-        products.linear(hooked, x)
-        products.linear(nn.Linear(64, 64), x)  # with a bias
-        products.linear(LoraLinear(layer_of(64, 64)), x)
-        products.linear(layer_of(64, 40), x)
-    assert called == [1]
-    assert products.linear_runs(layer_of(64, 64), x)
-    for other in (hooked, nn.Linear(64, 64), LoraLinear(layer_of(64, 64)), layer_of(64, 40)):
-        assert not products.linear_runs(other, x)
-    assert not products.linear_runs(layer_of(64, 64), x.float())
+        for other in others:
+            torch.testing.assert_close(products.linear(other, x), other(x))
+    assert len(called) == 2
+    assert not any(products.linear_runs(other, x) for other in others)
+    assert products.linear_runs(layer_of(256, 256), x)
+    assert not products.linear_runs(layer_of(256, 256), x.float())
 
 
 CONFIG = DecoderConfig(
-    vocab_size=96, hidden_size=64, intermediate_size=96, layers=2, heads=4, kv_heads=2, head_dim=16,
-    max_positions=64, tied=True,
+    vocab_size=96, hidden_size=256, intermediate_size=288, layers=2, heads=4, kv_heads=2,
+    head_dim=64, max_positions=64, tied=True,
 )  # fmt: skip
 
 

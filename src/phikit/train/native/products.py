@@ -23,6 +23,8 @@ from phikit.train.held import held
 from phikit.train.native.build import library
 
 _WHOLE = 32  # features come in multiples of this
+# below it, a block of the result is written about as often as it is added to, and torch is faster
+_LEAST = 256
 
 
 class _Product(ctypes.Structure):
@@ -49,6 +51,7 @@ def linear_runs(layer: nn.Module, x_BLI: Tensor) -> bool:
     return (
         layer.bias is None
         and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and min(layer.weight.shape) >= _LEAST
         and product_runs(layer.weight)
     )
 
