@@ -127,6 +127,8 @@ def _drawn(
     """
     import numpy as np
 
+    from phikit.engine.base import none_fits
+
     chosen: list[Asked] = []
     too_long = 0
     for at in np.random.default_rng([seed, 0x726F6C]).permutation(len(problems)):
@@ -138,10 +140,7 @@ def _drawn(
         else:
             too_long += 1
     if not chosen:
-        raise PhikitError(
-            f"train.rollouts: none of {len(problems)} problems leaves room for an answer",
-            f"the model's context is {context}: give shorter problems",
-        )
+        raise none_fits("train.rollouts", len(problems), context)
     return chosen, too_long
 
 
