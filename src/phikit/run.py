@@ -24,7 +24,6 @@ from phikit.files import (
     Journal,
     canonical_json,
     explain_os_errors,
-    fingerprint,
     read_json,
     write_atomic,
     write_json,
@@ -76,7 +75,7 @@ def plan(recipe: Recipe, sources: Sources) -> list[Step]:
             seed=stage_seed(recipe.seed, spec.name),
             threads=recipe.threads,
             code=sources.version(roots),
-            files={path: fingerprint(Path(path)) for path in spec.stage.reads(spec.config)},
+            files=spec.stage.fingerprints(spec.config),
         )
         inputs = {}
         for role, names in spec.inputs.items():

@@ -24,6 +24,8 @@ from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 from phikit.verify.own import marks
 
+_FINGERPRINTED = ("files", "verifiers")  # what of a run is compared by fingerprints
+
 
 def list_actions(package: str, command: str) -> str:
     """The stages of a package, a line each, as `phikit COMMAND --help` shows them."""
@@ -78,6 +80,8 @@ def run(
     }
     if marked := _marks(stage, verifiers):
         what["verifiers"] = marked
+    if stage.resumable and (read := stage.fingerprints(config)):
+        what["files"] = read
     if package != "train":
         _claim(out, what, stage)
         return _run_here(stage, config, folders, out, what, threads)
@@ -176,6 +180,8 @@ def _difference(begun: Mapping[str, Any], now: Mapping[str, Any], inside: str = 
         name = f"{inside}.{key}".removeprefix(".").removeprefix("config.")
         if isinstance(was, Mapping) and isinstance(wanted, Mapping):
             return _difference(was, wanted, name)
+        if inside in _FINGERPRINTED and was and wanted:
+            return f"{key} changed"
         return f"{name} was {was!r}, now {wanted!r}"
     raise AssertionError("they are the same")
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from phikit.files import Journal
+from phikit.files import Journal, fingerprint
 
 
 class Config(BaseModel):
@@ -124,8 +124,8 @@ class Stage(Generic[C]):
             one ending in "*" takes any number of stages (passed as "name.0", "name.1", ...).
         resumable: it can go on from what a killed run left in its folder.
         estimate: settings → `Estimate`, for `--dry-run`.
-        reads: settings → the files and folders outside the run that it reads; a recipe's stage runs
-            again when one of them changes.
+        reads: settings → the files and folders outside the run that it reads; when one of them
+            changes, a recipe's stage runs again, and a stage alone does not go on.
     """
 
     verb: str
@@ -136,6 +136,10 @@ class Stage(Generic[C]):
     estimate: Callable[[C], Estimate] | None = None
     help: str = ""
     reads: Callable[[C], Sequence[str]] = lambda settings: ()
+
+    def fingerprints(self, settings: C) -> dict[str, str]:
+        """Each path that it `reads` → what changes when what is there does."""
+        return {path: fingerprint(Path(path)) for path in self.reads(settings)}
 
 
 def given(inputs: Mapping[str, Path], role: str) -> list[Path]:

@@ -27,19 +27,20 @@ def table(forecasts: Sequence[Forecast], recipe: Recipe, run: Path) -> str:
     lines = [f"{recipe.name}: {recipe.about}", f"in {run}, seed {recipe.seed}, "
              f"{recipe.threads} threads", ""]  # fmt: skip
     for cast in forecasts:
-        taken = planned[cast.step.name].seconds if cast.step.name in planned else None
-        taken = cast.estimate.seconds if taken is None else taken
-        seconds = duration(taken) if taken else ""
+        # stages' own estimates are of two cores, which say nothing of a cluster
+        time = cast.estimate if recipe.cluster is None else planned.get(cast.step.name)
+        shown = duration(time.seconds) if time is not None and time.seconds else ""
         lines.append(
             f"{cast.step.number:>3}  {cast.step.name:<{name_width}}  "
             f"{cast.step.spec.verb:<{verb_width}}  {cast.estimate.size:<{size_width}}  "
-            f"{seconds:>7}  {'runs: ' + cast.why if cast.why else 'done'}"
+            f"{shown:>7}  {'runs: ' + cast.why if cast.why else 'done'}"
         )
     to_run = [cast for cast in forecasts if cast.why]
     if recipe.cluster is not None:
         return "\n".join([*lines, "", *_cluster_lines(planned, recipe.cluster)])
-    lines += ["", f"{len(to_run)} of {len(forecasts)} stages would run, about "
-              f"{duration(sum(cast.estimate.seconds for cast in to_run))}"]  # fmt: skip
+    seconds = duration(sum(cast.estimate.seconds for cast in to_run))
+    amount = f"{len(to_run)} of {len(forecasts)} stages would run"
+    lines += ["", f"{amount}, about {seconds} on two cores"]
     return "\n".join(lines)
 
 
@@ -94,6 +95,9 @@ def _cluster_lines(planned: Mapping[str, Planned], cluster: Cluster) -> list[str
     lines.append(
         f"  {duration(seconds)} in all: {hours:,.0f} GPU hours, {hours * cluster.price:,.0f} at "
         f"{cluster.price:g} an hour"
+    )
+    lines.append(
+        "  without a time: what no GPU computes, as no processors are stated, and what has no size"
     )
     return lines
 

@@ -45,13 +45,14 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
         {"verifier": "number"},
         model=tmp_path,
     )
-    assert done == {"chats": 3, "problems": 2, "pairs": 3}
+    assert done == {"chats": 3, "problems": 2, "pairs": 3, "duplicates": 2}
     samples = read_records(tmp_path / "samples.parquet", Sample)
     asked = [sample for sample in samples if sample.verifier]
     assert read_records(tmp_path / "items.parquet", Sample) == asked  # what evals.run reads
     assert [(s.response, s.verifier, s.answer) for s in samples] == [
         ("3", "", ""), ("3", "", ""), ("", "number", "3"), ("B", "choice", "B"),
     ]  # fmt: skip
+    # a second line that says the same is kept, whatever it is called, and counted
     assert samples[0].meta == {"colour": "red"} and samples[0].messages == samples[1].messages
     pairs = read_records(tmp_path / "pairs.parquet", Pair)
     chat = chat_format(tokenizer)

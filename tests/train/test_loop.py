@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from phikit.stage import Context
 from phikit.train import loop
 from phikit.train.objectives.next_token import NextToken
 from phikit.train.settings import OptimiserSettings, TrainSettings
+from phikit.train.state import Checkpoints
 
 HERE = Path(__file__).parent
 CURVES = HERE / "curves.json"
@@ -231,6 +233,27 @@ def test_checkpoints_are_kept_and_corrupt_ones_named(new_context: New) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(PhikitError, match=r"step-00000012/tensors.safetensors: corrupt"):
         run("adamw", new_context())
+
+
+def test_checkpoints_are_held_to_the_content_of_their_data(tmp_path: Path) -> None:
+    def holds(folder: Path, *names: str) -> None:
+        Checkpoints(folder / "checkpoints", 2).hold_to([folder / name for name in names])
+
+    begun, moved = tmp_path / "begun", tmp_path / "moved"
+    begun.mkdir()
+    for text in ("other", "data"):  # nothing is trained yet
+        (begun / "a").write_text(text)
+        holds(begun, "a")
+    (begun / "checkpoints" / "step-00000002").mkdir()
+    begun.rename(moved)
+    holds(moved, "a")
+    with pytest.raises(PhikitError, match=r"begun/a: not what .*step-00000002.*, now not there"):
+        holds(moved)
+    (moved / "a").write_text("date")
+    with pytest.raises(PhikitError, match=r"moved/a: not what .* was 4 bytes with SHA-256 3a6eb0"):
+        holds(moved, "a")
+    shutil.rmtree(moved / "checkpoints")  # as its hint says
+    holds(moved, "a")
 
 
 def test_another_optimisers_checkpoint_is_refused(new_context: New) -> None:

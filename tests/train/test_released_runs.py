@@ -26,6 +26,14 @@ def forecasts(name: str, folder: Path) -> tuple[str, dict[str, summary.Planned]]
     return summary.table(seen, recipe, folder), summary.on_cluster(seen, recipe)
 
 
+_TIME = r"(\d s|\d:\d\d|days)  runs: new$"
+
+
+def rows(table: str) -> list[str]:
+    """Those of the stages."""
+    return [line for line in table.splitlines() if line.endswith("runs: new")]
+
+
 @pytest.mark.parametrize("name", sorted(built_in()))
 def test_every_recipe_is_forecast(name: str, tmp_path: Path) -> None:
     table, planned = forecasts(name, tmp_path)
@@ -37,7 +45,11 @@ def test_every_recipe_is_forecast(name: str, tmp_path: Path) -> None:
         trained -= {s.name for s in recipe.stages if s.verb == "train.start"}
         assert trained <= planned.keys()
         assert all(1e9 < p.memory < 80e9 and p.seconds > 0 for p in planned.values())
-        assert "GB per GPU" in table
+        assert "GB per GPU" in table and "on two cores" not in table
+        others = {s.name for s in recipe.stages} - planned.keys()
+        assert others == {row.split()[1] for row in rows(table) if not re.search(_TIME, row)}
+    else:
+        assert all(re.search(_TIME, row) for row in rows(table)) and "on two cores" in table
 
 
 def test_a_stage_takes_the_memory_of_its_own_model_and_not_of_who_drew_its_data(

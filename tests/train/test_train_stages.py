@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from phikit.chat.format import chat_format
 from phikit.chat.tokenizer import train_bpe
 from phikit.errors import PhikitError
 from phikit.models import checkpoint
-from phikit.records import Pair, Rollout, Sample, Verdict, write_records
-from phikit.stage import Context
+from phikit.records import Pair, Rollout, Sample, Verdict, read_records, write_records
+from phikit.stage import Context, Silent
 from phikit.train.stage_start import StartSettings
 from phikit.train.stages import STAGES
 
@@ -292,6 +293,72 @@ def test_rewards_that_never_differ_teach_nothing_and_the_result_says_so(
     settings["rollouts"] |= {"group": 8, "max_tokens": 40}
     done = run("train.grpo", tmp_path / "y", settings, model=start, problems=tmp_path)
     assert "note" not in done and done["steps_without_groups"] < 2
+
+
+class KilledAfter(Silent):
+    """Ends a stage after so many steps, as a kill would."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def update(self, done: float, total: float, **fields: float | str) -> None:
+        if done == self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("verb", "role", "file"),
+    [
+        ("train.dpo", "pairs.0", "pairs.parquet"),
+        ("train.sft", "samples.0", "samples.parquet"),
+        ("train.distill", "rollouts.0", "rollouts.parquet"),
+        ("train.midtrain", "shards", "tokens.bin"),
+        ("train.grpo", "problems", "samples.parquet"),
+        ("train.dpo", "model", "model/model.safetensors"),
+    ],
+)
+def test_a_stage_goes_on_with_the_data_that_it_was_trained_on(
+    verb: str, role: str, file: str, inputs: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(inputs["root"], tmp_path / "data")
+    verdict = Verdict(passed=True, score=1.0, reason="", verifier="exact")
+    answers = [
+        Rollout(prompt_ids=(4, i), completion_ids=(9, 1), logprobs=(0.0, 0.0), verdict=verdict)
+        for i in range(4, 8)
+    ]
+    write_records(data / "rollouts.parquet", answers, Rollout)
+    settings: dict[str, Any] = {"steps": 4, "warmup": 0, "checkpoint_every": 2}
+    if verb == "train.grpo":
+        settings["rollouts"] = {"prompts": 2, "group": 2, "max_tokens": 4}
+    given = {"model": start, role: data} if role != "model" else {"model": start, "pairs.0": data}
+    stage, out = BY_VERB[verb], tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        killed = Context(out, seed=1, progress=KilledAfter(3))
+        stage.run(killed, stage.config(**settings), given)
+    changed = given[role] / file
+    before = changed.read_bytes()
+    with_another(changed)
+    with pytest.raises(PhikitError, match=f"{file}: not what .*step-00000002 was trained on") as e:
+        run(verb, out, settings, **given)
+    assert str(out / "checkpoints") in e.value.hint
+    changed.write_bytes(before)
+    assert run(verb, out, settings, **given)["steps"] == 4
+
+
+def with_another(file: Path) -> None:
+    """Changes one record, token or weight of a file in place."""
+    records: dict[str, type[Any]] = {"pairs": Pair, "samples": Sample, "rollouts": Rollout}
+    if file.stem in records:
+        kind = records[file.stem]
+        read = read_records(file, kind)
+        write_records(file, [*read[1:], read[1]], kind)
+    elif file.suffix == ".safetensors":
+        tensors = load_file(file)
+        tensors["model.norm.weight"] += 1
+        save_file(tensors, file)
+    else:
+        ids = file.read_bytes()
+        file.write_bytes(ids[4:8] + ids[:4] + ids[8:])
 
 
 @pytest.mark.parametrize(

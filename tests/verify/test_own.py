@@ -241,6 +241,27 @@ def test_a_recipe_runs_again_when_the_verifier_changes(folder: Path) -> None:
     assert ran() == ("problems",)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [(['verifiers=["checks.py:polite"]'], ()), ([], ("checks.py:polite",))],
+)
+def test_a_stage_alone_does_not_go_on_with_another_verifier(
+    settings: list[str], told: tuple[str, ...], folder: Path
+) -> None:
+    """Its new verdicts would stand beside the old ones."""
+    write("checks.py", POLITE)
+
+    def begin() -> None:
+        single.run("synth", "declared", [], settings, folder / "out", 0, 1, verifiers=told)
+
+    for _ in range(2):  # begun, and gone on with
+        with pytest.raises(PhikitError, match="no teacher"):
+            begin()
+    write("checks.py", POLITE.replace("says it", "says so"))
+    with pytest.raises(PhikitError, match=r"another run was begun here: checks\.py(\S+)? changed"):
+        begin()
+
+
 def test_settings_that_name_one_are_checked_when_they_are_read() -> None:
     write("checks.py", "import numpie")
     write("r.yaml", RECIPE)

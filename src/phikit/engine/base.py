@@ -182,6 +182,15 @@ def check(
         )
 
 
+def none_fits(where: str, problems: int, context: int) -> PhikitError:
+    """The error of a stage whose problems all fill the model's context, each of which it would
+    have passed over: `check` refuses them."""
+    return PhikitError(
+        f"{where}: none of {problems} problems leaves room for an answer",
+        f"the model's context is {context}: give shorter problems",
+    )
+
+
 def can_run(request: Request, texts: bool = False) -> None:
     """Whether a generator can take the request, which knows token ids alone unless `texts`.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phikit.errors import PhikitError
+from phikit.engine.base import none_fits
 from phikit.records import Sample
 from phikit.stage import Context
 from phikit.verify.base import read_problems
@@ -43,10 +43,7 @@ def portions(
     if portion:
         yield portion
     if not fitting:
-        raise PhikitError(
-            f"{folder}: none of its {tally['too_long']} problems leaves room for an answer",
-            f"the model's context is {context}: give shorter problems",
-        )
+        raise none_fits(str(folder), tally["too_long"], context)
 
 
 def count_cost(ctx: Context, engine: LocalEngine) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from phikit.errors import PhikitError
 from phikit.files import explain_os_errors
 from phikit.synth.connections import Broken, Connections, HttpAnswer
-from phikit.synth.lanes import Lanes
+from phikit.synth.limiter import ConcurrencyLimiter
 from phikit.synth.replies import Reply, ReplyStore, Request
 from phikit.synth.stored_teacher import (
     CHARACTERS_PER_TOKEN,
@@ -105,7 +105,9 @@ class RemoteTeacher(StoredTeacher):
         super().__init__(endpoint.model, endpoint, store, at_once=2 * endpoint.in_flight)
         self.endpoint = endpoint
         self._connections = connect(endpoint)
-        self._lanes: Lanes[asyncio.Future[Reply]] = Lanes(endpoint.in_flight)
+        self._limiter: ConcurrencyLimiter[asyncio.Future[Reply]] = ConcurrencyLimiter(
+            endpoint.in_flight
+        )
         self._requests = Rate(endpoint.requests_per_minute)
         self._tokens = Rate(endpoint.tokens_per_minute)
         self._jitter = Random()
@@ -117,7 +119,7 @@ class RemoteTeacher(StoredTeacher):
         await self._connections.close()
 
     async def _in_turn(self, call: Call) -> asyncio.Future[Reply]:
-        return await self._lanes.run(call)
+        return await self._limiter.run(call)
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         """Calls until there is an answer."""

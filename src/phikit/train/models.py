@@ -48,6 +48,17 @@ def load_model(folder: Path) -> Decoder:
     return checkpoint.load(model_of(folder), dtype=torch.float32)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files that the model of a stage's folder is read from: weights and tokenizer."""
+    model = model_of(folder)
+    return [*checkpoint.weight_files(model), *tokenizer_files(model)]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those that are in a tokenizer's or a model's folder."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+
+
 def starting_model(
     folder: Path, settings: TrainSettings, seed: int, longer: tuple[int, float] | None = None
 ) -> Decoder:

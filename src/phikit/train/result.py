@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,27 @@ def finish(
     model: Decoder,
     tokenizer: Path,
     settings: TrainSettings,
+    data: Sequence[Path],
     run: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """Runs the training unless its model is there already, writes the model, drops checkpoints.
 
     The model appears in one piece when all is done, so a run that was killed after that has only
     its checkpoints left to remove.
+
+    Args:
+        data: the files that the result depends on; all of them are read by the stage anyway.
+
+    Raises:
+        PhikitError: a checkpoint is there, and was trained on other data.
     """
     checkpoints = Checkpoints(ctx.dir / "checkpoints", settings.keep_checkpoints)
     if (ctx.dir / "model").is_dir():
         result = loop.summary(ctx, 0.0)
         ctx.cost.tokens_trained = result["tokens"]
     else:
+        if parallel.rank() == 0:
+            checkpoints.hold_to(data)
         result = run()
         model = parallel.whole(model)
         if parallel.rank() == 0:

@@ -64,14 +64,15 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     from phikit.train import loop, parallel
     from phikit.train.adapters import merged
     from phikit.train.fitting import check_length
-    from phikit.train.models import starting_model, write_model
+    from phikit.train.models import model_files, starting_model, write_model
     from phikit.train.objectives.dpo import Dpo, stored_reference
     from phikit.train.result import copies, finish, last_steps
 
     model = starting_model(inputs["model"], settings, ctx.seed)
     most = settings.max_tokens or model.config.max_positions
     check_length(most, model.config, "train.dpo: max_tokens", "lower it, or leave it out")
-    read = _read_pairs(given(inputs, "pairs"), model.config)
+    files = [folder / "pairs.parquet" for folder in given(inputs, "pairs")]
+    read = _read_pairs(files, model.config)
     usable = [p for p in read if _usable(p, most)]
     if not read and settings.allow_empty:
         if not (ctx.dir / "model").is_dir():  # else it was killed after writing it
@@ -101,7 +102,8 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
         )  # fmt: skip
         return loop.train(ctx, model, objective, settings, steps)
 
-    result = finish(ctx, model, inputs["model"] / "model", settings, run)
+    data = [*files, *model_files(inputs["model"])]
+    result = finish(ctx, model, inputs["model"] / "model", settings, data, run)
     return result | {
         "pairs": mixed.counts,
         "unused": mixed.unused,
@@ -111,7 +113,7 @@ def run_dpo(ctx: Context, settings: DpoSettings, inputs: Mapping[str, Path]) -> 
     }
 
 
-def _read_pairs(folders: Iterable[Path], config: DecoderConfig) -> list[Pair]:
+def _read_pairs(files: Iterable[Path], config: DecoderConfig) -> list[Pair]:
     """
     Raises:
         PhikitError: a pair has token ids that are none of the model's; names it.
@@ -119,8 +121,7 @@ def _read_pairs(folders: Iterable[Path], config: DecoderConfig) -> list[Pair]:
     from phikit.train.fitting import check_ids
 
     read: list[Pair] = []
-    for folder in folders:
-        path = folder / "pairs.parquet"
+    for path in files:
         for pair in read_records(path, Pair):
             ids = (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
             check_ids(ids, config, f"{path}: pair {pair.id}")

@@ -53,7 +53,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     """
     from phikit.chat.format import chat_format
     from phikit.train import loop, parallel
-    from phikit.train.models import load_model, load_tokenizer, starting_model
+    from phikit.train.models import load_model, load_tokenizer, model_files, starting_model
     from phikit.train.objectives.drawing import drawer
     from phikit.train.objectives.grpo import Grpo
     from phikit.train.result import finish, last_steps
@@ -74,6 +74,8 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     frozen = None
     if settings.loss.kl_to == "reference":  # below an adapter the first weights are still there
         frozen = model if settings.lora is not None else load_model(inputs["model"])
+    problem_files = (inputs["problems"] / name for name in ("samples.parquet", "items.parquet"))
+    data = [*filter(Path.exists, problem_files), *model_files(inputs["model"])]
     draws = drawer(settings.rollouts, settings.generator)
     objective = Grpo(
         model, chat, problems, settings.rollouts, settings.loss, settings.steps,
@@ -83,7 +85,7 @@ def run_grpo(ctx: Context, settings: GrpoSettings, inputs: Mapping[str, Path]) -
     try:
         result = finish(
             ctx, model, inputs["model"] / "model", settings,
-            lambda: loop.train(ctx, model, objective, settings, settings.steps),
+            data, lambda: loop.train(ctx, model, objective, settings, settings.steps),
         )  # fmt: skip
     finally:
         draws.close()

@@ -10,6 +10,7 @@ A line is one of these; which of them, its keys say:
 
 Chats and problems become samples.parquet (for train.sft, train.grpo and train.rollouts), problems
 items.parquet too (for evals.run and decontamination), preferences pairs.parquet (for train.dpo).
+Lines that say the same are all kept, as a user may mean them to weigh more, and are counted.
 Ids are taken as they stand; texts are laid out by the model's chat format, end token included. The
 heavy imports are inside the functions, so that a recipe is read and checked without torch.
 """
@@ -17,13 +18,14 @@ heavy imports are inside the functions, so that a recipe is read and checked wit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field
 
 from phikit.errors import PhikitError, did_you_mean
+from phikit.files import canonical_json
 from phikit.records import Pair, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 from phikit.train.objectives.mixing import PairKind
@@ -68,7 +70,8 @@ def run_import(
     """Reads JSON lines into samples and pairs; the input model's chat template makes the ids.
 
     Returns:
-        how many records of each sort were read.
+        how many records of each sort were read, and how many of them only say again what another
+        says.
 
     Raises:
         PhikitError: a line is neither sample nor pair, or the file holds none; names the line and
@@ -93,11 +96,22 @@ def run_import(
         write_records(ctx.dir / "items.parquet", problems, Sample)
     if pairs:
         write_records(ctx.dir / "pairs.parquet", pairs, Pair)
+    contents = [*map(_said, samples), *map(_preferred, pairs)]
     return {
         "chats": sum(bool(s.response) for s in samples),
         "problems": sum(bool(s.verifier) for s in samples),
         "pairs": len(pairs),
+        "duplicates": len(contents) - len(set(contents)),
     }
+
+
+def _said(sample: Sample) -> Hashable:
+    """What is learned from a sample or asked by it, whatever else its line notes."""
+    return canonical_json(sample.messages), sample.verifier, sample.answer
+
+
+def _preferred(pair: Pair) -> Hashable:
+    return pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

@@ -6,7 +6,7 @@ The heavy imports are inside the functions, so that a recipe is read and checked
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phikit.models.decoder import Decoder
 
 Inputs = Mapping[str, Path]
+_SHARDS = ("tokens.bin", "bounds.npy", "sources.npy", "index.json")
 _DOCUMENT = "document {}".format  # of the shards, in their order
 
 
@@ -90,25 +91,28 @@ class SftSettings(NextTokenSettings):
 
 def run_pretrain(ctx: Context, settings: PretrainSettings, inputs: Inputs) -> dict[str, Any]:
     """Trains new weights on shards, with the tokenizer they were made with."""
-    from phikit.train.models import load_tokenizer, new_model
+    from phikit.train.models import load_tokenizer, new_model, tokenizer_files
 
     tokenizer = load_tokenizer(inputs["tokenizer"])
     model = new_model(settings.model.decoder(tokenizer, settings.context), ctx.seed)
     rows = _shard_rows(inputs["shards"], settings.context, model)
-    return _next_token(ctx, settings, model, rows, inputs["tokenizer"] / "tokenizer", _DOCUMENT)
+    kept = inputs["tokenizer"] / "tokenizer"
+    data = [*_shard_files(inputs["shards"]), *tokenizer_files(kept)]
+    return _next_token(ctx, settings, model, rows, kept, data, _DOCUMENT)
 
 
 def run_midtrain(ctx: Context, settings: MidtrainSettings, inputs: Inputs) -> dict[str, Any]:
     """Trains a model further on shards, in a context `context_factor` times its own."""
     from phikit.models.architectures import read_config
-    from phikit.train.models import model_of, starting_model
+    from phikit.train.models import model_files, model_of, starting_model
 
     before = read_config(model_of(inputs["model"])).max_positions
     context = before * settings.context_factor
     longer = context, settings.rope_theta
     model = starting_model(inputs["model"], settings, ctx.seed, longer)
     rows = _shard_rows(inputs["shards"], context, model)
-    return _next_token(ctx, settings, model, rows, inputs["model"] / "model", _DOCUMENT)
+    data = [*_shard_files(inputs["shards"]), *model_files(inputs["model"])]
+    return _next_token(ctx, settings, model, rows, inputs["model"] / "model", data, _DOCUMENT)
 
 
 def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, Any]:
@@ -121,7 +125,13 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
     from phikit.data.pack import pack
     from phikit.models.architectures import read_config
     from phikit.train.fitting import check_ids, check_length
-    from phikit.train.models import load_tokenizer, model_of, pad_id, starting_model
+    from phikit.train.models import (
+        load_tokenizer,
+        model_files,
+        model_of,
+        pad_id,
+        starting_model,
+    )
 
     longer = None
     if settings.rope_theta is not None:
@@ -137,8 +147,8 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
     examples: list[Example] = []
     ids: list[str] = []
     unanswered = 0
-    for folder in given(inputs, "samples"):
-        path = folder / "samples.parquet"
+    files = [folder / "samples.parquet" for folder in given(inputs, "samples")]
+    for path in files:
         for sample in read_records(path, Sample):
             if not sample.response:
                 unanswered += 1
@@ -157,8 +167,15 @@ def run_sft(ctx: Context, settings: SftSettings, inputs: Inputs) -> dict[str, An
         )
     window = 8192 if settings.packing else 1
     rows = pack(examples, context, pad_id(model), overlong="truncate", window=window)
-    done = _next_token(ctx, settings, model, rows, inputs["model"] / "model", ids.__getitem__)
+    data = [*files, *model_files(inputs["model"])]
+    done = _next_token(
+        ctx, settings, model, rows, inputs["model"] / "model", data, ids.__getitem__
+    )  # fmt: skip
     return done | {"unanswered": unanswered}
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _SHARDS]
 
 
 def _shard_rows(folder: Path, context: int, model: Decoder) -> Rows:
@@ -179,11 +196,13 @@ def _next_token(
     model: Decoder,
     rows: Rows,
     tokenizer: Path,
+    data: Sequence[Path],
     names: Callable[[int], str],
 ) -> dict[str, Any]:
     """Trains on packed rows and writes the model.
 
     Args:
+        data: the files that the rows and the model are of; see `phikit.train.result.finish`.
         names: what the packed examples are called, by their numbers.
     """
     from phikit.data.pack import Batches
@@ -201,7 +220,7 @@ def _next_token(
         names,
     )
     result = finish(
-        ctx, model, tokenizer, settings,
+        ctx, model, tokenizer, settings, data,
         lambda: loop.train(ctx, model, objective, settings, steps),
     )  # fmt: skip
     return result | {

@@ -127,6 +127,8 @@ def _drawn(
     """
     import numpy as np
 
+    from phikit.engine.base import none_fits
+
     chosen: list[Asked] = []
     too_long = 0
     for at in np.random.default_rng([seed, 0x726F6C]).permutation(len(problems)):
@@ -138,10 +140,7 @@ def _drawn(
         else:
             too_long += 1
     if not chosen:
-        raise PhikitError(
-            f"train.rollouts: none of {len(problems)} problems leaves room for an answer",
-            f"the model's context is {context}: give shorter problems",
-        )
+        raise none_fits("train.rollouts", len(problems), context)
     return chosen, too_long
 
 
@@ -228,14 +227,14 @@ def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict
     from phikit.data.pack import pack
     from phikit.records import Rollout, read_records
     from phikit.train.fitting import check_ids, check_length
-    from phikit.train.models import pad_id, starting_model
+    from phikit.train.models import model_files, pad_id, starting_model
 
     model = starting_model(inputs["model"], settings, ctx.seed)
     context = settings.context or model.config.max_positions
     check_length(context, model.config, "train.distill: context", "lower it")
     rollouts: list[Rollout] = []
-    for folder in given(inputs, "rollouts"):
-        path = folder / "rollouts.parquet"
+    files = [folder / "rollouts.parquet" for folder in given(inputs, "rollouts")]
+    for path in files:
         for r in read_records(path, Rollout):
             ids = (*r.prompt_ids, *r.completion_ids)
             check_ids(ids, model.config, f"{path}: rollout {r.id}")
@@ -252,8 +251,9 @@ def run_distill(ctx: Context, settings: DistillSettings, inputs: Inputs) -> dict
         examples, context, pad_id(model), overlong="truncate",
         window=8192 if settings.packing else 1,
     )  # fmt: skip
+    data = [*files, *model_files(inputs["model"])]
     done = _next_token(
-        ctx, settings, model, rows, inputs["model"] / "model", lambda n: kept[n].id
+        ctx, settings, model, rows, inputs["model"] / "model", data, lambda n: kept[n].id
     )  # fmt: skip
     return done | {"answers": len(kept), "of": len(rollouts)}
 

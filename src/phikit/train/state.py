@@ -3,11 +3,13 @@
 A checkpoint is a folder named by its step: `tensors.safetensors` (weights, optimiser, torch's
 random stream) and `state.json` (the rest). Several processes write a file of slices each instead
 (`phikit.train.sliced`); either kind is read by any number of processes. Nothing is pickled.
+`data.json` beside them says what files the run trains on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from phikit.files import (
     explain_os_errors,
     read_json,
     remove_directory,
+    sha256_file,
     write_json,
 )
 from phikit.models.checkpoint import write_tensors
@@ -69,6 +72,29 @@ class Checkpoints:
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
+
+    def hold_to(self, data: Sequence[Path]) -> None:
+        """Notes what files the run trains on; with a checkpoint there, holds it to those.
+
+        They are compared by content, so that a run may be moved, and a copy put back.
+
+        Raises:
+            PhikitError: a file is not what the checkpoint was trained on; names it.
+        """
+        note, saved = self.folder / "data.json", self.saved()
+        marks = [_mark(file) for file in data]
+        if not saved or not note.exists():
+            write_json(note, marks)
+            return
+        before: list[dict[str, Any]] = read_json(note)
+        for now, was in itertools.zip_longest(marks, before):
+            if not now or not was or now["sha256"] != was["sha256"]:
+                raise PhikitError(
+                    f"{(now or was)['file']}: not what {saved[-1]} was trained on: it was "
+                    f"{_described(was)}, now {_described(now)}",
+                    "put the file back as it was, or train anew: in another folder, or here "
+                    f"without {self.folder}",
+                )
 
     def save(self, state: State) -> None:
         """Saves a checkpoint; an error of the one before, in the background, is raised here."""
@@ -157,3 +183,14 @@ class Checkpoints:
     def remove(self) -> None:
         """Removes them all, when the run is done and its model is written."""
         remove_directory(self.folder)
+
+
+def _mark(file: Path) -> dict[str, Any]:
+    with explain_os_errors(file, "reading"):
+        return {"file": str(file), "bytes": file.stat().st_size, "sha256": sha256_file(file)}
+
+
+def _described(mark: Mapping[str, Any] | None) -> str:
+    if mark is None:
+        return "not there"
+    return f"{mark['bytes']:,} bytes with SHA-256 {mark['sha256'][:12]}…"

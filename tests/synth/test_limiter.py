@@ -1,4 +1,4 @@
-"""Lanes: order, bound, errors, and askers that go away."""
+"""The limiter of calls: order, bound, errors, and askers that go away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from phikit.synth.lanes import Lanes
+from phikit.synth.limiter import ConcurrencyLimiter
 
 
 def test_calls_are_made_in_their_order_and_so_many_at_a_time() -> None:
@@ -25,8 +25,8 @@ def test_calls_are_made_in_their_order_and_so_many_at_a_time() -> None:
         return number
 
     async def work() -> None:
-        lanes: Lanes[int] = Lanes(3)
-        asked = [asyncio.create_task(lanes.run(lambda n=n: call(n))) for n in range(20)]
+        limiter: ConcurrencyLimiter[int] = ConcurrencyLimiter(3)
+        asked = [asyncio.create_task(limiter.run(lambda n=n: call(n))) for n in range(20)]
         await asyncio.sleep(0)
         asked[15].cancel()
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -34,9 +34,9 @@ def test_calls_are_made_in_their_order_and_so_many_at_a_time() -> None:
             n for n in range(20) if n not in (7, 15)
         ]
         assert str(answers[7]) == "seven" and isinstance(answers[15], asyncio.CancelledError)
-        assert await lanes.run(lambda: call(20)) == 20  # every lane is free again
+        assert await limiter.run(lambda: call(20)) == 20  # every slot is free again
         with pytest.raises(ValueError, match="seven"):
-            await lanes.run(lambda: call(7))
+            await limiter.run(lambda: call(7))
 
     asyncio.run(work())
     assert begun == [*(n for n in range(20) if n != 15), 20, 7] and most == 3
@@ -54,8 +54,8 @@ def test_an_answer_is_followed_by_a_call_before_the_next_is_looked_at() -> None:
                 await gate.wait()
                 said.append(f"answered {number}")
 
-        lanes: Lanes[None] = Lanes(3)
-        asked = [asyncio.create_task(lanes.run(lambda n=n: call(n))) for n in range(6)]
+        limiter: ConcurrencyLimiter[None] = ConcurrencyLimiter(3)
+        asked = [asyncio.create_task(limiter.run(lambda n=n: call(n))) for n in range(6)]
         await asyncio.sleep(0.01)
         gate.set()
         await asyncio.gather(*asked)

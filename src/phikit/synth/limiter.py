@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Lanes(Generic[T]):
+class ConcurrencyLimiter(Generic[T]):
     """Makes at most `count` calls at the same time; the others wait their turn.
 
-    A lane whose call is answered begins the next in the same step. Of hundreds of answers that come
+    A slot whose call is answered begins the next in the same step. Of hundreds of answers that come
     at once, the first is then followed by a call before the second is dealt with; otherwise all of
     them wait for one another, and come at once again the next time.
     """
@@ -39,7 +39,7 @@ class Lanes(Generic[T]):
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        """Opens lanes one by one: the first call is on its way before the last is begun."""
+        """Opens slots one by one: the first call is on its way before the last is begun."""
         while self._waiting and self._free:
             self._free -= 1
             self._start(self._work())
