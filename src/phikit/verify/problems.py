@@ -186,12 +186,11 @@ def messages_of(
     """
     messages = row.get("messages")
     if messages is None:
-        prompt = next((row[k] for k in PROMPTS if row.get(k)), None)
+        key = next((k for k in PROMPTS if row.get(k)), "prompt")
+        prompt = row.get(key)
         if not isinstance(prompt, str) or not prompt.strip():
-            raise PhikitError(
-                f"{where}: has no text under 'prompt', and no 'messages'",
-                did_you_mean("prompt", row),
-            )
+            found = f"it is {json.dumps(prompt)[:40]}" if key in row else did_you_mean(key, row)
+            raise PhikitError(f"{where}: has no text under {key!r}, and no 'messages'", found)
         return ({"role": "user", "content": prompt},)
     if not isinstance(messages, list) or not messages:
         raise PhikitError(f"{where}: 'messages' is no list of messages", _EXAMPLE)
