@@ -73,7 +73,10 @@ def test_chats_problems_and_preferences(tmp_path: Path) -> None:
         (r'{"prompt": "\ud83d", "response": "y"}', "own.jsonl:3: .* is half a character"),
         ("[" * 100_000, "own.jsonl:3: nested too deeply"),
         ({"promt": "x", "response": "y"}, "own.jsonl:3: has no text under 'prompt'"),
-        ({"prompt": 1, "response": "y"}, r"own.jsonl:3: has no text under 'prompt'(.|\n)*→ it is 1"),
+        (
+            {"prompt": 1, "response": "y"},
+            r"own.jsonl:3: has no text under 'prompt'(.|\n)*→ it is 1",
+        ),
         ({"prompt": "x", "respnse": "y"}, "own.jsonl:3: neither .* to learn from"),
         ({"prompt": "x", "response": 5}, r"own.jsonl:3: has no text under 'response'\s+→ it is 5"),
         (

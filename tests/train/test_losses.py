@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phikit.train import logits, losses
+from phikit.train.gradients import added_up
 from phikit.train.held import weights_held
 
 
@@ -119,3 +120,15 @@ def test_a_held_head_is_the_same_and_a_changed_one_is_seen() -> None:
     assert (logprobs(head) - after).abs().max() > 0.01
     with weights_held():
         assert torch.equal(logprobs(head), logprobs(head.detach().clone()))
+
+
+def test_in_place_a_head_without_any_token_has_no_gradient() -> None:
+    head = torch.nn.Parameter(torch.ones(64, 16))
+    none = torch.zeros(0, dtype=torch.long)
+    with added_up(1.0, in_place=True):
+        losses.token_logprobs(torch.ones(0, 16), head, none).logprobs_N.sum().backward()
+        assert torch.equal(head.grad, torch.zeros(64, 16))
+        losses.token_logprobs(torch.ones(3, 16), head, none.new_ones(3)).logprobs_N.sum().backward()
+        before = head.grad.clone()
+        losses.token_logprobs(torch.ones(0, 16), head, none).logprobs_N.sum().backward()
+    assert before.any() and torch.equal(head.grad, before)

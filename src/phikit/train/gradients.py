@@ -46,6 +46,17 @@ def slope_to_come() -> float:
     return _scope.slope
 
 
+def place_of_sum(weight: Tensor) -> tuple[Tensor, bool] | None:
+    """`.grad`, and whether there is something in it to add to; None where a gradient has to be
+    returned instead. In the backward pass, once for each gradient."""
+    if not (_scope.in_place and isinstance(weight, nn.Parameter) and weight.dtype == torch.float32):
+        return None
+    begun = weight.grad is not None
+    if weight.grad is None:
+        weight.grad = torch.empty_like(weight)
+    return weight.grad, begun
+
+
 def gradient(weight: Tensor, write: Callable[[Tensor, bool], None]) -> Tensor | None:
     """A weight's gradient, for the backward pass to return.
 
@@ -55,11 +66,8 @@ def gradient(weight: Tensor, write: Callable[[Tensor, bool], None]) -> Tensor | 
     Returns:
         None if it went into `.grad`.
     """
-    if _scope.in_place and isinstance(weight, nn.Parameter) and weight.dtype == torch.float32:
-        add = weight.grad is not None
-        if weight.grad is None:
-            weight.grad = torch.empty_like(weight)
-        write(weight.grad, add)
+    if (place := place_of_sum(weight)) is not None:
+        write(*place)
         return None
     made = torch.empty_like(weight, dtype=torch.float32)
     write(made, False)

@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from phikit.data.pack import IGNORE
 from phikit.engine.logits import PACKED, head_product
-from phikit.train.gradients import slope_to_come
+from phikit.train.gradients import place_of_sum, slope_to_come
 from phikit.train.held import held
 from phikit.train.logits import cache_rows, sums, write_slopes
 from phikit.train.native.products import outer_sum, product_runs
@@ -205,7 +205,7 @@ class _CrossEntropy(Function):
                             everywhere=-slope * label_smoothing / vocabulary,
                         )  # fmt: skip
                 made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
-        ctx.grads = (grad_hidden, None if grad_head is None else grad_head.value)
+        ctx.grads = (grad_hidden, None if grad_head is None else grad_head.whole())
         loss, nll = loss.float(), nll.float()
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -223,31 +223,40 @@ class _Sum:
     """A head's gradient: a sum over chunks in float32 of slopesᵀ · hidden.
 
     torch rounds each chunk's; one alone stays as it is where its target has its precision.
+
+    Args:
+        place: where to add it up, and whether to what is there.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, place: tuple[Tensor, bool] | None = None) -> None:
         self.like = like
         self.native = product_runs(like)
-        self.total: Tensor | None = None
+        self.in_place = place is not None
+        self.total: Tensor | None
+        self.total, self.begun = place or (None, False)
 
     def add(self, slopes_CV: Tensor, hidden_CD: Tensor) -> None:
         if self.native and slopes_CV.dtype == torch.bfloat16:
-            add = self.total is not None
             if self.total is None:
                 self.total = torch.empty_like(self.like, dtype=torch.float32)
-            outer_sum(slopes_CV, hidden_CD.contiguous(), self.total, add)
-            return
-        x = slopes_CV.T @ hidden_CD
-        if self.total is None:
-            self.total = x if x.dtype == self.like.dtype else x.float()
+            outer_sum(slopes_CV, hidden_CD.contiguous(), self.total, self.begun)
         else:
-            self.total = self.total.float().add_(x)
+            x = slopes_CV.T @ hidden_CD
+            if self.total is None:
+                self.total = x if x.dtype == self.like.dtype else x.float()
+            elif self.begun:
+                self.total = self.total.float().add_(x)
+            else:
+                self.total.copy_(x)
+        self.begun = True
 
-    @property
-    def value(self) -> Tensor:
+    def whole(self) -> Tensor | None:
+        """After the last chunk, the gradient to return; None if it was added up in place."""
         if self.total is None:
-            return torch.zeros_like(self.like, dtype=torch.float32)
-        return self.total
+            self.total = torch.empty_like(self.like, dtype=torch.float32)
+        if not self.begun:  # there was no token
+            self.total.zero_()
+        return None if self.in_place else self.total
 
 
 class _TokenLogprobs(Function):
@@ -281,7 +290,7 @@ class _TokenLogprobs(Function):
         grad_logprobs_N, grad_entropy_N = grads
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_head = _Sum(head_VD) if wants_head else None
+        grad_head = _Sum(head_VD, place_of_sum(head_VD)) if wants_head else None
         with_entropy = bool(grad_entropy_N.any())
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = _wide_head(head_VD, ctx.dtype)
@@ -299,4 +308,4 @@ class _TokenLogprobs(Function):
                         None if up_entropy is None else -up_entropy,
                     )  # fmt: skip
                 made.back(None if grad_hidden is None else grad_hidden[chunk], grad_head)
-        return grad_hidden, None if grad_head is None else grad_head.value, None, None, None
+        return grad_hidden, None if grad_head is None else grad_head.whole(), None, None, None
