@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -212,7 +213,11 @@ def test_a_sheet_escapes_what_it_shows() -> None:
 
 
 def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
-    server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer,
+    seeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     flush, calls = os.fsync, 0
 
@@ -227,6 +232,8 @@ def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
     with pytest.raises(PhikitError, match="the disk is full"):
         run(server, seeds, tmp_path / "c", count=20)
     assert not (tmp_path / "c" / "stage.json").exists()
+    gc.collect()
+    assert not [r for r in caplog.records if r.name == "asyncio"]  # errors that nobody took
     monkeypatch.undo()
     run(server, seeds, tmp_path / "c", count=20)
     run(server, seeds, tmp_path / "whole", count=20)

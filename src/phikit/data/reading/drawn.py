@@ -208,7 +208,7 @@ def _height(node: Any) -> float:
 
 
 def _classes(node: Any) -> set[str]:
-    """An element's classes; some of them have had "katex-" before them since KaTeX 0.17."""
+    """An element's classes; some of them have had "katex-" before them since KaTeX 0.18."""
     return set(node.get("class", "").replace("katex-", "").split())
 
 
