@@ -1,6 +1,9 @@
 """Texts that say the same in other words: the stages, and the real encoder where it is fetched."""
 
 import json
+import tracemalloc
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,23 @@ def test_semantic_duplicates_are_the_later_ones(tmp_path: Path, monkeypatch) -> 
     assert [(number, of) for number, of, _ in found] == [(2, 0), (4, 1), (5, 0)]
     assert found[0][2] == 1.0 and 0.9 <= found[1][2] < 1
     assert not (tmp_path / "v").exists()
+
+
+def test_documents_are_compared_in_bounded_memory(tmp_path: Path) -> None:
+    class Unlike:
+        width = 64
+        random = np.random.default_rng(0)
+
+        def vectors(self, texts: Sequence[str]) -> Vectors:
+            made = self.random.standard_normal((len(texts), self.width)).astype(np.float32)
+            return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    document = Document(text="any", source="web")
+    tracemalloc.start()
+    found = list(duplicates(repeat(document, 16_000), Unlike(), 0.95, tmp_path / "v"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [] and peak < 60_000_000
 
 
 def run(verb: str, folder: Path, inputs: dict[str, Path], **settings) -> dict:

@@ -33,6 +33,7 @@ class ChatServer:
         self.random = random.Random(7)
         self.paid: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
+        self.begun = 0  # calls, answered or not
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self._ready = threading.Event()
@@ -74,6 +75,7 @@ class ChatServer:
         return await _send(writer, self._batch(method, path, head, body))
 
     async def _chat(self, asked: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+        self.begun += 1
         await asyncio.sleep(self.delay)
         wrong = self.random.random() < self.faulty
         do = self.random.choice(FAULTS) if wrong else "good"

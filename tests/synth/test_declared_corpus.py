@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from phikit.reporting import corpora, sheets
 from phikit.synth.seeds import Seed, SeedConfig, Seeds, excerpts, of_documents
 from phikit.synth.stage_declared import DECLARED, DeclaredConfig
 from phikit.verify.base import VERIFIERS
+from phikit.verify.exact import ExactVerifier
 
 HERE = Path(__file__).parent
 TYPES = ("school-word-problem", "excerpt-tags", "reading-summary", "code-explain", "ask-back")
@@ -210,7 +213,11 @@ def test_a_sheet_escapes_what_it_shows() -> None:
 
 
 def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
-    server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer,
+    seeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     flush, calls = os.fsync, 0
 
@@ -225,6 +232,8 @@ def test_a_full_disk_is_a_clear_stop_and_it_goes_on(
     with pytest.raises(PhikitError, match="the disk is full"):
         run(server, seeds, tmp_path / "c", count=20)
     assert not (tmp_path / "c" / "stage.json").exists()
+    gc.collect()
+    assert not [r for r in caplog.records if r.name == "asyncio"]  # errors that nobody took
     monkeypatch.undo()
     run(server, seeds, tmp_path / "c", count=20)
     run(server, seeds, tmp_path / "whole", count=20)
@@ -289,6 +298,54 @@ def test_a_verifier_that_fails_ends_the_run_and_what_was_paid_for_is_kept(
         VERIFIERS.clear()
         VERIFIERS.update(known)
     assert paid >= 20 and set(server.paid.values()) == {1}
+
+
+def test_an_error_leaves_no_answer_behind_that_was_on_the_wire(
+    server: ChatServer, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.delay = 0.4
+    (tmp_path / "types").mkdir()
+    (tmp_path / "types" / "mine.yaml").write_text(MINE.format(verifier="exact", confirm=""))
+    settings = ("teacher.in_flight=16", 'types={"mine":1,"school-word-problem":20}')
+    job = synth_runs.Job(
+        (), (seeds,), server.url, "m", 63, tmp_path / "types", settings=settings
+    )  # fmt: skip
+
+    def away(self: object, items: object) -> None:
+        raise PhikitError("the verifier cannot judge")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactVerifier, "verify", away)
+        with pytest.raises(PhikitError, match="cannot judge"):
+            synth_runs.run(job, tmp_path / "c")
+    begun, stored = server.begun, (tmp_path / "c" / "replies.jsonl").read_text().splitlines()
+    assert 16 < len(stored) == server.paid.total() == begun <= 48  # of 63: the rest was not begun
+    server.delay = 0.0
+    synth_runs.run(job, tmp_path / "c")
+    assert server.paid.total() > begun and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_waits_for_what_is_on_the_wire_and_a_second_one_does_not(
+    presses: int, server: ChatServer, seeds: Path, tmp_path: Path
+) -> None:
+    server.delay = 3 if presses == 1 else 60
+    command = [sys.executable, "-m", "phikit", "synth", "run", "excerpt-tags", "--seeds",
+               str(seeds), "--teacher", server.url, "--name", "m", "--count", "40", "--out",
+               str(tmp_path / "c"), "--set", "teacher.in_flight=8"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while server.begun < 8:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    if presses == 2:
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "run the same command again" in errors
+    assert "Traceback" not in errors
+    stored = (tmp_path / "c" / "replies.jsonl").read_text().splitlines()
+    assert server.begun == 8 and len(stored) == server.paid.total() == (8 if presses == 1 else 0)
 
 
 @pytest.mark.parametrize("confirm", ["", "{{ draft.body }}"])

@@ -143,6 +143,37 @@ validators: {verifier: exact}
         ),
         (OWN[OWN.index("  messages") :], "  turns: draft.answer", r"yaml:9: .* is no list"),
         ("purpose: A", "purpose: [A", r"mine\.yaml:3: not valid YAML"),
+        (
+            '"{{ draft.answer }}"\nvalidators: {verifier: exact}',
+            "thougt\nvalidators: {verifier: format}",
+            r"yaml:12: result\.answer: .*knows no demand 'thougt'(.|\n)*'thought'",
+        ),
+        (
+            '"{{ draft.answer }}"\nvalidators: {verifier: exact}',
+            "thought, {{ 'no-thought' }}\nvalidators: {verifier: format}",
+            r"yaml:12: result\.answer: no response could be right: nothing keeps to both thought",
+        ),
+        (
+            '  answer: "{{ draft.answer }}"\nvalidators: {verifier: exact}',
+            "validators: {verifier: instructions}",
+            r"yaml:8: result\.answer: the answer is no list of demands",
+        ),
+        (
+            '"{{ draft.answer }}"\nvalidators: {verifier: exact}',
+            "draft.answer\nvalidators: {verifier: choice}",
+            r"yaml:12: result\.answer: no response could be right: .*'draft\.answer' itself",
+        ),
+        (
+            '"{{ draft.answer }}"\nval',
+            '"{{ 1 / 0 }}"\nval',
+            r"yaml:12: result\.answer: the template '.*' fails: division",
+        ),
+        (
+            "{verifier",
+            '{require: ["{{ draft.answer != 0 }}", draft.answer > 3], verifier',
+            r"yaml:13: validators\.require: 'draft\.answer > 3' is True for no sample"
+            r"(.|\n)*'\{\{ draft\.answer > 3 \}\}'",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:

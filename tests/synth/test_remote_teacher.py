@@ -177,6 +177,28 @@ def test_a_server_that_fails_always_gives_a_failure_with_its_reason(
     assert teacher.calls == 3
 
 
+def test_a_stop_waits_for_an_answer_no_longer_than_its_time_out(
+    server: Server, tmp_path: Path
+) -> None:
+    server.delay = 60
+
+    async def work() -> float:
+        store = ReplyStore(tmp_path / "r")
+        endpoint = Endpoint(url=server.url, model="m", timeout=0.5, pause=0.01, in_flight=2)
+        async with RemoteTeacher(endpoint, store) as teacher:
+            asked = [asyncio.create_task(teacher.ask(r)) for r in requests(9)]
+            while server.now < 2:
+                await asyncio.sleep(0.01)
+            begun = time.monotonic()
+        assert teacher.calls == 2
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in ended} == {asyncio.CancelledError}
+        await store.close()
+        return time.monotonic() - begun
+
+    assert asyncio.run(work()) < 10
+
+
 def test_the_budget_is_never_exceeded_and_the_rest_is_unsent(
     server: Server, tmp_path: Path
 ) -> None:

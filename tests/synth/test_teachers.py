@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,31 @@ def test_one_prompt_that_cannot_be_run_fails_alone(tmp_path: Path) -> None:
     outcomes = asyncio.run(ask(local(tmp_path, Echo()), numbers("3 1", "0 1", "4 1")))
     assert [o.status for o in outcomes] == ["accepted", "failed", "accepted"]
     assert outcomes[1].reason == "the prompt is too long"
+
+
+def test_a_local_model_that_is_stopped_keeps_what_its_batch_answers(tmp_path: Path) -> None:
+    class Slow(Echo):
+        def generate(self, asked: Sequence[Asked]) -> Iterator[Finished]:
+            for done in super().generate(asked):
+                time.sleep(0.02)
+                yield done
+
+    generator = Slow()
+    teacher = local(tmp_path, generator)
+
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(teacher.store.close)
+            await stack.enter_async_context(teacher)
+            asked = numbers(*(f"{i} 1" for i in range(2, 22)))
+            waiting = asyncio.gather(*map(teacher.ask, asked))
+            await asyncio.wait([waiting], timeout=0.08)
+            raise PhikitError("something else")
+
+    with pytest.raises(PhikitError, match="something else"):
+        asyncio.run(work())
+    assert generator.batches == [8]
+    assert len((tmp_path / "r").read_text().splitlines()) == 8
 
 
 def test_the_budget_holds_for_a_local_model_too(tmp_path: Path) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from phikit.errors import PhikitError
 from phikit.verify.base import ByName, Problem
-from phikit.verify.instructions import CHECKS, sentences
+from phikit.verify.demands import NEEDS
+from phikit.verify.instructions import CHECKS, InstructionsVerifier, sentences
+from phikit.verify.problems import load_problems
+
+
+def answer_of(*demands: tuple[str, dict[str, Any]]) -> str:
+    return json.dumps([{"id": name, "kwargs": kwargs} for name, kwargs in demands])
 
 
 def judged(text: str, *demands: tuple[str, dict[str, Any]]) -> Any:
-    answer = json.dumps([{"id": name, "kwargs": kwargs} for name, kwargs in demands])
-    return ByName().verify([(Problem("?", answer, "instructions", id="p1"), text)])[0]
+    return ByName().verify([(Problem("?", answer_of(*demands), "instructions", id="p1"), text)])[0]
 
 
 RELATION = {"relation": "at least"}
@@ -114,9 +120,70 @@ def test_sentences(text: str, count: int) -> None:
         ('[{"id": "keywords:existence", "kwargs": {}}]', "keywords"),
         ('[{"id": "length_constraints:number_words", "kwargs": '
          '{"num_words": 3, "relation": "about"}}]', "about"),
+        ('[{"id": "length_constraints:number_words", "kwargs": '
+         '{"num_words": "three", "relation": "at least"}}]', "'three'"),
+        ('[{"id": "keywords:existence", "kwargs": {"keywords": "sun"}}]', "a list of texts"),
     ],
 )  # fmt: skip
 def test_a_bad_demand_is_an_error_that_names_it(answer: str, said: str) -> None:
     with pytest.raises(PhikitError) as e:
         ByName().verify([(Problem("?", answer, "instructions", id="p7"), "text")])
     assert said in f"{e.value} {e.value.__dict__}"
+
+
+IMPOSSIBLE = {
+    "fewer than none": [
+        ("length_constraints:number_words", {"relation": "less than", "num_words": 0}),
+    ],
+    "more than the most": [
+        ("length_constraints:number_words", {"relation": "at least", "num_words": 50}),
+        ("length_constraints:number_words", {"relation": "less than", "num_words": 50}),
+    ],
+    "two numbers of one thing": [
+        ("detectable_format:number_bullet_lists", {"num_bullets": 3}),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 4}),
+    ],
+    "a paragraph past the last": [
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "so"},
+        )
+    ],
+    "a comma and none": [
+        ("punctuation:no_comma", {}),
+        ("startend:end_checker", {"end_phrase": "Yes, it is."}),
+    ],
+    "a word and none": [
+        ("keywords:existence", {"keywords": ["moon", "Sun"]}),
+        ("keywords:frequency", {"keyword": "sun", "relation": "less than", "frequency": 1}),
+    ],
+    "capitals and none": [
+        ("change_case:english_capital", {}),
+        ("change_case:english_lowercase", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("demands", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_demands_that_nothing_keeps_to_are_refused_when_they_are_read(
+    demands: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.jsonl"
+    row = {"prompt": "?", "verifier": "instructions", "answer": answer_of(*demands)}
+    path.write_text(json.dumps(row))
+    with pytest.raises(PhikitError, match=r"p\.jsonl:1: .*nothing keeps to") as e:
+        load_problems(path)
+    assert ("both" in str(e.value)) == (len(demands) == 2)
+    for demand in demands if len(demands) > 1 else ():
+        path.write_text(json.dumps({**row, "answer": answer_of(demand)}))
+        assert load_problems(path)
+
+
+def test_demands_that_a_response_keeps_to_are_not_refused() -> None:
+    for name, (kwargs, _, _) in CASES.items():
+        assert InstructionsVerifier().impossible(answer_of((name, kwargs)), "here") == ""
+    every = [c for c in CASES.items() if c[0].startswith(("length", "keywords", "detectable"))]
+    both = answer_of(*((name, kwargs) for name, (kwargs, _, _) in every))
+    assert InstructionsVerifier().impossible(both, "here") == ""
+    assert set(NEEDS) == {name for name, (kwargs, _, _) in CASES.items() if kwargs}
+    assert all(set(NEEDS[name]) == set(CASES[name][0]) for name in NEEDS)

@@ -120,7 +120,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(PhikitError, match="no verifier") as caught:
         get("maths")
     assert "'math'" in caught.value.hint
-    with pytest.raises(PhikitError, match="demands the format 'thougt'") as caught:
+    with pytest.raises(PhikitError, match="knows no demand 'thougt'") as caught:
         check("format", "thougt", "x")
     assert "'thought'" in caught.value.hint
 

@@ -24,7 +24,7 @@ from phikit.records import Document, iter_records, write_records
 from phikit.stage import Config, Context, Estimate, Stage
 
 _BLOCK = 1024  # documents compared at once
-_STRETCH = 1 << 16  # kept vectors in memory at once: 100 MB
+_STRETCH = 1 << 13  # kept vectors compared with at once: of 384 numbers 13 MB, and 33 of cosines
 _EXCERPT = 1000  # characters of both texts in the ledger
 
 
@@ -37,6 +37,14 @@ class SemanticConfig(Config):
     encoder: str = Field(
         default=MODEL, description="a sentence encoder: a folder, or what was fetched by this name"
     )
+
+
+def _most_alike(vectors: Vectors, held: Vectors) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """For each vector the greatest cosine, and the first of `held` that has it."""
+    cosines = vectors @ held.T
+    np.round(cosines, 4, out=cosines)
+    place = cosines.argmax(1)
+    return cosines[np.arange(len(vectors)), place], place
 
 
 class _Kept:
@@ -59,9 +67,7 @@ class _Kept:
         with self._path.open("rb") as file:
             for first in range(0, len(self.numbers), _STRETCH):
                 held = np.frombuffer(file.read(_STRETCH * row), np.float32)
-                cosines = np.round(vectors @ held.reshape(-1, self._width).T, 4)
-                place = cosines.argmax(1)
-                here = cosines[np.arange(len(vectors)), place]
+                here, place = _most_alike(vectors, held.reshape(-1, self._width))
                 numbers = np.array(self.numbers[first : first + _STRETCH])
                 number = np.where(here > best, numbers[place], number)
                 best = np.maximum(best, here)

@@ -59,6 +59,7 @@ class BatchTeacher(StoredTeacher):
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
         for task in [*self._tasks, *([self._closing] if self._closing else [])]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

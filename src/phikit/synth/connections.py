@@ -149,6 +149,9 @@ class Connections:
         self._prefix = parts.path.rstrip("/")
         self._headers = [("Host", parts.netloc.rpartition("@")[2]), *headers.items()]
         self._idle: list[_Connection] = []
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     async def call(
         self, path: str, body: bytes = b"", method: str = "POST", kind: str = "application/json"
@@ -161,6 +164,16 @@ class Connections:
         Raises:
             Broken: no connection, or it failed half way.
         """
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            return await self._call(path, body, method, kind)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+
+    async def _call(self, path: str, body: bytes, method: str, kind: str) -> HttpAnswer:
         headers = [*self._headers, ("Content-Length", str(len(body)))]
         if body:
             headers.append(("Content-Type", kind))
@@ -192,7 +205,11 @@ class Connections:
         return answer
 
     async def close(self) -> None:
-        """Closes the idle connections."""
+        """Lets the calls that are under way end, and closes all connections.
+
+        Begin none any more; how long one may take is its caller's affair.
+        """
+        await self._quiet.wait()
         for connection in self._idle:
             connection.close()
         self._idle.clear()

@@ -23,7 +23,8 @@ from phikit.errors import BadRecord, PhikitError, did_you_mean
 from phikit.files import explain_os_errors
 from phikit.stage import Config
 from phikit.synth.schema import check_schema
-from phikit.verify.problems import check_verifier
+from phikit.verify.base import Problem
+from phikit.verify.problems import check_answer, check_verifier
 
 SHIPPED = Path(__file__).parent / "declared"
 _SHORT = ("string", "integer", "number", "boolean")  # a field's type in one word
@@ -249,6 +250,10 @@ def _check(made: DeclaredType, path: Path, node: Any) -> None:
         _check_new(step.name, known, at("steps", i, "name"))
         known[step.name] = set(step.reply) or None
     _check_result(made, known, at)
+    _check_validators(made, known, at)
+
+
+def _check_validators(made: DeclaredType, known: Known, at: Callable[..., str]) -> None:
     rules = made.validators
     for key, source in (("confirm", rules.confirm), *(("require", r) for r in rules.require)):
         _check_template(source, known, at("validators", key))
@@ -266,6 +271,33 @@ def _check(made: DeclaredType, path: Path, node: Any) -> None:
         )
     if rules.grounded and made.seed == "none":
         raise PhikitError(f"{at('validators', 'grounded')}: grounded needs a seed")
+    _check_constants(made, at)
+
+
+def _check_constants(made: DeclaredType, at: Callable[..., str]) -> None:
+    """That a demand which is the same for every sample is one that a sample could meet: else it
+    would be found out sample by sample, each paid for."""
+    verifier, where = made.validators.verifier, f"{at('result', 'answer')}: result.answer"
+    answer = _constant(made.result.answer, where)
+    if verifier and answer is not None:
+        check_answer(Problem(prompt="", answer=answer, verifier=verifier), where)
+    for i, source in enumerate(made.validators.require):
+        where = f"{at('validators', 'require', i)}: validators.require"
+        if _constant(source, where) not in (None, "True"):
+            hint = "it names no reply and nothing that is drawn"
+            if "{{" not in source:
+                hint = f"write it as a template: '{{{{ {source} }}}}'"
+            raise PhikitError(f"{where}: {source!r} is True for no sample", hint)
+
+
+def _constant(source: str, where: str) -> str | None:
+    """What a template comes to, where that is the same for every sample."""
+    if meta.find_undeclared_variables(_ENVIRONMENT.parse(source)):
+        return None
+    try:
+        return render(source, {})
+    except BadRecord as e:
+        raise PhikitError(f"{where}: {e.message}") from e
 
 
 def _check_result(made: DeclaredType, known: Known, at: Callable[..., str]) -> None:

@@ -7,7 +7,6 @@ are the next batch. Each reply is stored as soon as its own last token is drawn.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -82,10 +81,12 @@ class LocalTeacher(StoredTeacher):
         )
 
     async def __aexit__(self, *_: object) -> None:
+        self._stopped = True
+        self._waiting.clear()
         if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+            # its thread ends with the batch that it is at; each answer is stored as it comes
+            await self._worker
+        await super().__aexit__()
 
     async def _generate(self, request: Request, attempt: int) -> Answer:
         ids = tuple(self.render(self.messages(request)))

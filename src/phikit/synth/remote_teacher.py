@@ -116,6 +116,8 @@ class RemoteTeacher(StoredTeacher):
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
+        # a lane stores its answer in the step in which the call ends, whoever asked for it
         await self._connections.close()
 
     async def _in_turn(self, call: Call) -> asyncio.Future[Reply]:
@@ -129,6 +131,8 @@ class RemoteTeacher(StoredTeacher):
         for number in range(e.tries):
             await self._requests.take(1)
             await self._tokens.take(prompt + request.max_tokens)
+            if self._stopped:
+                raise NoAnswer("the teacher has stopped")
             try:
                 return read_answer(await self._call(body), prompt)
             except Again as again:

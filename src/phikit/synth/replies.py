@@ -145,6 +145,7 @@ class ReplyStore:
                 for _, done in batch:
                     if not done.done():
                         done.set_exception(e)
+                        done.exception()  # in a stop nobody waits, and asyncio would complain
                 continue
             for reply, done in batch:
                 self._index(reply)

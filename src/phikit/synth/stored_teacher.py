@@ -67,6 +67,10 @@ class _BudgetSpent(Exception):
 class StoredTeacher(ABC):
     """Use as `async with`. One instance serves any number of concurrent `ask`s.
 
+    Leaving the block, also by an error or a cancellation, is an orderly stop: no call is begun any
+    more, who still waits for an answer is cancelled, and what the model is about to answer is
+    stored.
+
     Args:
         at_once: requests that are prepared, answered or on their way to the disk at the same time,
             in the order in which they were asked; the others cost nothing yet. 0: all of them.
@@ -86,12 +90,15 @@ class StoredTeacher(ABC):
         self._reserved = [0, 0]  # prompt and completion tokens of calls in flight
         self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._places = asyncio.Semaphore(at_once or sys.maxsize)
+        self._stopped = False
 
     async def __aenter__(self) -> StoredTeacher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        return
+        self._stopped = True
+        for task in self._running.values():
+            task.cancel()
 
     @property
     def cost(self) -> float:
@@ -144,6 +151,8 @@ class StoredTeacher(ABC):
 
     async def _answer(self, request: Request, key: str, attempt: int) -> Reply:
         """An answer within the budget, stored."""
+        if self._stopped:
+            raise asyncio.CancelledError("the teacher has stopped")
         stored = await self._in_turn(lambda: self._paid(request, key, attempt))
         # out of its turn: another call is made while this answer goes to the disk
         return await stored

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from phikit.errors import PhikitError, did_you_mean
 from phikit.records import Sample, Verdict, read_records
@@ -82,6 +82,19 @@ class Verifier(Protocol):
         Raises:
             BadRecord: a problem's own answer is of no use, so that nothing can be judged by it.
             PhikitError: nothing can be judged at all, as where a library is missing.
+        """
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A verifier whose problems' answers are demands on the response."""
+
+    def impossible(self, answer: str, where: str) -> str:
+        """Why no response could keep to the demands, or nothing.
+
+        Raises:
+            BadRecord: `answer` is no list of demands that it knows; says `where`.
         """
         ...
 

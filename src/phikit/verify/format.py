@@ -42,6 +42,21 @@ DEMANDS: dict[str, Callable[[str], str]] = {
 }
 
 
+def _demands(answer: str, where: str) -> list[str]:
+    """
+    Raises:
+        BadRecord: a demand is unknown; names the nearest.
+    """
+    names = [name for part in answer.split(",") if (name := part.strip())]
+    for name in names:
+        if name not in DEMANDS:
+            raise BadRecord(
+                f"{where}: the verifier 'format' knows no demand {name!r}",
+                did_you_mean(name, DEMANDS),
+            )
+    return names
+
+
 @register("format")
 class FormatVerifier:
     """`Problem.answer` names the demands, e.g. "thought, answer"."""
@@ -52,13 +67,13 @@ class FormatVerifier:
         """Raises BadRecord where a problem makes an unknown demand."""
         return [self._one(problem, text) for problem, text in items]
 
+    def impossible(self, answer: str, where: str) -> str:
+        """See `phikit.verify.base.Demanding`."""
+        both = {"thought", "no-thought"} <= set(_demands(answer, where))
+        return "nothing keeps to both thought and no-thought" if both else ""
+
     def _one(self, problem: Problem, text: str) -> Verdict:
-        for name in filter(None, (part.strip() for part in problem.answer.split(","))):
-            if name not in DEMANDS:
-                raise BadRecord(
-                    f"problem {problem.id or problem.prompt[:40]!r} demands the format {name!r}",
-                    did_you_mean(name, DEMANDS),
-                )
+        for name in _demands(problem.answer, f"problem {problem.id or repr(problem.prompt[:40])}"):
             if wrong := DEMANDS[name](text):
                 return verdict("format", False, wrong)
         return verdict("format", True, f"as demanded: {problem.answer}")

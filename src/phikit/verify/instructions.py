@@ -12,15 +12,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from phikit.errors import BadRecord, PhikitError, did_you_mean, how_to_install
 from phikit.records import Verdict
 from phikit.verify.base import Problem, register
+from phikit.verify.demands import Demand, check_arguments, impossible
 from phikit.verify.verdicts import verdict
 
-Demand = Mapping[str, Any]  # the keyword arguments of one demand
 Check = Callable[[str, Demand], bool]
 
 _YES_NO = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -62,10 +61,6 @@ def language(text: str) -> str | None:
 
 
 def _related(count: int, relation: str, wanted: int) -> bool:
-    if relation not in ("less than", "at least"):
-        raise BadRecord(
-            f"a demand has the relation {relation!r}", "it must be 'less than' or 'at least'"
-        )
     return count < wanted if relation == "less than" else count >= wanted
 
 
@@ -185,21 +180,23 @@ def _demands(answer: str, where: str) -> tuple[tuple[str, Demand], ...]:
     """The demands of a problem.
 
     Raises:
-        BadRecord: they are no such JSON, or a demand is unknown; names the nearest.
+        BadRecord: they are no such JSON, a demand is unknown (names the nearest), or it lacks what
+            it needs.
     """
     try:
-        demands = tuple((d["id"], d.get("kwargs") or {}) for d in json.loads(answer))
+        demands = tuple((str(d["id"]), dict(d.get("kwargs") or {})) for d in json.loads(answer))
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise BadRecord(
-            f"problem {where}: its answer is no list of demands ({type(e).__name__})",
+            f"{where}: the answer is no list of demands ({type(e).__name__})",
             'it must look like [{"id": "punctuation:no_comma", "kwargs": {}}]',
         ) from e
-    for name, _ in demands:
+    for name, demand in demands:
         if name not in CHECKS:
             raise BadRecord(
-                f"problem {where} demands {name!r}, which no program here checks",
+                f"{where}: no program here checks the demand {name!r}",
                 did_you_mean(name, CHECKS),
             )
+        check_arguments(name, demand, where)
     return demands
 
 
@@ -213,12 +210,13 @@ class InstructionsVerifier:
         """Raises BadRecord where a demand is unknown or lacks what it needs."""
         return [self._one(problem, text) for problem, text in items]
 
+    def impossible(self, answer: str, where: str) -> str:
+        """See `phikit.verify.base.Demanding`."""
+        return impossible(_demands(answer, where))
+
     def _one(self, problem: Problem, text: str) -> Verdict:
-        demands = _demands(problem.answer, problem.id or repr(problem.prompt[:40]))
-        try:
-            broken = [n for n, d in demands if not (text.strip() and CHECKS[n](text, d))]
-        except KeyError as e:
-            raise BadRecord(f"problem {problem.id}: a demand lacks its {e}") from e
+        demands = _demands(problem.answer, f"problem {problem.id or repr(problem.prompt[:40])}")
+        broken = [n for n, d in demands if not (text.strip() and CHECKS[n](text, d))]
         share = 1 - len(broken) / len(demands) if demands else 1.0
         reason = f"not kept: {', '.join(broken)}" if broken else "all demands are kept"
         return verdict("instructions", not broken, reason, share)

@@ -21,7 +21,15 @@ from typing import Any
 from phikit.errors import PhikitError, did_you_mean
 from phikit.files import canonical_json, explain_os_errors
 from phikit.records import Sample, read_records
-from phikit.verify.base import BUILT_IN, Problem, check_name, get, read_problems
+from phikit.verify.base import (
+    BUILT_IN,
+    Demanding,
+    Problem,
+    Verifier,
+    check_name,
+    get,
+    read_problems,
+)
 from phikit.verify.own import load
 
 PROMPTS = ("prompt", "question", "problem")
@@ -151,23 +159,35 @@ def _problem(row: Mapping[str, Any], where: str, verifier: str) -> Sample:
         answer=answer if isinstance(answer, str) else canonical_json(answer),
         meta={k: v for k, v in row.items() if k not in _KNOWN},
     )
-    _check_answer(sample, where)
+    check_answer(Problem.of(sample), where)
     return sample
 
 
-def _check_answer(sample: Sample, where: str) -> None:
-    """Refuses an answer that its own verifier would not find right, as nothing ever could be."""
-    if sample.verifier not in _BY_FINAL_ANSWER:
-        return
-    problem = Problem.of(sample)
-    said = (f"Answer: {sample.answer}", f"\\boxed{{{sample.answer}}}")
-    verdicts = get(sample.verifier).verify([(problem, text) for text in said])
-    if not any(v.passed for v in verdicts):
+def check_answer(problem: Problem, where: str) -> None:
+    """Refuses an answer that its own verifier would not find right, as nothing ever could be, and
+    demands that nothing could keep to.
+
+    Raises:
+        PhikitError: it is one; says `where`.
+    """
+    answer, name = problem.answer, problem.verifier
+    if name in _BY_FINAL_ANSWER:
+        said = (f"Answer: {answer}", f"\\boxed{{{answer}}}")
+        verdicts = get(name).verify([(problem, text) for text in said])
+        if not any(v.passed for v in verdicts):
+            raise PhikitError(
+                f"{where}: no response could be right: the verifier {name!r} does not even "
+                f"accept the answer {answer[:80]!r} itself ({verdicts[0].reason})",
+                "write the answer as this verifier wants it, or name another verifier",
+            )
+    elif name in BUILT_IN and (why := _impossible(get(name), answer, where)):
         raise PhikitError(
-            f"{where}: no response could be right: the verifier {sample.verifier!r} does not even "
-            f"accept the answer {sample.answer[:80]!r} itself ({verdicts[0].reason})",
-            "write the answer as this verifier wants it, or name another verifier",
+            f"{where}: no response could be right: {why}", "change the demand, or leave it out"
         )
+
+
+def _impossible(verifier: Verifier, answer: str, where: str) -> str:
+    return verifier.impossible(answer, where) if isinstance(verifier, Demanding) else ""
 
 
 _EXAMPLE = 'write {"prompt": "What is 12 + 30?", "answer": "42"}, one to a line'

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from phikit.data.reading import pictures
 
 _LEAVES = {"mi", "mn", "mo", "mtext", "ms"}
 _SCRIPTS = {"msup", "msub", "msubsup", "munder", "mover", "munderover", "mmultiscripts"}
@@ -18,8 +20,11 @@ _SKIPPED = {"surd", "spacer", "nstrut", "dstrut", "strut", "line", "mspace", "as
 # tall brackets are put together out of pieces: the first one tells which
 _PIECES = dict.fromkeys("⎛⎜⎝", "(") | dict.fromkeys("⎞⎟⎠", ")") | dict.fromkeys("⎡⎢⎣", "[") | (
     dict.fromkeys("⎤⎥⎦", "]") | dict.fromkeys("⎧⎨⎩", "{") | dict.fromkeys("⎫⎬⎭", "}")
-)  # fmt: skip
-_PARTS = {"mjx-num", "mjx-den", "mjx-base", "mjx-under", "mjx-over"}
+) | {"\ue150": "⏞", "\ue152": "⏟"}  # fmt: skip
+_WITHOUT_TOP = {"[": "⌊", "]": "⌋"}
+_WITHOUT_FOOT = {"[": "⌈", "]": "⌉"}
+# elements between one that MathJax names by its kind and that one's own parts
+_WRAPPERS = {"mjx-box", "mjx-row", "mjx-munder", "mjx-frac", "mjx-dbox", "mjx-dtable"}
 _UNSEEN = {"strut", "pstrut", "vlist-s", "mspace", "frac-line", "nulldelimiter"}
 _STROKE = "\ue020"  # how KaTeX strikes the sign that follows, as in ≠
 _CODE = re.compile(r"\bmjx-c([0-9A-F]+)\b")
@@ -35,7 +40,7 @@ def mathml(drawing: Any) -> Any:
         found = drawing.find(".//mjx-math")
         parts = _mathjax(found) if found is not None else _of_svg(drawing)
     else:
-        parts = [part for base in _classed(drawing, "base") for part in _katex_row(base)]
+        parts = [part for base in _within(drawing, "base") for part in _katex_row(base)]
     math.extend(parts)
     return math if math.text_content().strip() else None
 
@@ -63,11 +68,19 @@ def _letters(near: Any, tag: str, text: str) -> list[Any]:
         unicodedata.normalize("NFKC", c) if _FIRST_STYLED <= c <= _LAST_STYLED or c == "ℎ" else c
         for c in text
     )
-    if plain and (whole := _PIECES.get(plain[0])):
-        plain = whole
+    if plain and plain[0] in _PIECES:
+        plain = _whole(plain)
     if tag == "mo" and len(plain) > 1 and plain.isalpha():
         tag = "mi"  # the name of a function
     return [_made(near, tag, text=plain)] if plain else []
+
+
+def _whole(pieces: str) -> str:
+    """The bracket that is put together out of these."""
+    bracket = _PIECES[pieces[0]]
+    if not set("⎡⎤") & set(pieces):
+        return _WITHOUT_TOP.get(bracket, bracket)
+    return bracket if set("⎣⎦") & set(pieces) else _WITHOUT_FOOT.get(bracket, bracket)
 
 
 # MathJax: elements named mjx-..., or <g data-mml-node="..."> in an SVG
@@ -92,9 +105,10 @@ def _sign(node: Any) -> str:
         if not code and (found := _CODE.search(part.get("class") or "")):
             code = found[1]
         if re.fullmatch(r"[0-9A-Fa-f]{1,6}", code):
-            # braces are drawn of pieces that only their font knows
-            if (point := int(code, 16)) < 0x110000 and chr(point).isprintable():
-                shown.append(chr(point))
+            letter = chr(point) if (point := int(code, 16)) < 0x110000 else ""
+            # of the pieces that only MathJax's font knows, those tell which brace it is
+            if letter.isprintable() or letter in _PIECES:
+                shown.append(letter)
         elif part.tag in ("mjx-utext", "text"):
             shown.append(part.text or "")
     return "".join(shown)
@@ -110,9 +124,8 @@ def _mathjax(node: Any) -> list[Any]:
     if name in _SCRIPTS:
         return [_scripted(node, name)]
     if name == "mfrac":
-        return [
-            _fraction(node, _halves(node), any(_name(n) in ("line", "rect") for n in node.iter()))
-        ]
+        line = node.find("rect") is not None or _nearest(node, "mjx-line") is not None
+        return [_fraction(node, _halves(node), line)]
     if name in ("msqrt", "mroot"):
         return [_root(node, name)]
     if name in ("mtable", "mtr", "mtd"):
@@ -134,7 +147,7 @@ def _nearest(node: Any, tag: str) -> Any:
     for child in node:
         if child.tag == tag:
             return child
-        if child.tag not in _PARTS and (found := _nearest(child, tag)) is not None:
+        if child.tag in _WRAPPERS and (found := _nearest(child, tag)) is not None:
             return found
     return None
 
@@ -146,7 +159,7 @@ def _root(node: Any, name: str) -> Any:
         below = [part for child in under for part in _mathjax(child)]
         above = _mathjax(index) if index is not None else []
     else:  # of the SVG: what is under it, the index, the sign
-        parts = [c for c in node if c.tag == "g" and _sign(c) != "√"]
+        parts = [c for c in node if c.tag == "g" and (_name(c) != "mo" or _sign(c) != "√")]
         below = _mathjax(parts[0]) if parts else []
         above = _mathjax(parts[1]) if name == "mroot" and len(parts) > 1 else []
     if not above:
@@ -195,16 +208,23 @@ def _height(node: Any) -> float:
 
 
 def _classes(node: Any) -> set[str]:
-    return set((node.get("class") or "").split())
+    """An element's classes; some of them have had "katex-" before them since KaTeX 0.18."""
+    return set(node.get("class", "").replace("katex-", "").split())
 
 
-def _classed(node: Any, name: str) -> list[Any]:
-    return list(node.xpath(f".//*[contains(concat(' ', @class, ' '), ' {name} ')]"))
+def _within(node: Any, name: str) -> Iterator[Any]:
+    """The elements of a class in another, in their order."""
+    return (part for part in node.iterdescendants("*") if name in _classes(part))
+
+
+def _own(node: Any, name: str) -> Any:
+    """The first element of a class directly below another; None if there is none."""
+    return next((part for part in node if name in _classes(part)), None)
 
 
 def _stack(node: Any) -> list[Any]:
     """The parts of an element that stand above each other, from the top; no inner stack's."""
-    lists = node if "vlist" in _classes(node) else next(iter(_classed(node, "vlist")), ())
+    lists = node if "vlist" in _classes(node) else next(_within(node, "vlist"), ())
     parts = [(float(top[1]), n) for n in lists if (top := _TOP.search(n.get("style") or ""))]
     return [part for _, part in sorted(parts, key=lambda pair: pair[0])]
 
@@ -218,7 +238,7 @@ def _katex_row(node: Any) -> list[Any]:
         else:
             parts += _katex(child)
     for at in range(len(parts) - 1, 0, -1):
-        if parts[at - 1].text_content() == _STROKE:
+        if parts[at - 1].text == _STROKE:
             struck = unicodedata.normalize("NFC", parts[at].text_content()[:1] + "\u0338")
             parts[at - 1 : at + 1] = [_made(node, "mo", text=struck)]
     return parts
@@ -230,7 +250,7 @@ def _katex(node: Any) -> list[Any]:
         return []
     if "mfrac" in classes:
         stack = _stack(node)
-        halves = [p for p in stack if not _classed(p, "frac-line") or _classed(p, "mord")]
+        halves = [p for p in stack if _own(p, "frac-line") is None]
         if len(halves) == 2:
             inside = [_row(node, _katex_row(p)) for p in halves]
             return [_fraction(node, inside, len(halves) < len(stack))]
@@ -239,16 +259,14 @@ def _katex(node: Any) -> list[Any]:
     if "op-limits" in classes:
         return [_katex_limits(node)]
     if "accent" in classes and len(stack := _stack(node)) == 2:
-        mark = next((p for p in stack if _classed(p, "accent-body")), None)
-        rest = [part for p in stack if p is not mark for part in _katex_row(p)]
-        signs = _made(node, "mo", text=mark.text_content().strip()) if mark is not None else None
-        return [_made(node, "mover", [_row(node, rest), signs])] if signs is not None else rest
+        return _katex_accent(node, stack)
     if classes & {"overline", "underline"} and (stack := _stack(node)):
         rest = [part for p in stack for part in _katex_row(p)]
         tag = "mover" if "overline" in classes else "munder"
         return [_made(node, tag, [_row(node, rest), _made(node, "mo", text="‾")])]
     if classes & {"mover", "munder"}:
-        rows = [_row(node, found) for p in _stack(node) if (found := _katex_row(p))]
+        found = [_katex_row(p) or _letters(node, "mo", pictures.sign(p)) for p in _stack(node)]
+        rows = [_row(node, row) for row in found if row]
         if len(rows) == 2:
             up = "mover" in classes
             return [_made(node, "mover" if up else "munder", rows[::-1] if up else rows)]
@@ -258,7 +276,8 @@ def _katex(node: Any) -> list[Any]:
     if "mop" in classes and (name := node.text_content()).isalpha() and name.isascii():
         return _letters(node, "mi", name)
     if {"delimsizing", "mult"} <= classes:
-        return _letters(node, "mo", node.text_content().replace("\u200b", "").strip())
+        glyphs = node.text_content().replace("\u200b", "").strip()
+        return _letters(node, "mo", glyphs or pictures.sign(node))
     if "text" in classes:
         return [_made(node, "mtext", text=node.text_content().replace("\u200b", ""))]
     if len(node):
@@ -277,6 +296,17 @@ def _katex_leaf(node: Any, classes: set[str]) -> list[Any]:
     return _letters(node, kind, text)
 
 
+def _katex_accent(node: Any, stack: list[Any]) -> list[Any]:
+    """A sign above the letters; stretched ones have no name, and only a picture."""
+    mark = next((p for p in stack if _own(p, "accent-body") is not None), None)
+    rows = [(p, _katex_row(p) if p is not mark else []) for p in stack]
+    if mark is None:
+        mark = next((p for p, row in rows if not row), None)
+    rest = [part for _, row in rows for part in row]
+    said = mark.text_content().strip() or pictures.sign(mark) if mark is not None else ""
+    return [_made(node, "mover", [_row(node, rest), *_letters(node, "mo", said)])] if said else rest
+
+
 def _katex_scripts(node: Any, base: Any) -> Any:
     stack = _stack(node)
     rows = [_row(node, _katex_row(part)) for part in stack]
@@ -285,15 +315,15 @@ def _katex_scripts(node: Any, base: Any) -> Any:
     if len(rows) != 1:
         return _made(node, "mrow", [base, *rows])
     # a stack that reaches below the line holds an index
-    below = bool(_classed(node, "vlist-t2"))
+    below = _own(node, "vlist-t2") is not None
     return _made(node, "msub" if below else "msup", [base, *rows])
 
 
 def _katex_root(node: Any) -> Any:
-    index = next(iter(_classed(node, "root")), None)
-    own = next((c for c in node if "vlist-t" in _classes(c)), node)
-    below = [p for part in _stack(own) if not _classed(part, "hide-tail") for p in _katex_row(part)]
-    if index is None or index.getparent() is not node:
+    index, own = _own(node, "root"), _own(node, "vlist-t")
+    stack = _stack(node if own is None else own)
+    below = [p for part in stack if _own(part, "hide-tail") is None for p in _katex_row(part)]
+    if index is None:
         return _made(node, "msqrt", below)
     above = [p for part in _stack(index) for p in _katex_row(part)]
     return _made(node, "mroot", [_row(node, below), _row(node, above)])
@@ -303,7 +333,7 @@ def _katex_limits(node: Any) -> Any:
     """A sign with limits above and below: the largest of the stack is the sign itself."""
     stack = _stack(node)
     rows = [_row(node, _katex_row(part)) for part in stack]
-    at = next((n for n, part in enumerate(stack) if not _classed(part, "mtight")), 0)
+    at = next((n for n, part in enumerate(stack) if next(_within(part, "mtight"), None) is None), 0)
     if len(rows) == 3 and at == 1:
         return _made(node, "munderover", [rows[1], rows[2], rows[0]])
     if len(rows) == 2:

@@ -16,6 +16,7 @@ _TEX = "application/x-tex"
 _SCRIPT = "math/tex"
 _FORMULA_CLASSES = re.compile(r"\b(math|mwe-math-fallback-image-\w+|tex|latex)\b")
 _SPACE = re.compile(r"\s+")
+_REPLACED = "phikit-replaced"
 _DRAWN = (
     ".//*[self::mjx-container or contains(concat(' ', @class, ' '), ' katex ')"
     " or contains(concat(' ', @class), ' MathJax')]"  # _Display, _CHTML, _SVG, _Preview, ...
@@ -32,15 +33,11 @@ _SYMBOLS = {
     "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
     "−": "-", "′": "'", "…": r"\dots", "∣": "|", "⁢": "", "⁡": "", "\u2063": "", "\u2064": "",
 }  # fmt: skip
-_ACCENTS = {
-    "^": "hat",
-    "¯": "bar",
-    "→": "vec",
-    "~": "tilde",
-    "˙": "dot",
-    "ˆ": "hat",
-    "⏞": "overbrace",
-}
+_ABOVE = {
+    "^": "hat", "ˆ": "hat", "¯": "bar", "→": "vec", "~": "tilde", "˙": "dot", "⏞": "overbrace",
+    "–": "overline", "―": "overline", "‾": "overline",
+}  # fmt: skip
+_BELOW = {"⏟": "underbrace", "–": "underline", "―": "underline", "‾": "underline"}
 
 
 def keep_equations(body: Any) -> None:
@@ -73,20 +70,21 @@ def keep_equations(body: Any) -> None:
         if 0 < len(text) <= 40 and node.find(".//a") is None:
             mark = "^" if node.tag == "sup" else "_"
             replace(node, mark + (text if len(text) == 1 else f"{{{text}}}"))
+    join_replaced(body)
 
 
 def replace(node: Any, text: str) -> None:
-    """Puts a text in an element's place."""
-    parent = node.getparent()
-    if parent is None:
-        return
-    text += node.tail or ""
-    before = node.getprevious()
-    if before is None:
-        parent.text = (parent.text or "") + text
-    else:
-        before.tail = (before.tail or "") + text
-    parent.remove(node)
+    """Puts a text in an element's place; `join_replaced` makes it one with the text around it."""
+    if node.getparent() is not None:
+        node.clear(keep_tail=True)
+        node.tag, node.text = _REPLACED, text
+
+
+def join_replaced(body: Any) -> None:
+    """Ends a number of `replace`s: one by one, each would copy the paragraph so far."""
+    from lxml.etree import strip_tags
+
+    strip_tags(body, _REPLACED)
 
 
 def dollars(source: str, display: bool) -> str:
@@ -144,11 +142,8 @@ def _element(node: Any) -> str:
         return _BUILT[tag][1].format(base, *(_braces(p) for p in parts[1:]))
     if tag == "msqrt":
         return rf"\sqrt{{{_row(node)}}}"
-    if tag == "mover" and len(_children(node)) == 2 and _is_line(_children(node)[1]):
-        return rf"\overline{_braces(_element(_children(node)[0]))}"
-    if tag == "mover" and len(parts := [_element(c) for c in _children(node)]) == 2:
-        name = _ACCENTS.get(_children(node)[1].text_content().strip())
-        return rf"\{name}{_braces(parts[0])}" if name else f"{_base(parts[0])}^{_braces(parts[1])}"
+    if tag in ("mover", "munder") and len(_children(node)) == 2:
+        return _marked(tag, *_children(node))
     if tag == "mfenced":
         inner = ",".join(_element(c) for c in _children(node))
         return f"{_signs(node.get('open') or '(')}{inner}{_signs(node.get('close') or ')')}"
@@ -163,15 +158,18 @@ _BUILT = {
     "msup": (2, "{0}^{1}"),
     "msub": (2, "{0}_{1}"),
     "msubsup": (3, "{0}_{1}^{2}"),
-    "munder": (2, "{0}_{1}"),
     "munderover": (3, "{0}_{1}^{2}"),
     "mfrac": (2, r"\frac{0}{1}"),
     "mroot": (2, r"\sqrt[{1}]{0}"),
 }
 
 
-def _is_line(node: Any) -> bool:
-    return node.text_content().strip() in ("–", "―", "‾")
+def _marked(tag: str, base: Any, mark: Any) -> str:
+    """What has something above or below it: a sign that is a command in TeX, or a limit."""
+    names, limit = (_ABOVE, "^") if tag == "mover" else (_BELOW, "_")
+    if name := names.get(mark.text_content().strip()):
+        return rf"\{name}{_braces(_element(base))}"
+    return f"{_base(_element(base))}{limit}{_braces(_element(mark))}"
 
 
 def _braces(part: str) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from phikit.data.reading.base import BrokenFile, File, Read, ReaderConfig
-from phikit.data.reading.equations import keep_equations, replace
+from phikit.data.reading.equations import join_replaced, keep_equations, replace
 from phikit.errors import PhikitError, how_to_install
 from phikit.records import Document
 
@@ -24,19 +24,11 @@ _NO_LANGUAGE = {"default", "none", "text", "notranslate", "code", "source"}
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _FENCE = re.compile(r"^[ \t]*\ue000(.*)\ue001[ \t]*$", re.MULTILINE)
 # parts of every page of a site; what the main content's rules miss
-_FURNITURE = (
-    ".//nav | .//*[@role='navigation' or @role='search'] | .//*["
-    + " or ".join(
-        f"contains(concat(' ', @class, ' '), ' {name} ')"
-        for name in ("sidebar", "sphinxsidebar", "navheader", "navfooter", "nav-wrapper",
-                     "nav-wide-wrapper", "headerlink", "anchor", "skip-link")
-    )
-    + "]"
-)  # fmt: skip
-_LINE_NUMBERS = ".//*[" + " or ".join(
-    f"contains(concat(' ', @class, ' '), ' {name} ')"
-    for name in ("linenos", "lineno", "linenodiv", "rouge-gutter", "hljs-ln-numbers")
-) + "] | .//td[@class='gutter']"  # fmt: skip
+_FURNITURE = {
+    "sidebar", "sphinxsidebar", "navheader", "navfooter", "nav-wrapper", "nav-wide-wrapper",
+    "headerlink", "anchor", "skip-link",
+}  # fmt: skip
+_LINE_NUMBERS = {"linenos", "lineno", "linenodiv", "rouge-gutter", "hljs-ln-numbers"}
 # resiliparse takes a list that lies less deep in the page than this for its navigation
 _LIST_DEPTH = 5
 _WIDEST = 100  # columns that a cell may span
@@ -139,16 +131,14 @@ def tidy(text: str) -> str:
 
 def _prepare(body: Any, main: bool) -> None:
     if main:
-        for part in body.xpath(_FURNITURE):
-            replace(part, "")
+        _leave_out(body, _is_furniture)
         _keep_lists(body)
         for figure in body.xpath(".//figure[.//table or .//pre or .//math or .//blockquote]"):
             figure.tag = "div"  # figures are left out as pictures are, with their captions
             for caption in figure.iter("figcaption"):
                 caption.tag = "p"
-    for part in body.xpath(_LINE_NUMBERS):
-        replace(part, "")
-    keep_equations(body)
+    keep_equations(body)  # first: a drawing has as many elements as a page
+    _leave_out(body, _is_line_number)
     for table in list(body.iter("table")):
         _table(table)
     for block in list(body.iter("pre")):
@@ -163,6 +153,28 @@ def _prepare(body: Any, main: bool) -> None:
                 code.text += "`"
             else:
                 last.tail = (last.tail or "") + "`"
+
+
+def _leave_out(body: Any, unwanted: Callable[[Any], bool]) -> None:
+    for part in [node for node in body.iterdescendants("*") if unwanted(node)]:
+        replace(part, "")
+    join_replaced(body)
+
+
+def _is_furniture(node: Any) -> bool:
+    # for a page of many elements, XPath's contains() for each name takes five times as long
+    return (
+        node.tag == "nav"
+        or node.get("role") in ("navigation", "search")
+        or not _FURNITURE.isdisjoint(node.get("class", "").split())
+    )
+
+
+def _is_line_number(node: Any) -> bool:
+    classes = node.get("class", "")
+    return not _LINE_NUMBERS.isdisjoint(classes.split()) or (
+        node.tag == "td" and classes == "gutter"
+    )
 
 
 def _keep_lists(body: Any) -> None:

@@ -1,8 +1,8 @@
 """The members of a packed file one by one, past those that are damaged.
 
-A WARC archive is packed record by record, each a gzip member or a zstd frame of its own. What
-follows a damaged one can therefore be read: the next place is looked for where a member begins, by
-its first bytes, and unpacks to the beginning of a record.
+A WARC archive is packed record by record, each a gzip member, a zstd frame or an xz stream of its
+own. What follows a damaged one can therefore be read: the next place is looked for where a member
+begins, by its first bytes, and unpacks to the beginning of a record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 AT_ONCE = 1 << 16  # packed bytes read at once
-_LONGEST_MARK = 4  # bytes that tell a member's beginning
+_LONGEST_MARK = 6  # bytes that tell a member's beginning
 _GZIP = zlib.MAX_WBITS | 16
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Iterator
 from typing import IO, Any
 
-from phikit.data.reading import frames
+from phikit.data.reading import frames, streams
 from phikit.data.reading.base import Broken, BrokenFile, File, Read, ReaderConfig
 from phikit.data.reading.html import known_encoding, page_text
 from phikit.data.reading.members import GZIP, Packing, members
@@ -14,7 +15,7 @@ from phikit.records import Document
 
 _FIRST = b"WARC/"
 _GZIP = b"\x1f\x8b"
-_DAMAGE = (OSError, ValueError, EOFError, RuntimeError)
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, lzma.LZMAError)
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -23,7 +24,8 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
 
     Records without an HTTP header (the older kind of archive) count as pages. What is neither HTML
     nor plain text (pictures, scripts) is passed over. Packed by gzip or zstd record by record, a
-    damaged record costs itself alone; packed otherwise or not at all, what follows it.
+    damaged record costs itself alone; packed otherwise or not at all, what follows it. An xz stream
+    may hold some records: then those costs what follows in its stream.
 
     Raises:
         BrokenFile: the archive is damaged; the pages before that have been yielded.
@@ -33,23 +35,18 @@ def read_warc(file: File, settings: ReaderConfig) -> Iterator[Read]:
         import fastwarc  # noqa: F401
     except ImportError as e:
         raise PhikitError("reading WARC needs fastwarc", how_to_install("data")) from e
+    if file.packing == ".xz":
+        with file.path.open("rb") as packed:
+            if streams.by_record(packed, _FIRST):
+                yield from _read_members(packed, streams.XZ, file, settings)
+                return
     with file.open() if file.packing in (".xz", ".bz2") else file.path.open("rb") as stream:
         packing = _packing(stream, file)
         if packing is GZIP or (packing and frames.by_record(stream, packing, _FIRST)):
             yield from _read_members(stream, packing, file, settings)
-            return
-        stream.seek(0)
-        seen = 0
-        try:
-            for record in _records(frames.as_one(stream) if packing else stream):
-                seen += 1
-                yield from _page(record, file, settings)
-        except _DAMAGE as e:
-            if isinstance(e, OSError) and e.errno is not None:
-                raise
-            raise BrokenFile("damaged or cut off", f"after {seen} records: {e}") from e
-        if not seen:
-            raise BrokenFile("no records", "not a WARC archive, or an empty one")
+        else:
+            stream.seek(0)
+            yield from _read_as_one(frames.as_one(stream) if packing else stream, file, settings)
 
 
 def _packing(stream: IO[bytes], file: File) -> Packing | None:
@@ -66,6 +63,21 @@ def _records(stream: Any) -> Iterator[Any]:
 
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     yield from ArchiveIterator(stream, record_types=kinds, parse_http=False)
+
+
+def _read_as_one(stream: Any, file: File, settings: ReaderConfig) -> Iterator[Read]:
+    """The pages of an archive as one stream of bytes, up to where it is damaged."""
+    seen = 0
+    try:
+        for record in _records(stream):
+            seen += 1
+            yield from _page(record, file, settings)
+    except _DAMAGE as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise BrokenFile("damaged or cut off", f"after {seen} records: {e}") from e
+    if not seen:
+        raise BrokenFile("no records", "not a WARC archive, or an empty one")
 
 
 def _read_members(
