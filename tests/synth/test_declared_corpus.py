@@ -343,6 +343,7 @@ def test_ctrl_c_waits_for_what_is_on_the_wire_and_a_second_one_does_not(
         process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "run the same command again" in errors
+    assert "calls on the wire (8)" in errors
     assert "Traceback" not in errors
     stored = (tmp_path / "c" / "replies.jsonl").read_text().splitlines()
     assert server.begun == 8 and len(stored) == server.paid.total() == (8 if presses == 1 else 0)

@@ -149,7 +149,7 @@ class Connections:
         self._prefix = parts.path.rstrip("/")
         self._headers = [("Host", parts.netloc.rpartition("@")[2]), *headers.items()]
         self._idle: list[_Connection] = []
-        self._under_way = 0
+        self.under_way = 0  # calls
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -164,13 +164,13 @@ class Connections:
         Raises:
             Broken: no connection, or it failed half way.
         """
-        self._under_way += 1
+        self.under_way += 1
         self._quiet.clear()
         try:
             return await self._call(path, body, method, kind)
         finally:
-            self._under_way -= 1
-            if not self._under_way:
+            self.under_way -= 1
+            if not self.under_way:
                 self._quiet.set()
 
     async def _call(self, path: str, body: bytes, method: str, kind: str) -> HttpAnswer:

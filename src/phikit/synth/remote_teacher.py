@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import logging
 import time
 from pathlib import Path
 from random import Random
@@ -31,6 +32,7 @@ from phikit.synth.stored_teacher import (
     StoredTeacher,
 )
 
+_log = logging.getLogger("phikit")
 _NEXT_DRAW = 1_000_003  # apart from the draws of other samples
 
 
@@ -117,7 +119,13 @@ class RemoteTeacher(StoredTeacher):
 
     async def __aexit__(self, *_: object) -> None:
         await super().__aexit__()
-        # a lane stores its answer in the step in which the call ends, whoever asked for it
+        if count := self._connections.under_way:
+            _log.warning(
+                "stopping when the calls on the wire (%d) are answered, as they are paid for; "
+                "Ctrl-C does not wait",
+                count,
+            )
+        # a slot stores its answer in the step in which the call ends, whoever asked for it
         await self._connections.close()
 
     async def _in_turn(self, call: Call) -> asyncio.Future[Reply]:
