@@ -38,7 +38,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
         library.phikit_confined_backward.argtypes = (*(pointer,) * 5, number)
     if library.phikit_products_run():
         library.phikit_product_room.argtypes, library.phikit_product_room.restype = (
-            (pointer,), ctypes.c_size_t
+            (pointer, number), ctypes.c_size_t
         )  # fmt: skip
         library.phikit_product.argtypes, library.phikit_product.restype = (pointer, number), None
     library.phikit_sum_norm.argtypes = (*(pointer,) * 6, number, number, real, number)

@@ -16,7 +16,6 @@ enum {
   TILE = 16 * DEEP,      /* numbers in a tile */
   NEAR = 384 * 1024,     /* so many numbers of the left side meet all columns: they stay in the cache */
   CACHE = 2 << 20,       /* bytes of the second cache */
-  SLICE = 64,            /* blocks of a turned left side that are laid out at a time */
 };
 
 /* Columns, rows of a turned left side, and the depth of any side that is not laid out by its rows are
@@ -36,9 +35,19 @@ static inline int blocks(int count) { return (count + BLOCK - 1) / BLOCK; }
 
 static size_t right_room(const Product *s) { return (size_t)blocks(s->columns) * 2 * TILE * deep(s); }
 
-/* In numbers: the right side, and of the left side a slice that is turned, or else the last block. */
-size_t phikit_product_room(const Product *s) {
-  const int down = blocks(s->rows), left = !s->left_turned ? 1 : down < SLICE ? down : SLICE;
+/* Blocks of the left side's rows that stay in the cache while they meet all columns. A turned side is
+   divided into as many groups for each thread. */
+static int tall(const Product *s, int threads) {
+  const int down = blocks(s->rows), most = NEAR / (deep(s) * DEEP * BLOCK);
+  int groups = most < 1 ? down : (down + most - 1) / most;
+  if (s->left_turned) groups = (groups + threads - 1) / threads * threads;
+  return (down + groups - 1) / groups;
+}
+
+/* In numbers: the right side, and of the left side a group for each thread if it is turned, or else the
+   last block. */
+size_t phikit_product_room(const Product *s, int threads) {
+  const int left = s->left_turned ? tall(s, threads) * threads : 1;
   return right_room(s) + (size_t)left * 2 * TILE * deep(s);
 }
 
@@ -88,14 +97,12 @@ static inline void put(uint16_t *to, const __m512i rows[16]) {
   for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + 2 * 16 * i, rows[i]);
 }
 
-/* Where a block of 32 columns, or turned rows, begins: [D/32][2] tiles. */
-static inline uint16_t *laid(const Product *s, uint16_t *room, int block) {
-  return room + (size_t)block * 2 * TILE * deep(s);
-}
+/* Where a block of 32 columns, or turned rows, begins: it has [D/32][2] tiles. */
+static inline size_t begins(const Product *s, int block) { return (size_t)block * 2 * TILE * deep(s); }
 
 /* Of a right side [C, D], which has to be turned, 32 columns of the result. */
 static void lay_turned(const Product *s, int block) {
-  uint16_t *to = laid(s, s->room, block);
+  uint16_t *to = s->room + begins(s, block);
   for (int step = 0; step < deep(s); step++)
     for (int half = 0; half < 2; half++, to += TILE) {
       const uint16_t *from = s->right + (size_t)(block * BLOCK + 16 * half) * s->depth + step * DEEP;
@@ -113,7 +120,7 @@ static void lay_rows(const Product *s, const uint16_t *side, int width, int firs
   const int row = step * DEEP;
   const uint16_t *from = side + (size_t)row * width + first * BLOCK;
   for (int block = 0; block < count; block++, from += BLOCK) {
-    uint16_t *to = laid(s, room, block) + (size_t)step * 2 * TILE;
+    uint16_t *to = room + begins(s, block) + (size_t)step * 2 * TILE;
     __m512i pairs[2][16];
     pair_rows(from, width, s->depth - row, pairs);
     for (int half = 0; half < 2; half++) {
@@ -137,10 +144,7 @@ typedef struct {
   size_t low, step, stride; /* of a tile's rows, in bytes */
 } Left;
 
-static Left left_of(const Product *s, int block) {
-  if (s->left_turned) {
-    return (Left){laid(s, s->room + right_room(s), block % SLICE), TILE, 2 * TILE, 2 * DEEP};
-  }
+static Left plain_left(const Product *s, int block) {
   const uint16_t *at = s->left + (size_t)block * BLOCK * s->depth;
   if ((block + 1) * BLOCK > s->rows) at = s->room + right_room(s);
   return (Left){at, 16 * (size_t)s->depth, DEEP, 2 * (size_t)s->depth};
@@ -203,54 +207,85 @@ static void sums(const Product *s, Left left, const uint16_t *right, int past, c
   _tile_stored(3, block->y + 16 * BLOCK + 16, 4 * BLOCK);
 }
 
-/* The right side, and a slice of a turned left side. */
-static void lay_out(Team *team, const Product *s, int first, int count) {
-  const int steps = deep(s), right = first ? 0 : s->right_turned ? blocks(s->columns) : steps;
-  for (int i; (i = claim(team, right + (s->left_turned ? steps : 0), 1)) >= 0;) {
-    if (i >= right)
-      lay_rows(s, s->left, s->rows, first, count, s->room + right_room(s), i - right, 1);
-    else if (s->right_turned) lay_turned(s, i);
-    else lay_rows(s, s->right, s->columns, 0, blocks(s->columns), s->room, i, 0);
+/* The blocks that a thread computes, one after the other. */
+typedef struct {
+  Block two[2];
+  int now, past;
+} Blocks;
+
+static void begin(const Product *s, Blocks *own) {
+  own->two[1].to = NULL;
+  own->now = 0;
+  own->past = (size_t)s->rows * s->columns * (s->wide ? 4 : 2) > CACHE;
+  phikit_tiles(OF_PRODUCTS);
+}
+
+static void compute(const Product *s, Blocks *own, Left left, int row, int column) {
+  Block *block = own->two + own->now;
+  own->now = !own->now;
+  sums(s, left, s->room + begins(s, column), own->past, own->two + own->now, block);
+  const size_t at = (size_t)row * BLOCK * s->columns + column * BLOCK;
+  block->to = (char *)s->out + at * (s->wide ? 4 : 2);
+  block->rows = s->rows - row * BLOCK < BLOCK ? s->rows - row * BLOCK : BLOCK;
+}
+
+static void end(const Product *s, Blocks *own) {
+  const Block *last = own->two + !own->now;
+  if (last->to) write(s, last, own->past, 0, BLOCK);
+  phikit_tiles(NO_TILES);
+  _mm_sfence();
+}
+
+/* A phase: the right side is laid out. */
+static void lay_right(Team *team, const Product *s) {
+  const int across = blocks(s->columns);
+  for (int i; (i = claim(team, s->right_turned ? across : deep(s), 1)) >= 0;) {
+    if (s->right_turned) lay_turned(s, i);
+    else lay_rows(s, s->right, s->columns, 0, across, s->room, i, 0);
   }
   meet(team);
 }
 
-/* Some blocks of rows by all columns. */
-static void meet_columns(Team *team, const Product *s, int from, int count) {
-  const int across = blocks(s->columns), steps = deep(s);
-  const int size = s->wide ? 4 : 2, past = (size_t)s->rows * s->columns * size > CACHE;
-  int tall = NEAR / (steps * DEEP * BLOCK); /* blocks of rows that stay in the cache */
-  if (tall < 1) tall = 1;
-  const int groups = (count + tall - 1) / tall;
-  tall = (count + groups - 1) / groups;
-  Block two[2];
-  int now = 0;
-  two[1].to = NULL;
-  phikit_tiles(OF_PRODUCTS);
-  for (int piece; (piece = claim(team, groups * across, 1)) >= 0;) {
-    const int column = piece % across, first = piece / across * tall;
-    for (int row = first; row < first + tall && row < count; row++, now = !now) {
-      Block *block = two + now;
-      const int at = (from + row) * BLOCK;
-      sums(s, left_of(s, from + row), laid(s, s->room, column), past, two + !now, block);
-      block->to = (char *)s->out + ((size_t)at * s->columns + column * BLOCK) * size;
-      block->rows = s->rows - at < BLOCK ? s->rows - at : BLOCK;
-    }
+/* A phase: some blocks of rows by all columns; column by column, for all threads. */
+static void meet_columns(Team *team, const Product *s) {
+  const int across = blocks(s->columns), down = blocks(s->rows), rows = tall(s, team->threads);
+  Blocks mine;
+  begin(s, &mine);
+  for (int piece; (piece = claim(team, (down + rows - 1) / rows * across, 1)) >= 0;) {
+    const int column = piece % across, first = piece / across * rows;
+    for (int row = first; row < first + rows && row < down; row++)
+      compute(s, &mine, plain_left(s, row), row, column);
   }
-  if (two[!now].to) write(s, two + !now, past, 0, BLOCK);
-  phikit_tiles(NO_TILES);
-  _mm_sfence();
+  end(s, &mine);
+  meet(team);
+}
+
+/* The same of a turned left side, whose blocks a thread lays out for itself: they do not leave its
+   cache. */
+static void meet_columns_turned(Team *team, const Product *s) {
+  const int across = blocks(s->columns), down = blocks(s->rows), rows = tall(s, team->threads);
+  uint16_t *room = s->room + right_room(s) + begins(s, rows * omp_get_thread_num());
+  Blocks mine;
+  begin(s, &mine);
+  for (int first; (first = claim(team, down, rows)) >= 0;) {
+    const int count = down - first < rows ? down - first : rows;
+    for (int step = 0; step < deep(s); step++)
+      lay_rows(s, s->left, s->rows, first, count, room, step, 1);
+    for (int column = 0; column < across; column++)
+      for (int row = 0; row < count; row++) {
+        const Left left = {room + begins(s, row), TILE, 2 * TILE, 2 * DEEP};
+        compute(s, &mine, left, first + row, column);
+      }
+  }
+  end(s, &mine);
   meet(team);
 }
 
 static void multiply(Team *team, void *argument) {
   const Product *s = argument;
-  const int down = blocks(s->rows), slice = s->left_turned ? SLICE : down;
-  for (int first = 0; first < down; first += slice) {
-    const int count = down - first < slice ? down - first : slice;
-    lay_out(team, s, first, count);
-    meet_columns(team, s, first, count);
-  }
+  lay_right(team, s);
+  if (s->left_turned) meet_columns_turned(team, s);
+  else meet_columns(team, s);
 }
 
 int phikit_products_run(void) {

@@ -121,6 +121,7 @@ def _multiply(
         left.data_ptr(), right.data_ptr(), out.data_ptr(), None, *out.shape, depth,
         left_turned, right_turned, out.dtype == torch.float32, add,
     )  # fmt: skip
-    room = left.new_empty(kernels.phikit_product_room(ctypes.byref(product)))
+    call = ctypes.byref(product), torch.get_num_threads()
+    room = left.new_empty(kernels.phikit_product_room(*call))
     product.room = room.data_ptr()
-    kernels.phikit_product(ctypes.byref(product), torch.get_num_threads())
+    kernels.phikit_product(*call)
