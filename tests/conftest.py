@@ -16,6 +16,10 @@ settings.register_profile(
 )
 settings.load_profile("phikit")
 
+# A test that asks for a Ray cluster of its own must not join the one that another test has running
+# at that moment, and stops when it likes: without this, Ray looks for one on the machine.
+os.environ["RAY_ADDRESS"] = "local"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

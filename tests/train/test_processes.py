@@ -43,7 +43,8 @@ def torchrun(processes: int, *arguments: object, restarts: int = 0) -> subproces
 
 def finished(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out[-3000:]
+    # the cause comes first, from the process that failed; what the others say of it follows
+    assert process.returncode == 0, out
     return out
 
 
