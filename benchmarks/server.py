@@ -5,7 +5,7 @@ share a prompt's beginning, as those of one application do. The engine without H
 requests in the same way: 32 in the making, and the next one enters when one has finished. Both
 run in one process of their own with the same threads, in turns; medians over the turns.
 
-    python benchmarks/server.py MODEL [--clients 32] [--each 3] [--tokens 32] [--turns 3]
+    python benchmarks/server.py MODEL [--clients 32] [--each 10] [--tokens 32] [--turns 5]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from phikit.engine.base import Request, Sampling
 from phikit.engine.runners import rows_to_pack, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.fetch import resolve
+from phikit.memory import keep_freed_memory
 from phikit.models.load import load
 
 GOAL = 0.9
@@ -36,11 +37,15 @@ CACHE_GIB = 0.5
 def requests_of(model: Path, count: int, tokens: int) -> list[Request]:
     tokenizer = load_tokenizer(model)
     text = "You answer questions about towns, shortly and correctly, in one sentence each. "
-    sampling = Sampling(max_tokens=tokens)
+    # of unlike lengths, as answers are: of one length, all clients of an engine would go in step
+    lengths = [tokens // 2 + i * 7 % (tokens + 1) for i in range(count)]
     return [
-        Request(tuple(tokenizer.encode(f"{text}Question {i}: where is it?")), sampling, 1, i)
-        for i in range(count)
-    ]
+        Request(
+            tuple(tokenizer.encode(f"{text}Question {i}: where is it?")),
+            Sampling(max_tokens=length), 1, i,
+        )
+        for i, length in enumerate(lengths)
+    ]  # fmt: skip
 
 
 def alone(scheduler: Scheduler, requests: list[Request], clients: int) -> float:
@@ -123,10 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--each", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--each", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer, in the mean")
+    parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
+    keep_freed_memory()  # as the server's engine does
     model, clients = resolve(options.model), options.clients
     requests = requests_of(model, clients * options.each, options.tokens)
     weights = load(model)
@@ -176,7 +182,7 @@ def main() -> None:
             {"name": label, "ours": round(ours, 1), "peer": round(peer, 1),
              "ratio": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL}
         )  # fmt: skip
-    drawn = len(requests) * options.tokens / 1000
+    drawn = sum(request.sampling.max_tokens for request in requests) / 1000
     for name, parts in took.items():
         engine, server, client = (part / drawn for part in parts)
         print(

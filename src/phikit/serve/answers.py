@@ -12,6 +12,8 @@ from phikit.serve.served import Served
 from phikit.serve.text import Characters, Part, Parts
 from phikit.serve.worker import Update
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Sample:
     """One choice in the making.
@@ -220,4 +222,14 @@ def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 
 def event(data: Any) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _ENCODE(data).encode() + b"\n\n"
+
+
+class Chunks:
+    """The chunks of one stream as server-sent events: what all begin with is written once."""
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        self._opening = b"data: " + _ENCODE(start)[:-1].encode() + b',"choices":['
+
+    def of(self, choice: dict[str, Any]) -> bytes:
+        return self._opening + _ENCODE(choice).encode() + b"]}\n\n"

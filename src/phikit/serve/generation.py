@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from phikit.engine.base import Request as Ask
 from phikit.errors import PhikitError
-from phikit.serve.answers import Sample, event, head, usage
+from phikit.serve.answers import Chunks, Sample, event, head, usage
 from phikit.serve.forms import source
 from phikit.serve.guard import error_body, in_a_line
 from phikit.serve.requests import Limits
@@ -157,17 +157,18 @@ class Generation:
         counted = bool(self.body.stream_options and self.body.stream_options.include_usage)
         if counted:
             start["usage"] = None
+        chunks = Chunks(start)
         try:
             if self.chat:
                 for index in range(len(self.samples)):
                     delta = {"role": "assistant", "content": ""}
                     choice = {"index": index, "delta": delta, "finish_reason": None}
-                    yield event({**start, "choices": [choice]})
+                    yield chunks.of(choice)
             async with asyncio.timeout(self.limits.timeout):
                 while job.left:
                     # all that is there goes out at once: a packet costs more than a chunk
                     yield b"".join(
-                        event({**start, "choices": [choice]})
+                        chunks.of(choice)
                         for index, parts in self._feed(await job.next())
                         for choice in self._chunks(index, parts)
                     )

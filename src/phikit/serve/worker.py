@@ -330,8 +330,8 @@ class Worker:
                 self.observer.first(seconds)
             for seconds in message["further"]:
                 self.observer.further(seconds)
-        for number, index, token, logprob, raw, top in message["tokens"]:
-            self._put(number, Update(index, (token,), (logprob,), (raw,), (top,)))
+        for number, index, *columns in message["tokens"]:
+            self._put(number, Update(index, *columns))
         for number, index, finish, reused, problem, *columns in message["finished"]:
             end: dict[str, Any] = {"finish": finish, "reused": reused, "problem": problem}
             self._put(number, Update(index, *columns, **end))
