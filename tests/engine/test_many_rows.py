@@ -12,6 +12,7 @@ from torch import nn
 from phikit.engine import packed as packing
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.dense import DenseRunner
+from phikit.engine.invariant import InvariantRunner
 from phikit.engine.local import LocalEngine
 from phikit.engine.native.between import Attending, Between
 from phikit.engine.native.build import library
@@ -157,3 +158,45 @@ def test_what_is_no_number_is_not_taken_for_one(how: str) -> None:
     out = Between(built, config).attending(pool, table, position, still)(0, qkv).view(2, h, k)
     assert out[0, : h // g].isnan().all()
     assert out[0, h // g :].isfinite().all() and out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["native", "no tiles", "portable"])
+@pytest.mark.parametrize("kind", [NativeRunner, InvariantRunner])
+@torch.inference_mode()
+def test_a_step_takes_pieces_of_prompts_along(
+    how: str, kind: type[NativeRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("phi", "three")
+    model = make(replace(model.config, intermediate_size=128), sharpness=3.0).to(torch.bfloat16)
+    size, settings = 16, {} if kind is InvariantRunner else {"pack": N}
+    tokens = [(7 * i) % 97 for i in range(40)]
+    # the second builds on the first, a row on both; another row is at a place of its own
+    pieces = [Piece(tokens[:16], 0, [1]), Piece(tokens[16:37], 16, [1, 2, 3])]
+    still = np.zeros(2, np.int64)
+    rows = Rows(
+        np.array([3, 5]), np.array([37, 0]), np.array([[1, 2, 3], [4, 0, 0]]), still, still - 1
+    )
+    found = []
+    for how_late in ("at once", "with the step", "settled", "copied"):
+        runner = kind(model, size, compiler=COMPILERS[how], **settings)  # type: ignore[arg-type]
+        runner.allocate(8)
+        calls: list[int] = []
+        in_one = runner._in_one
+        monkeypatch.setattr(
+            runner, "_in_one",
+            lambda k, r, wanted=None, run=in_one, calls=calls: (
+                calls.append(len(r.token_N)), run(k, r, wanted))[1],
+        )  # fmt: skip
+        for piece in pieces:
+            runner.prefill([piece], late=how_late != "at once")
+        if how_late == "settled":
+            runner.settle()
+        elif how_late == "copied":
+            runner.copy_blocks([3], [7])
+        logits = runner.step(rows)
+        assert calls == {"at once": [16, 21, 2], "with the step": [39]}.get(how_late, [37, 2])
+        assert logits.shape[0] == 2 and runner.prefilled == 37
+        found.append((logits, [store[1:5].clone() for store in (*runner.pool.k, *runner.pool.v)]))
+    for logits, stores in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        assert all(map(torch.equal, stores, found[0][1]))

@@ -188,9 +188,9 @@ class DenseRunner:
 
     # --- prompts ---------------------------------------------------------------------------------
 
-    def prefill(self, pieces: Sequence[Piece]) -> None:
+    def prefill(self, pieces: Sequence[Piece], late: bool = False) -> None:
         """Pieces of like length go together; those of one RoPE regime, and with or without a
-        filled part before them."""
+        filled part before them. Nothing is left for later."""
         kinds: dict[tuple[bool, bool], list[Piece]] = {}
         for piece in sorted(pieces, key=lambda p: -len(p.tokens)):
             kinds.setdefault((piece.long, piece.start > 0), []).append(piece)
@@ -200,6 +200,9 @@ class DenseRunner:
                 with self._routed(same[:room]):
                     self._prefill_group(same[:room], follows)
                 same = same[room:]
+
+    def settle(self) -> None:
+        return
 
     def _routed(self, group: list[Piece]) -> AbstractContextManager[None]:
         names = self.lora.full([p.adapter for p in group], len(group))

@@ -76,7 +76,8 @@ class Entrance:
     def work(self, budget: int) -> list[Sample]:
         """Computes up to `budget` tokens of those that enter; returns those that can run now.
 
-        In waves: what the samples of one wave have computed, those of the next may build on.
+        In waves: what the samples of one wave have computed, those of the next may build on. The
+        runner may leave computing to the step that follows.
         """
         entered: list[Sample] = []
         while self.entering:
@@ -92,7 +93,7 @@ class Entrance:
             if not pieces and not through:
                 break
             if pieces:
-                self.runner.prefill([piece for _, piece in pieces])
+                self.runner.prefill([piece for _, piece in pieces], late=True)
                 for sample, piece in pieces:
                     self._computed(sample, len(piece.tokens))
                 through += [s for s, _ in pieces if s.computed >= s.goal]

@@ -146,13 +146,16 @@ class FlashRunner:
     def copy_blocks(self, source: Sequence[int], target: Sequence[int]) -> None:
         self.pool.copy(source, target)
 
-    def prefill(self, pieces: Sequence[Piece]) -> None:
-        """Pieces of like length go together, padded to the longest."""
+    def prefill(self, pieces: Sequence[Piece], late: bool = False) -> None:
+        """Pieces of like length go together, padded to the longest. Nothing is left for later."""
         left = sorted(pieces, key=lambda p: -len(p.tokens))
         while left:
             room = max(1, _TOGETHER // len(left[0].tokens))
             self._prefill_group(left[:room])
             left = left[room:]
+
+    def settle(self) -> None:
+        return
 
     def _prefill_group(self, group: Sequence[Piece]) -> None:
         longest, counts = len(group[0].tokens), [len(p.tokens) for p in group]

@@ -100,12 +100,14 @@ class InvariantRunner(NativeRunner):
 
     def step(self, rows: Rows) -> Tensor:
         if self._kernels is not None:
-            return self._in_one(self._kernels, rows)
+            return self._with_late(self._kernels, rows)
         self.lora.choose(rows.adapters, len(rows.token_N), self.device)
         return self.head(self.rows_hidden(rows))
 
-    def prefill(self, pieces: Sequence[Piece]) -> None:
-        self.prefill_rows(pieces)
+    def prefill(self, pieces: Sequence[Piece], late: bool = False) -> None:
+        self._late += pieces
+        if not late or self._kernels is None:
+            self.settle()
 
     def feed(self, rows: Rows) -> None:
         if self._kernels is not None:

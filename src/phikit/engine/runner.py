@@ -104,8 +104,17 @@ class Runner(Protocol):
         """Makes room for so many blocks, once, before anything else."""
         ...
 
-    def prefill(self, pieces: Sequence[Piece]) -> None:
-        """Computes pieces; the blocks that any of them builds on are ready."""
+    def prefill(self, pieces: Sequence[Piece], late: bool = False) -> None:
+        """Computes pieces; the blocks that any of them builds on are ready.
+
+        Args:
+            late: it may be left to the next `step`, where a model's weights are read once for both;
+                until then, or `settle`, the blocks must stay the pieces' own.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Computes what was left for the next step."""
         ...
 
     def step(self, rows: Rows) -> Tensor:

@@ -181,6 +181,8 @@ class Scheduler:
         for sample in self.entrance.work(self.prefill_tokens):
             self.rows.enter(sample)
             self.settings, self._same = None, False
+        if not self.rows.n or self.speculation is not None:
+            self.runner.settle()
         if not self.rows.n:
             return Events()
         self._secure()
@@ -240,6 +242,7 @@ class Scheduler:
 
     def _preempt(self) -> None:
         self.preempted += 1
+        self.runner.settle()  # before blocks are given to others
         if self.entrance.entering:
             self.waiting.extendleft(reversed(self.entrance.withdraw(self.entrance.entering[-1])))
             return

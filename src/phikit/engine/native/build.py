@@ -48,7 +48,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_rows.argtypes = (matrix, pointer, number, number, pointer, number)
     library.phikit_unpack.argtypes = (matrix, pointer, ctypes.c_int64, number)
     library.phikit_unpack.restype = None
-    library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number)
+    library.phikit_step.argtypes = (*(pointer,) * 6, number, pointer, number, number)
     for kind in ("rows", "wide"):
         getattr(library, f"phikit_norm_{kind}").argtypes = (
             *(pointer,) * 4, number, number, ctypes.c_float, number

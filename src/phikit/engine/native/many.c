@@ -46,14 +46,15 @@ static void gated(Team *team, const Step *s, const Matrix *w) {
 static void run(Team *team, void *argument) {
   const Step *s = argument;
   const Model *net = s->model;
+  Step last = *s;
+  last.m = s->wanted;
   for (int i = 0; i < net->layers; i++) {
     const Layer *layer = &net->layer[i];
     norm(team, s, layer->input_norm);
     phikit_panels(team, &layer->qkv, s->ready, s->m, s->qkv, 0);
-    if (!s->logits && i == net->layers - 1) { /* of a prompt's tokens only the cache is wanted */
-      phikit_store_tokens(team, s, i);
-      return;
-    }
+    phikit_store_tokens(team, s, i);
+    if (i == net->layers - 1) s = &last; /* of a prompt's tokens only the cache is wanted */
+    if (!s->m) return;
     phikit_attend_tokens(team, s, i);
     phikit_panels(team, &layer->o, s->ready, s->m, s->x, 1);
     norm(team, s, layer->post_norm);
@@ -64,13 +65,13 @@ static void run(Team *team, void *argument) {
   phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
 }
 
-/* As phikit_step, of matrices that are all packed; F is a multiple of 64. `logits` may be NULL. */
+/* As phikit_step, of matrices that are all packed; F is a multiple of 64. */
 int phikit_many(const Model *model, const Cache *cache, const int64_t *tokens,
                 const int32_t *positions, const float *cosine, const float *sine, int m,
-                float *logits, int threads) {
+                float *logits, int wanted, int threads) {
   const int out = model->heads * model->head_dim;
   Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
-            .cosine = cosine, .sine = sine, .m = m, .logits = logits};
+            .cosine = cosine, .sine = sine, .m = m, .wanted = wanted, .logits = logits};
   s.ready = malloc(2 * readable(m) * (out > model->width ? out : model->width));
   s.gated = malloc(2 * readable(m) * model->inner);
   const int begun = s.ready && s.gated && phikit_begin(&s);

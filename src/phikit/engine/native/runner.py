@@ -36,6 +36,41 @@ def _end(piece: Piece) -> int:
     return piece.start + len(piece.tokens)
 
 
+def _rows_of(pieces: Sequence[Piece]) -> Rows:
+    """A row for every token, those near the beginning of their sequence first: what one builds on
+    comes no later, and tables of like length go together."""
+    told: list[tuple[int, int, int, bool]] = []  # (piece, token, position, regime)
+    tables = np.zeros((len(pieces), max(len(p.table) for p in pieces)), np.int64)
+    for number, piece in enumerate(pieces):
+        tables[number, : len(piece.table)] = piece.table
+        at = range(piece.start, _end(piece))
+        told += [(number, t, p, piece.long) for t, p in zip(piece.tokens, at, strict=True)]
+    told.sort(key=lambda entry: entry[2])
+    which, token, position, long = np.array(told, dtype=np.int64).T
+    names = [pieces[i].adapter for i in which.tolist()]
+    none = np.full(len(told), -1)
+    return Rows(token, position, tables[which], long, none, adapters=names if any(names) else ())
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return Rows(
+        rows.token_N[part], rows.position_N[part], rows.table_NJ[part], rows.long_N[part],
+        rows.state_N[part], adapters=rows.adapters[part],
+    )  # fmt: skip
+
+
+def _joined(rows: Rows, more: Rows) -> Rows:
+    """The rows of both, of which none has an adapter."""
+    tables = [rows.table_NJ, more.table_NJ]
+    width = max(t.shape[1] for t in tables)
+    table_NJ = np.concatenate([np.pad(t, ((0, 0), (0, width - t.shape[1]))) for t in tables])
+    names = ("token_N", "position_N", "long_N", "state_N")
+    token, position, long, state = (
+        np.concatenate((getattr(rows, name), getattr(more, name))) for name in names
+    )
+    return Rows(token, position, table_NJ, long, state)
+
+
 class NativeRunner(DenseRunner):
     """A `runner.Runner`. Where there is no compiler, or the model is none that the kernels run
     (not bfloat16 or float32, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know
@@ -86,8 +121,10 @@ class NativeRunner(DenseRunner):
             self._between = Between(self._built, model.config)
         if packs and self._kernels is not None:
             self.most_rows = self._kernels.most_rows
+        self._late: list[Piece] = []  # they wait for the next step
 
     def allocate(self, blocks: int) -> None:
+        self._late = []
         if self.cache8:
             self.pool = Pool8(self.config, blocks, self.block_size)
         else:
@@ -105,11 +142,24 @@ class NativeRunner(DenseRunner):
         n = len(rows.token_N)
         adapted = self.lora.choose(rows.adapters, n, self.device)
         if self._kernels is None or adapted or n > self.most_rows:
+            self.settle()
             return super().step(rows)
-        return self._in_one(self._kernels, rows)
+        return self._with_late(self._kernels, rows)
 
-    def _in_one(self, kernels: DecodeStep, rows: Rows, logits: bool = True) -> Tensor:
-        """The step in one call: logits [N, V], or none."""
+    def _with_late(self, kernels: DecodeStep, rows: Rows) -> Tensor:
+        """The step, and with it what was left for it of prompts."""
+        count = sum(len(piece.tokens) for piece in self._late)
+        if not count:
+            return self._in_one(kernels, rows)
+        if count > _TOGETHER:
+            self.settle()
+            return self._in_one(kernels, rows)
+        late, self._late = _rows_of(self._late), []
+        self.prefilled += count
+        return self._in_one(kernels, _joined(rows, late), len(rows.token_N))
+
+    def _in_one(self, kernels: DecodeStep, rows: Rows, wanted: int | None = None) -> Tensor:
+        """The step in one call: logits [N, V] of so many rows, or of all."""
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
         self.rope.fit(int(rows.position_N.max()) + 1)
         token_N, position_N, long_N = map(
@@ -121,38 +171,37 @@ class NativeRunner(DenseRunner):
         pages = Pages(self.pool.layers, self.block_size, table_NJ.contiguous())
         rope = (cos_N1R[:, 0], sin_N1R[:, 0])
         threads = torch.get_num_threads()
-        return kernels(token_N, position_N, rope, pages, threads, logits)
+        return kernels(token_N, position_N, rope, pages, threads, wanted)
 
-    def prefill(self, pieces: Sequence[Piece]) -> None:
+    def copy_blocks(self, source: Sequence[int], target: Sequence[int]) -> None:
+        self.settle()
+        super().copy_blocks(source, target)
+
+    def settle(self) -> None:
+        if self._late:
+            late, self._late = self._late, []
+            self.prefill_rows(late)
+
+    def prefill(self, pieces: Sequence[Piece], late: bool = False) -> None:
         """Near the beginning of a sequence the kernels, which read each token's past by itself, are
-        faster than torch's products, whose weights are not packed."""
+        faster than torch's products, whose weights are not packed. A step of several rows takes
+        such pieces along for little more than it takes itself: most of its time it reads weights.
+        """
         few = self.most_rows <= products.MOST_ROWS or self._kernels is None
         by_rows = [p for p in pieces if not few and not p.adapter and _end(p) <= _NEAR]
-        if by_rows:
-            self.prefill_rows(by_rows)
-        if rest := [p for p in pieces if few or p.adapter or _end(p) > _NEAR]:
+        self._late += by_rows
+        rest = [p for p in pieces if few or p.adapter or _end(p) > _NEAR]
+        if rest or not late:
+            self.settle()
+        if rest:
             super().prefill(rest)
 
     def prefill_rows(self, pieces: Sequence[Piece]) -> None:
         """Computes pieces through the functions of steps, one row for every token."""
-        width = max(len(p.table) for p in pieces)
-        told: list[tuple[int, int, int, bool]] = []  # (piece, token, position, regime)
-        tables = np.zeros((len(pieces), width), np.int64)
-        for number, piece in enumerate(pieces):
-            tables[number, : len(piece.table)] = piece.table
-            at = range(piece.start, _end(piece))
-            told += [(number, t, p, piece.long) for t, p in zip(piece.tokens, at, strict=True)]
-        told.sort(key=lambda entry: entry[2])  # tables of like length go together
-        for start in range(0, len(told), _TOGETHER):
-            part = told[start : start + _TOGETHER]
-            which, token, position, long = np.array(part, dtype=np.int64).T
-            names = [pieces[i].adapter for i in which.tolist()]
-            rows = Rows(
-                token, position, tables[which], long, np.full(len(part), -1),
-                adapters=names if any(names) else (),
-            )  # fmt: skip
-            self.feed(rows)
-        self.prefilled += len(told)
+        rows = _rows_of(pieces)
+        for start in range(0, len(rows.token_N), _TOGETHER):
+            self.feed(_part(rows, slice(start, start + _TOGETHER)))
+        self.prefilled += len(rows.token_N)
 
     def _through(
         self,
@@ -195,7 +244,7 @@ class NativeRunner(DenseRunner):
     def feed(self, rows: Rows) -> None:
         """A step whose logits nobody wants."""
         assert self._kernels is not None
-        self._in_one(self._kernels, rows, logits=False)
+        self._in_one(self._kernels, rows, wanted=0)
 
     def head(self, x_ND: Tensor) -> Tensor:
         if self._between is None:

@@ -77,7 +77,6 @@ void phikit_store_tokens(Team *team, const Step *s, int layer) {
 void phikit_attend_tokens(Team *team, const Step *s, int layer) {
   const Shape *c = &s->shape;
   const int e = c->heads / c->kv_heads, parts = (e + AT_ONCE - 1) / AT_ONCE, each = c->kv_heads * parts;
-  phikit_store_tokens(team, s, layer);
   for (int item; (item = claim(team, s->m * each, 1)) >= 0;) {
     const int from = item % parts * AT_ONCE;
     attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);
@@ -127,6 +126,7 @@ static void run_layer(Team *team, Step *s, int index, Ready *ready, float *norme
   rms_norm(s->x, layer->input_norm, normed, m, net->width, net->eps);
   phikit_make_ready(ready, &layer->qkv, normed, m);
   product(team, s, &layer->qkv, ready, s->qkv, 0);
+  phikit_store_tokens(team, s, index);
   phikit_attend_tokens(team, s, index);
   phikit_make_ready(ready, &layer->o, s->attended, m);
   product(team, s, &layer->o, ready, s->x, 1);
@@ -151,9 +151,11 @@ static void run(Team *team, void *argument) {
     phikit_ready_init(&ready, memory, s->m, widest);
     float *normed = (float *)(memory + ready_bytes);
     for (int i = 0; i < net->layers; i++) run_layer(team, s, i, &ready, normed);
-    rms_norm(s->x, net->norm, normed, s->m, net->width, net->eps);
-    phikit_make_ready(&ready, &net->head, normed, s->m);
-    product(team, s, &net->head, &ready, s->logits, 0);
+    Step last = *s;
+    last.m = s->wanted;
+    rms_norm(s->x, net->norm, normed, last.m, net->width, net->eps);
+    phikit_make_ready(&ready, &net->head, normed, last.m);
+    if (last.m) product(team, &last, &net->head, &ready, s->logits, 0);
   }
   free(memory);
 }
@@ -179,14 +181,14 @@ int phikit_begin(Step *s) {
   return 1;
 }
 
-/* Feeds m tokens at their positions: their keys and values go into the cache, logits_MV come out.
-   Tokens of one sequence may be fed together: each attends to what is before it.
+/* Feeds m tokens at their positions: their keys and values go into the cache, logits of the first
+   `wanted` come out. Tokens of one sequence may be fed together: each attends to what is before it.
    Returns 0, or -1 when there is no memory.  */
 int phikit_step(const Model *model, const Cache *cache, const int64_t *tokens,
                 const int32_t *positions, const float *cosine, const float *sine, int m,
-                float *logits, int threads) {
+                float *logits, int wanted, int threads) {
   Step s = {.model = model, .cache = cache, .tokens = tokens, .positions = positions,
-            .cosine = cosine, .sine = sine, .m = m, .logits = logits};
+            .cosine = cosine, .sine = sine, .m = m, .wanted = wanted, .logits = logits};
   if (!phikit_begin(&s)) return -1;
   phikit_run_team(threads, run, &s);
   free(s.x);

@@ -27,9 +27,9 @@ typedef struct {
   const int64_t *tokens;    /* [M] */
   const int32_t *positions; /* [M] */
   const float *cosine, *sine; /* [M, R], halves repeated */
-  int m;
+  int m, wanted; /* of the first rows so many logits */
   float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK]; step.c: [M, F] */
-  float *logits;                   /* [M, V] */
+  float *logits;                   /* [wanted, V] */
   uint16_t *ready, *gated; /* many.c: what goes into the next product, [M, the widest], [M, F] */
   atomic_int failed;
 } Step;
@@ -40,7 +40,7 @@ int phikit_begin(Step *s);
 /* A phase: new keys and values go to their place. */
 void phikit_store_tokens(Team *team, const Step *s, int layer);
 
-/* That phase, and another: every head attends, into `attended` or, rounded, into `ready`. */
+/* A phase after that: every head attends, into `attended` or, rounded, into `ready`. */
 void phikit_attend_tokens(Team *team, const Step *s, int layer);
 
 #endif

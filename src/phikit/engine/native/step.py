@@ -174,7 +174,7 @@ class DecodeStep:
         rope: tuple[Tensor, Tensor],
         pages: Pages,
         threads: int,
-        logits: bool = True,
+        wanted: int | None = None,
     ) -> Tensor:
         """Logits [M, V], float32, after feeding the tokens; their keys and values are stored.
 
@@ -185,7 +185,7 @@ class DecodeStep:
             rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
                 negative.
             pages: has room for every token's position.
-            logits: whether they are wanted; with packed weights they need not be computed.
+            wanted: of so many tokens, the first ones, logits are computed; of all if left out.
 
         Raises:
             PhikitError: more tokens than `most_rows`, or no memory.
@@ -198,12 +198,12 @@ class DecodeStep:
         cache = pages.cache()
         ids, at = ids_M.to(torch.int64).contiguous(), positions_M.to(torch.int32).contiguous()
         cosine, sine = (t.float().contiguous() for t in rope)
-        wanted = logits or not self._packed
-        logits_MV = torch.empty(m if wanted else 0, self.model.config.vocab_size)
+        wanted = m if wanted is None else wanted
+        logits_MV = torch.empty(wanted, self.model.config.vocab_size)
         failed = self._run(
             ctypes.addressof(self._model), ctypes.addressof(cache), ids.data_ptr(), at.data_ptr(),
             cosine.data_ptr(), sine.data_ptr(), m,
-            logits_MV.data_ptr() if wanted else None, threads,
+            logits_MV.data_ptr(), wanted, threads,
         )  # fmt: skip
         if failed:
             raise PhikitError(f"no memory for a step of {m} tokens at position {int(at.max())}")
