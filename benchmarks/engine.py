@@ -42,6 +42,7 @@ from phikit.engine.quant.linear import QuantLinear
 from phikit.engine.quant.packing import Scheme
 from phikit.engine.runner import Piece, Rows
 from phikit.fetch import resolve
+from phikit.memory import keep_freed_memory
 from phikit.models.decoder import Decoder
 from phikit.models.family import config
 from phikit.models.load import load
@@ -281,6 +282,7 @@ def main() -> None:
     if strange := [name for name in options.cases if name not in CASES]:
         parser.error(f"no case {strange[0]}; there are {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `phikit generate`, `chat` and `serve` do
     model = shapes.model(config("smollm2"), "bf16")
     rows: list[dict[str, Any]] = []
     for name in options.cases or CASES:

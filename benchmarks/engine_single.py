@@ -32,6 +32,7 @@ from tables import row, table
 from phikit.engine.base import Request, Sampling
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
+from phikit.memory import keep_freed_memory
 from phikit.models.decoder import Decoder
 from phikit.models.family import config
 
@@ -201,6 +202,7 @@ def main() -> None:
     if strange := [name for name in options.cases if name not in CASES]:
         parser.error(f"no case {strange[0]}; there are {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `phikit generate`, `chat` and `serve` do
     rows: list[dict[str, Any]] = []
     for name in options.cases or CASES:
         rows += measure(name, options.peers, options.rounds)

@@ -20,7 +20,7 @@ from phikit import ledger, progress
 from phikit.engine.base import Generator
 from phikit.errors import PhikitError
 from phikit.files import canonical_json, explain_os_errors, read_json, write_json
-from phikit.memory import PeakMemory
+from phikit.memory import PeakMemory, keep_freed_memory
 from phikit.pivots.config import PivotsConfig
 from phikit.recipes.settings import from_settings
 from phikit.records import Sample, write_records
@@ -90,6 +90,7 @@ def _search(
     from phikit.pivots.job import search_problems
 
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     display = progress.for_terminal()
     begun, peak = time.monotonic(), PeakMemory()
     with peak, display.stage(VERB) as shown, explain_os_errors(out, "writing"):

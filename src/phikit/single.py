@@ -24,6 +24,7 @@ from phikit.recipes.settings import from_settings
 from phikit.stage import Config, Context, Stage
 from phikit.verify.own import marks
 
+_OF_MODELS = ("train", "evals")  # packages whose stages run or train a model
 _FINGERPRINTED = ("files", "verifiers")  # what of a run is compared by fingerprints
 
 
@@ -82,6 +83,8 @@ def run(
         what["verifiers"] = marked
     if stage.resumable and (read := stage.fingerprints(config)):
         what["files"] = read
+    if package in _OF_MODELS:
+        keep_freed_memory()
     if package != "train":
         _claim(out, what, stage)
         return _run_here(stage, config, folders, out, what, threads)
@@ -90,7 +93,6 @@ def run(
     from phikit.train import parallel
 
     torch.set_num_threads(threads)
-    keep_freed_memory()
     if not parallel.launched():
         _claim(out, what, stage)
         return _run_here(stage, config, folders, out, what, threads)

@@ -115,6 +115,7 @@ def generate(
     from phikit import fetch, generate_runs, prompts
     from phikit.engine.base import Sampling
     from phikit.files import read_text
+    from phikit.memory import keep_freed_memory
 
     generate_runs.check_place(
         url, ray,
@@ -135,6 +136,7 @@ def generate(
         url, name or model, read_text(api_key_file).strip() if api_key_file else "",
         ray, engines, threads,
     )  # fmt: skip
+    keep_freed_memory()
     with generate_runs.rollouts(job, asked) as rows, _writer(out) as write:
         for row in rows:
             write(row)

@@ -64,7 +64,9 @@ def chat(
     directory = fetch.resolve(model, say=lambda text: print(text, file=sys.stderr))
     from phikit import terminal  # takes seconds to import: a wrong path is said at once
     from phikit.engine.talk import Manner
+    from phikit.memory import keep_freed_memory
 
+    keep_freed_memory()
     manner = Manner(temperature, top_p, max_tokens, seed)
     images, sounds = image or (), audio or ()
     typed = sys.stdin.isatty()
