@@ -33,6 +33,7 @@ from phikit.engine.native.runner import NativeRunner
 from phikit.engine.pool import Pool
 from phikit.engine.runner import Rows
 from phikit.engine.sampling import Settings, draw
+from phikit.memory import keep_freed_memory
 from phikit.models.family import config
 from phikit.models.flash.config import Kind
 
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="of a step of flash's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the program does
     rows = []
     with torch.inference_mode():
         model = shapes.model(config("phi-4-mini-flash"), "int4")

@@ -29,6 +29,7 @@ from phikit.engine.invariant import InvariantRunner
 from phikit.engine.native.runner import NativeRunner
 from phikit.engine.runner import Rows
 from phikit.fetch import resolve
+from phikit.memory import keep_freed_memory
 from phikit.models.decoder import Decoder
 from phikit.models.family import config
 from phikit.models.load import load
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the program does
     found = []
     small = shapes.model(replace(config("smollm2"), max_positions=16384), "bf16")
     mini = replace(config("phi-4-mini"), layers=4, vocab_size=1024)

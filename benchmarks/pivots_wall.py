@@ -40,6 +40,7 @@ from phikit.chat.load import load_tokenizer
 from phikit.engine.base import Request, collect
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
+from phikit.memory import keep_freed_memory
 from phikit.pivots.config import SearchConfig
 from phikit.pivots.path import Path
 from phikit.pivots.question import Drawn
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the program does
     torch.manual_seed(options.seed)
     directory = FilePath(fetch.resolve(options.model, say=print))
     engine = LocalEngine(load(directory, torch.bfloat16), max_batch=options.batch)
