@@ -8,6 +8,7 @@ memory arenas and by waiting for the interpreter).
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import socket
 import sys
@@ -28,12 +29,10 @@ from phikit.serve.wire import Line, Message, unpack_requests
 from phikit.train import adapters
 
 _STATS_EVERY = 0.2  # seconds between two accounts of a busy scheduler's figures
-# A chunk costs the server, the client and the kernel between them about 0.15 ms of a core that the
-# engine computes on: at most a tenth of one goes there. Nobody sees a twentieth of a second.
-_EACH_STREAM, _LONGEST = (
-    0.0015,
-    0.05,
-)  # seconds between a sample's reports: for each token of a step
+# Seconds between two reports of a stream, for each stream at work, and at most. A chunk costs the
+# server, the client and the kernel between them about 0.15 ms of a core that the engine computes
+# on: so at most a tenth of one goes there. Nobody sees a twentieth of a second.
+_EACH_STREAM, _LONGEST = 0.0015, 0.05
 
 
 #: of some tokens: their ids, log-probabilities under the sampling and under the raw distribution,
@@ -57,7 +56,7 @@ class _Open:
     ticket: Ticket
     last: float
     begun: bool = False
-    told: float = 0.0
+    told: float = -math.inf
     held: list[Token] = dataclasses.field(default_factory=list)
 
     def take(self) -> Columns:
@@ -145,9 +144,7 @@ class EngineLoop:
         now = time.monotonic()
         first: list[float] = []
         further: list[float] = []
-        drawn = 0
         for token in events.tokens():
-            drawn += 1
             entry = self._tickets[token.ticket.number]
             (further if entry.begun else first).append(round(now - entry.last, 6))
             entry.begun, entry.last = True, now
@@ -166,10 +163,11 @@ class EngineLoop:
                 (entry.job, entry.index, r.finish, done.reused, problem,
                  *(entry.take() if entry.every else columns))
             )  # fmt: skip
-        pause = min(drawn * _EACH_STREAM, _LONGEST)
+        streams = [entry for entry in self._tickets.values() if entry.held]
+        pause = min(len(streams) * _EACH_STREAM, _LONGEST)
         tokens = []
-        for entry in self._tickets.values():
-            if entry.held and now - entry.told >= pause:
+        for entry in streams:
+            if now - entry.told >= pause:
                 tokens.append((entry.job, entry.index, *entry.take()))
                 entry.told = now
         message: Message = {

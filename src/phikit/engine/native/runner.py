@@ -149,10 +149,9 @@ class NativeRunner(DenseRunner):
     def _with_late(self, kernels: DecodeStep, rows: Rows) -> Tensor:
         """The step, and with it what was left for it of prompts."""
         count = sum(len(piece.tokens) for piece in self._late)
-        if not count:
-            return self._in_one(kernels, rows)
         if count > _TOGETHER:
             self.settle()
+        if not self._late:
             return self._in_one(kernels, rows)
         late, self._late = _rows_of(self._late), []
         self.prefilled += count
