@@ -17,7 +17,7 @@ SOURCES = Sources(
     Path(__file__).parent,
     "kernels",
     (
-        "team.c", "tiles.c", "products.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
+        "team.c", "tiles.c", "products.c", "halves.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
         "between.c", "wide.c", "attend8.c", "cache8.c", "differ.c", "differ8.c", "mamba.c",
         "norms.c", "panels.c", "many.c", "draw.c",
     ),
@@ -69,7 +69,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_layer_norm_rows.argtypes = (*(pointer,) * 5, number, number, ctypes.c_float)
     for name in (
         "layer_norm_rows", "differ_rows", "differ_rows_8", "mamba_convolve", "mamba_scan",
-        "pack", "packed_rows", "mask",
+        "pack", "packed_rows", "mask", "rows",
     ):  # fmt: skip
         getattr(library, f"phikit_{name}").restype = None
     return library

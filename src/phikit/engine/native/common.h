@@ -123,6 +123,20 @@ static inline uint16_t to_bf16(float x) {
 
 static inline float rounded(float x) { return from_bf16(to_bf16(x)); }
 
+/* The least power of two by which the largest activation of a group is divided to fit two signed
+   bytes: 127 × 256 + 127 is the largest number that they hold both ways. Scaling by it rounds nothing,
+   so halves.c can leave it in the activations. Of what is smaller than 2^-80 nothing is kept. */
+static inline float step_of(float largest) {
+  const float least = largest / 32512.0f;
+  uint32_t bits;
+  memcpy(&bits, &least, 4);
+  if (bits >> 23 >= 254) return INFINITY;
+  bits = (bits + 0x7fffff) & 0xff800000u;
+  float step;
+  memcpy(&step, &bits, 4);
+  return largest < 0x1p-80f ? 0 : step;
+}
+
 /* --- threads ----------------------------------------------------------------------------------
 
    A team runs one function; inside it, `claim` hands out the pieces of the current phase, so that a
@@ -174,14 +188,22 @@ void phikit_run_team(int threads, void (*work)(Team *, void *), void *argument);
 /* Activations made ready for one kind of weights; every thread keeps its own. */
 typedef struct {
   int8_t *high, *low; /* [M][K]: the activation is scale × (256 high + low) */
-  float *scale;       /* [M][K/group] */
+  float *scale;       /* [M][K/group], powers of two */
   int32_t *sum;       /* [M][K/group]: of 256 high + low */
   uint16_t *bf16;     /* [M][K] */
+  /* or, for several rows with 4 bits, in place of the first four; see halves.c: */
+  int halved;
+  uint16_t *halves; /* [K/32][256 high, low][M][32], both scaled, in bfloat16 */
 } Ready;
 
 size_t phikit_ready_bytes(int m, int k);
 void phikit_ready_init(Ready *ready, char *memory, int m, int k);
 void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m);
+/* Activations as halves: whether that is the faster way for m rows, which turns tiles on; the halves;
+   and then what phikit_pair does. */
+int phikit_takes_halves(const Matrix *w, int m);
+void phikit_make_halves(uint16_t *halves, const Matrix *w, const float *x_MK, int m);
+void phikit_halves(const Matrix *w, const int unit[2], const Ready *x, int m, float *const y[2]);
 /* y[16] for each of m rows: y_MP[row * stride + 0..15] of the 16 weight rows of unit `unit`. May turn
    tiles on. */
 void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y_MP, int stride);
@@ -195,7 +217,7 @@ static inline size_t readable(int m) { return (size_t)(m + ROW_TILE - 1) / ROW_T
 
 /* Gives the calling thread's matrix unit tiles of one kind of work; 0 when there is no such unit.
    Between the products other libraries use it: a phase that turned it on ends with NO_TILES. */
-enum { NO_TILES, OF_PRODUCTS, OF_HEADS, OF_INTEGERS /* + M, up to MAX_ROWS */ };
+enum { NO_TILES, OF_PRODUCTS, OF_HEADS, OF_INTEGERS /* + M, up to MAX_ROWS */, OF_HALVES = OF_INTEGERS + MAX_ROWS /* likewise */ };
 int phikit_tiles(int kind);
 
 /* May turn tiles on. y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */

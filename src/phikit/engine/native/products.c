@@ -11,7 +11,7 @@
 
 size_t phikit_ready_bytes(int m, int k) {
   size_t groups = (size_t)(k + 31) / 32;
-  return (size_t)m * (4 * ((size_t)k + 64) + 8 * (groups + 16)) + 512;
+  return (size_t)m * (8 * ((size_t)k + 64) + 8 * (groups + 16)) + 512;
 }
 
 static char *take(char **memory, size_t bytes) {
@@ -27,6 +27,8 @@ void phikit_ready_init(Ready *ready, char *memory, int m, int k) {
   ready->bf16 = (uint16_t *)take(&memory, 2 * (size_t)m * k);
   ready->scale = (float *)take(&memory, 4 * m * groups);
   ready->sum = (int32_t *)take(&memory, 4 * m * groups);
+  ready->halves = (uint16_t *)take(&memory, 4 * (size_t)m * k);
+  ready->halved = 0;
 }
 
 static void split_group(const float *x, int n, int8_t *high, int8_t *low, float *scale,
@@ -34,8 +36,7 @@ static void split_group(const float *x, int n, int8_t *high, int8_t *low, float 
   float largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-  /* 127 × 256 + 127 is the largest number that two signed bytes hold both ways */
-  float step = largest / 32512.0f, inverse = largest > 0 ? 32512.0f / largest : 0;
+  float step = step_of(largest), inverse = step > 0 ? 1.0f / step : 0;
   int32_t total = 0;
   for (int i = 0; i < n; i++) {
     float scaled = x[i] * inverse;
@@ -55,6 +56,12 @@ void phikit_make_ready(Ready *ready, const Matrix *w, const float *x_MK, int m) 
     for (size_t i = 0; i < (size_t)m * k; i++) ready->bf16[i] = to_bf16(x_MK[i]);
     return;
   }
+#if PHIKIT_TILES
+  if ((ready->halved = phikit_takes_halves(w, m))) {
+    phikit_make_halves(ready->halves, w, x_MK, m);
+    return;
+  }
+#endif
   int groups = k / w->group;
   for (int row = 0; row < m; row++)
     for (int g = 0; g < groups; g++) {
@@ -370,6 +377,14 @@ static inline void bf16_tile(const Matrix *w, int unit, const Ready *x, int firs
 #endif
 
 void phikit_unit(const Matrix *w, int unit, const Ready *x, int m, float *y, int stride) {
+#if PHIKIT_TILES
+  if (w->kind == INT4 && x->halved) {
+    float out[2][MAX_ROWS * LANES];
+    phikit_halves(w, (int[2]){unit, unit}, x, m, (float *[2]){out[0], out[1]});
+    for (int r = 0; r < m; r++) memcpy(y + (size_t)r * stride, out[0] + r * LANES, 4 * LANES);
+    return;
+  }
+#endif
 #if PHIKIT_BYTE_TILES
   if (by_tiles(w, m)) {
     integer_tiles(w, &unit, 1, x, m, &y, stride);
@@ -398,6 +413,12 @@ void phikit_pair(const Matrix *w, int unit_a, int unit_b, const Ready *x, int m,
     return;
   }
 #endif
+#if PHIKIT_TILES
+  if (w->kind == INT4 && x->halved) {
+    phikit_halves(w, (int[2]){unit_a, unit_b}, x, m, (float *[2]){y_a, y_b});
+    return;
+  }
+#endif
 #if PHIKIT_BYTE_TILES
   if (by_tiles(w, m)) {
     const int both[2] = {unit_a, unit_b};
@@ -416,57 +437,73 @@ typedef struct {
   const Matrix *w;
   const void *x;
   void *y;
-  int wide, m; /* wide: float32 in and out, else bfloat16 */
-  atomic_int failed;
+  int wide, m;   /* wide: float32 in and out, else bfloat16 */
+  Ready *part;   /* up to MAX_ROWS rows each */
+  float *copy;   /* x in float32 */
 } Product;
 
-static void multiply(Team *team, void *argument) {
-  Product *p = argument;
-  const Matrix *w = p->w;
-  size_t bytes = phikit_ready_bytes(p->m, w->k);
-  char *memory = malloc(bytes + 4 * (size_t)p->m * w->k);
-  if (!memory) {
-    p->failed = 1;
-    return;
-  }
-  Ready ready;
-  phikit_ready_init(&ready, memory, p->m, w->k);
-  const float *x = p->x;
-  if (!p->wide) {
-    float *copy = (float *)(memory + bytes);
-    for (size_t i = 0; i < (size_t)p->m * w->k; i++) copy[i] = from_bf16(((uint16_t *)p->x)[i]);
-    x = copy;
-  }
-  phikit_make_ready(&ready, w, x, p->m);
-  int total = (units(w) + 1) / 2, size = piece(team, total);
-  for (int first; (first = claim(team, total, size)) >= 0;)
-    for (int pair = first; pair < first + size && pair < total; pair++) {
-      float y[2][MAX_ROWS * LANES];
-      phikit_two(w, pair, &ready, p->m, y);
-      for (int unit = 2 * pair; unit < 2 * pair + 2; unit++) {
-        int rows = w->n - unit * LANES < LANES ? w->n - unit * LANES : LANES;
-        for (int m = 0; m < p->m; m++)
-          for (int n = 0; n < rows; n++) {
-            size_t at = (size_t)m * w->n + unit * LANES + n;
-            float value = y[unit & 1][m * LANES + n];
-            if (p->wide)
-              ((float *)p->y)[at] = value;
-            else
-              ((uint16_t *)p->y)[at] = to_bf16(value);
-          }
-      }
-    }
-  phikit_tiles(NO_TILES);
-  free(memory);
+static inline int rows_of(const Product *p, int part) {
+  const int rest = p->m - part * MAX_ROWS;
+  return rest < MAX_ROWS ? rest : MAX_ROWS;
 }
 
-/* y_MN = x_MK · wᵀ. `wide`: x and y are float32, else bfloat16. Returns 0, or -1 without memory. */
+static void make_part_ready(const Product *p, int part) {
+  const size_t at = (size_t)part * MAX_ROWS * p->w->k, count = (size_t)rows_of(p, part) * p->w->k;
+  const float *x = (const float *)p->x + at;
+  if (!p->wide) {
+    for (size_t i = 0; i < count; i++) p->copy[at + i] = from_bf16(((const uint16_t *)p->x)[at + i]);
+    x = p->copy + at;
+  }
+  phikit_make_ready(&p->part[part], p->w, x, rows_of(p, part));
+}
+
+/* The results of one unit for m rows from `row` on to their place. */
+static void put_unit(const Product *p, int unit, int row, int m, const float *y) {
+  const int n = p->w->n, rest = n - unit * LANES, count = rest < LANES ? rest : LANES;
+  for (int r = 0; r < m; r++, y += LANES) {
+    const size_t at = (size_t)(row + r) * n + (size_t)unit * LANES;
+    if (p->wide) {
+      memcpy((float *)p->y + at, y, 4 * count);
+      continue;
+    }
+    uint16_t narrow[LANES];
+    for (int i = 0; i < LANES; i++) narrow[i] = to_bf16(y[i]);
+    memcpy((uint16_t *)p->y + at, narrow, 2 * count);
+  }
+}
+
+static void multiply(Team *team, void *argument) {
+  const Product *p = argument;
+  const int parts = (p->m + MAX_ROWS - 1) / MAX_ROWS, total = (units(p->w) + 1) / 2, size = piece(team, total);
+  for (int part; (part = claim(team, parts, 1)) >= 0;) make_part_ready(p, part);
+  meet(team);
+  for (int first; (first = claim(team, total, size)) >= 0;)
+    for (int pair = first; pair < first + size && pair < total; pair++)
+      for (int part = 0; part < parts; part++) {
+        const int m = rows_of(p, part);
+        float y[2][MAX_ROWS * LANES];
+        phikit_two(p->w, pair, &p->part[part], m, y);
+        for (int unit = 2 * pair; unit < 2 * pair + 2 && unit < units(p->w); unit++)
+          put_unit(p, unit, part * MAX_ROWS, m, y[unit & 1]);
+      }
+  phikit_tiles(NO_TILES);
+}
+
+/* y_MN = x_MK · wᵀ. `wide`: x and y are float32, else bfloat16. Integer weights: a row comes out the
+   same whatever goes with it. Returns 0, or -1 without memory. */
 int phikit_linear(const Matrix *w, const void *x, int wide, int m, void *y, int threads) {
-  Product product = {w, x, y, wide, m, 0};
-  size_t weights = (size_t)w->n * w->k * m;
-  if (weights < (1u << 19)) threads = 1; /* shorter than the start of a thread */
+  const int parts = (m + MAX_ROWS - 1) / MAX_ROWS, most = m < MAX_ROWS ? m : MAX_ROWS;
+  const size_t each = phikit_ready_bytes(most, w->k), copied = wide ? 0 : 4 * (size_t)m * w->k;
+  char *memory = malloc(parts * (sizeof(Ready) + each) + copied);
+  if (!memory) return -1;
+  Product product = {w, x, y, wide, m, (Ready *)memory, NULL};
+  char *rest = memory + parts * sizeof(Ready);
+  for (int i = 0; i < parts; i++, rest += each) phikit_ready_init(&product.part[i], rest, most, w->k);
+  product.copy = (float *)rest;
+  if ((size_t)w->n * w->k * m < (1u << 19)) threads = 1; /* shorter than the start of a thread */
   phikit_run_team(threads, multiply, &product);
-  return product.failed ? -1 : 0;
+  free(memory);
+  return 0;
 }
 
 /* --- whole matrices, for products with many rows ----------------------------------------------*/

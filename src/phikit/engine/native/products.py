@@ -13,7 +13,7 @@ from torch import Tensor
 from phikit.engine.native.build import Matrix
 from phikit.errors import PhikitError
 
-#: Rows of activations in one call of the kernels.
+#: Rows of activations that the kernels take at once.
 MOST_ROWS = 16
 #: Weight rows that lie side by side.
 LANES = 16
@@ -44,10 +44,13 @@ def matrix(
 
 
 def linear(library: ctypes.CDLL, weight: Matrix, x_MK: Tensor, threads: int) -> Tensor:
-    """x · wᵀ for up to `MOST_ROWS` rows of bfloat16 or float32: [M, N] in x's precision."""
+    """x · wᵀ of bfloat16 or float32: [M, N] in x's precision.
+
+    With integer weights, what a row gives depends on nothing but the row.
+    """
     m = x_MK.shape[0]
-    if m > MOST_ROWS or x_MK.shape[1] != weight.k:
-        raise PhikitError(f"{tuple(x_MK.shape)} does not fit [up to {MOST_ROWS}, {weight.k}]")
+    if x_MK.shape[1] != weight.k:
+        raise PhikitError(f"{tuple(x_MK.shape)} does not fit [rows, {weight.k}]")
     x_MK = x_MK.contiguous()
     y_MN = x_MK.new_empty(m, weight.n)
     wide = int(x_MK.dtype == torch.float32)
@@ -71,10 +74,11 @@ def rows(
     right = integers or x_MK.dtype == (torch.float32 if weight.kind == 3 else torch.bfloat16)
     if x_MK.shape[1] != weight.k or not right:
         raise PhikitError(f"{tuple(x_MK.shape)} {x_MK.dtype} does not fit the weights")
+    if integers:
+        return linear(library, weight, x_MK, threads)
     m, wide = x_MK.shape[0], wide or x_MK.dtype == torch.float32
     y_MN = torch.empty(m, weight.n, dtype=torch.float32 if wide else x_MK.dtype)
-    if library.phikit_rows(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads):
-        raise PhikitError(f"no memory for a product of {m} rows with [{weight.n}, {weight.k}]")
+    library.phikit_rows(weight, x_MK.data_ptr(), wide, m, y_MN.data_ptr(), threads)
     return y_MN
 
 

@@ -2,8 +2,8 @@
 
    An element of the result is one dot product: its terms are added in one order, which depends on K
    alone. Four rows of activations meet four rows of weights at a time; both are read as they lie,
-   sixteen sums are under way, and nothing is laid out anew. Integer weights go through the kernels
-   of products.c, which keep to the same rule.
+   sixteen sums are under way, and nothing is laid out anew. (products.c keeps to the same rule with
+   integer weights.)
 
    Letters: M rows of activations, N rows of a weight matrix, K its columns.  */
 #include "common.h"
@@ -15,11 +15,8 @@ typedef struct {
   const char *x; /* [M, K] in bfloat16 or float32 */
   void *y;       /* [M, N] likewise */
   int m, wide; /* wide: y is float32 */
-  float *copy; /* [M, K], for integer weights: the rows in float32, and made ready */
-  Ready ready;
-  int block; /* units (integer weights) or rows of weights (others) that a thread takes at once */
+  int block; /* rows of weights that a thread takes at once */
   int depth; /* rows of activations that stay in the cache meanwhile */
-  atomic_int failed;
 } Rows;
 
 #if PHIKIT_AVX512
@@ -170,73 +167,22 @@ static void dense_block(const Rows *p, int first, int last) {
   }
 }
 
-static void integer_unit(const Rows *p, int unit) {
-  const Matrix *w = p->w;
-  const int count = w->n - unit * LANES < LANES ? w->n - unit * LANES : LANES;
-  for (int low = 0; low < p->m; low += MAX_ROWS) {
-    const int m = p->m - low < MAX_ROWS ? p->m - low : MAX_ROWS;
-    const size_t at = (size_t)low * w->k, group = (size_t)low * (w->k / w->group);
-    const Ready part = {p->ready.high + at, p->ready.low + at, p->ready.scale + group,
-                        p->ready.sum + group, NULL};
-    float y[MAX_ROWS * LANES];
-    phikit_unit(w, unit, &part, m, y, LANES);
-    for (int r = 0; r < m; r++)
-      for (int i = 0; i < count; i++)
-        put(p, (size_t)(low + r) * w->n + unit * LANES + i, y[r * LANES + i]);
-  }
-}
-
-static void make_row_ready(const Rows *p, int row) {
-  const Matrix *w = p->w;
-  const size_t at = (size_t)row * w->k, group = (size_t)row * (w->k / w->group);
-  float *x = p->copy + at;
-  for (int c = 0; c < w->k; c++)
-    x[c] = p->wide ? ((const float *)p->x)[at + c] : from_bf16(((const uint16_t *)p->x)[at + c]);
-  Ready one = {p->ready.high + at, p->ready.low + at, p->ready.scale + group, p->ready.sum + group, NULL};
-  phikit_make_ready(&one, w, x, 1);
-}
-
 static void multiply(Team *team, void *argument) {
-  Rows *p = argument;
-  const Matrix *w = p->w;
-  const int integers = w->kind == INT8 || w->kind == INT4, total = integers ? units(w) : w->n;
-  if (integers) {
-    for (int row; (row = claim(team, p->m, 1)) >= 0;) make_row_ready(p, row);
-    meet(team);
-  }
-  for (int first; (first = claim(team, total, p->block)) >= 0;) {
-    const int last = first + p->block < total ? first + p->block : total;
-    if (!integers) dense_block(p, first, last);
-    else
-      for (int unit = first; unit < last; unit++) integer_unit(p, unit);
-  }
-  phikit_tiles(NO_TILES);
+  const Rows *p = argument;
+  for (int first; (first = claim(team, p->w->n, p->block)) >= 0;)
+    dense_block(p, first, first + p->block < p->w->n ? first + p->block : p->w->n);
 }
 
-/* y_MN = x_MK · wᵀ. `wide`: y is float32, else bfloat16. x is as y with integer weights, else as the
-   weights. Returns 0, or -1 without memory. */
-int phikit_rows(const Matrix *w, const void *x, int wide, int m, void *y, int threads) {
+/* y_MN = x_MK · wᵀ of bfloat16 or float32 weights; x is as the weights. `wide`: y is float32, else
+   bfloat16. */
+void phikit_rows(const Matrix *w, const void *x, int wide, int m, void *y, int threads) {
   Rows p = {.w = w, .x = x, .y = y, .m = m, .wide = wide};
-  const int integers = w->kind == INT8 || w->kind == INT4;
   const size_t row_bytes = (size_t)w->k * (w->kind == F32 ? 4 : 2);
-  char *memory = NULL;
-  if (integers) {
-    const size_t ready = phikit_ready_bytes(m, w->k);
-    memory = malloc(ready + 4 * (size_t)m * w->k);
-    if (!memory) return -1;
-    phikit_ready_init(&p.ready, memory, m, w->k);
-    p.copy = (float *)(memory + ready);
-  }
-  const int total = integers ? units(w) : w->n;
-  const int fits = (int)(WEIGHT_BYTES / (integers ? LANES * (size_t)w->k : row_bytes));
-  const int even = total / (threads * 8);
-  p.block = fits < even ? fits : even;
-  if (!integers) p.block &= ~3;
-  if (p.block < 4) p.block = integers ? (p.block < 1 ? 1 : p.block) : 4;
+  const int fits = (int)(WEIGHT_BYTES / row_bytes), even = w->n / (threads * 8);
+  p.block = (fits < even ? fits : even) & ~3;
+  if (p.block < 4) p.block = 4;
   p.depth = (int)(ROW_BYTES / row_bytes) & ~3;
   if (p.depth < 4) p.depth = 4;
   if ((size_t)w->n * w->k * m < SHORT) threads = 1; /* shorter than the start of a thread */
   phikit_run_team(threads, multiply, &p);
-  free(memory);
-  return 0;
 }

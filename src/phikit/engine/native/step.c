@@ -85,6 +85,15 @@ void phikit_attend_tokens(Team *team, const Step *s, int layer) {
   meet(team);
 }
 
+/* Up to LANES results to their place, or added to what is there. */
+static inline void put_lanes(float *to, const float *from, int count, int add) {
+  if (count >= LANES && add)
+    for (int i = 0; i < LANES; i++) to[i] += from[i];
+  else if (count >= LANES) memcpy(to, from, 4 * LANES);
+  else
+    for (int i = 0; i < count; i++) to[i] = add ? to[i] + from[i] : from[i];
+}
+
 /* The product of `ready` with a matrix: into `out`, or added to what is there. */
 static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, float *out, int add) {
   int total = (units(w) + 1) / 2, size = piece(team, total);
@@ -92,12 +101,9 @@ static void product(Team *team, Step *s, const Matrix *w, const Ready *ready, fl
     for (int pair = first; pair < first + size && pair < total; pair++) {
       float y[2][MAX_ROWS * LANES];
       phikit_two(w, pair, ready, s->m, y);
-      for (int m = 0; m < s->m; m++)
-        for (int n = 0; n < 2 * LANES && 2 * pair * LANES + n < w->n; n++) {
-          float *to = out + (size_t)m * w->n + 2 * pair * LANES + n;
-          const float value = y[n / LANES][m * LANES + n % LANES];
-          *to = add ? *to + value : value;
-        }
+      for (int unit = 2 * pair; unit < 2 * pair + 2; unit++)
+        for (int m = 0; m < s->m; m++)
+          put_lanes(out + (size_t)m * w->n + unit * LANES, y[unit & 1] + m * LANES, w->n - unit * LANES, add);
     }
   phikit_tiles(NO_TILES);
   meet(team);

@@ -28,7 +28,9 @@ static Shapes shapes_of(int kind) {
   for (int i = 0; i < 8; i++) made.bytes[i] = 64, made.rows[i] = 16;
   if (kind == OF_HEADS)
     for (int i = 0; i < 5; i++) made.rows[i] = 8;
-  if (kind > OF_INTEGERS) {
+  if (kind > OF_HALVES) {
+    for (int i = 0; i < 6; i++) made.rows[i] = (uint8_t)(kind - OF_HALVES);
+  } else if (kind > OF_INTEGERS) {
     for (int i = 0; i < 6; i++) made.rows[i] = (uint8_t)(kind - OF_INTEGERS);
     made.bytes[4] = made.bytes[5] = 32;
     made.rows[6] = made.rows[7] = 8;

@@ -26,11 +26,12 @@ from phikit.engine.quant.packing import (
 )
 from phikit.errors import PhikitError
 
-#: From more rows than this on, the weights are unpacked once. Measured in turns on two busy Zen 4
-#: cores, unpacking took this many times the kernel's time at 32, 64 and 128 rows: from 576 to 1536
-#: features int4 1.8, 1.1, 0.8 and int8 1.4, 1.05, 0.8; from 3072 to 8192 6.0, 3.8, 2.3 and 2.1,
-#: 1.4, 1.05. The narrow matrices' crossing is taken; wide ones would gain from a higher one.
-FEW_ROWS = 64
+#: From more rows than this on, the weights are unpacked once. Measured in turns, two threads,
+#: unpacking took this many times the kernel's time: with a matrix unit at 64, 96 and 128 rows from
+#: 576 to 1536 features int4 1.5, 1.2, 1.0 and int8 1.7, 1.3, 1.1, and more from 3072 to 8192; on two
+#: busy Zen 4 cores at 64 and 128 rows 1.1, 0.8 and 1.05, 0.8, from 3072 to 8192 3.8, 2.3 and 1.4,
+#: 1.05.
+FEW_ROWS = 96
 
 
 class QuantLinear(nn.Module):
@@ -147,11 +148,7 @@ class QuantLinear(nn.Module):
             return self._by_torch(x_MK)
         if rows > FEW_ROWS:
             return x_MK @ products.unpack(kernels, self.matrix(), threads).to(x_MK.dtype)
-        step, matrix = products.MOST_ROWS, self.matrix()
-        if rows <= step:
-            return products.linear(kernels, matrix, x_MK, threads)
-        parts = [products.linear(kernels, matrix, x, threads) for x in x_MK.split(step)]
-        return torch.cat(parts)
+        return products.linear(kernels, self.matrix(), x_MK, threads)
 
     # --- without a compiler ----------------------------------------------------------------------
 
