@@ -1,4 +1,4 @@
-"""An engine that computes as training does: the same log-probabilities of its samples, in bfloat16."""
+"""An engine that computes as training does gives its samples the same log-probabilities."""
 
 from dataclasses import replace
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
-from phikit.engine.native.trained import trained_obstacle
+from phikit.engine.native.build import library
+from phikit.engine.native.step import trained_obstacle
 from phikit.errors import PhikitError
 from phikit.files import cache_folder
 from phikit.models.decoder import Decoder
@@ -50,7 +51,7 @@ def model_of(shape: DecoderConfig) -> Decoder:
 @pytest.fixture(scope="module", params=SHAPES)
 def model(request: pytest.FixtureRequest) -> Decoder:
     made = model_of(SHAPES[request.param])
-    if reason := trained_obstacle(made):
+    if reason := trained_obstacle(made, library()):
         pytest.skip(reason)
     return made
 
@@ -72,7 +73,9 @@ def held(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_samples_have_the_log_probabilities_of_the_forward_pass(model: Decoder, gradients: bool) -> None:
+def test_samples_have_the_log_probabilities_of_the_forward_pass(
+    model: Decoder, gradients: bool
+) -> None:
     prompts = [tuple(range(1, 1 + n)) for n in (1, 2, 31, 32, 33, 90)]
     requests = [
         Request(p, Sampling(max_tokens=45), n=1 + i % 3, seed=i) for i, p in enumerate(prompts)
@@ -98,7 +101,7 @@ def test_no_bit_depends_on_what_else_there_is(model: Decoder, data: st.DataObjec
 
 def test_changed_weights_are_seen() -> None:
     model = model_of(SHAPE)
-    if reason := trained_obstacle(model):
+    if reason := trained_obstacle(model, library()):
         pytest.skip(reason)
     engine = LocalEngine(model, max_batch=4, as_trained=True)
     request = Request((5, 6, 7), Sampling(max_tokens=30), n=4, seed=1)
@@ -119,7 +122,7 @@ def test_what_cannot_be_had_is_said() -> None:
     for other in ({"invariant": True}, {"cache": "int8"}, {"dtype": torch.float32}):
         with pytest.raises(PhikitError, match="as_trained does not go with"):
             LocalEngine(plain, as_trained=True, **other)
-    with pytest.raises(PhikitError, match="heads of 40|matrix unit"):
+    with pytest.raises(PhikitError, match=r"heads of 40|matrix unit"):
         LocalEngine(make(replace(SHAPE, heads=8, head_dim=40)), as_trained=True)
 
 
@@ -128,7 +131,7 @@ def test_what_cannot_be_had_is_said() -> None:
 def test_smollm2_off_the_policy_is_on_it() -> None:
     """The difference that is 0.017 between an ordinary engine and the trainer."""
     narrow = load(SMOLLM2, torch.bfloat16)
-    if reason := trained_obstacle(narrow):
+    if reason := trained_obstacle(narrow, library()):
         pytest.skip(reason)
     requests = [
         Request(p, Sampling(max_tokens=40), n=8, seed=2)

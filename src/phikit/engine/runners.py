@@ -8,9 +8,10 @@ import torch
 
 from phikit.engine.flash import FlashRunner
 from phikit.engine.invariant import InvariantRunner
+from phikit.engine.native.build import library
 from phikit.engine.native.runner import NativeRunner
-from phikit.engine.native.step import packable
-from phikit.engine.native.trained import TrainedRunner, trained_obstacle
+from phikit.engine.native.step import packable, trained_obstacle
+from phikit.engine.native.trained import TrainedRunner
 from phikit.engine.packed import STEPS, worth_packing
 from phikit.engine.runner import Runner
 from phikit.errors import PhikitError
@@ -45,7 +46,9 @@ def check_as_trained(
         other = f"products in {dtype}"
     if other:
         raise PhikitError(f"as_trained does not go with {other}", "leave one of them out")
-    reason = trained_obstacle(model) if isinstance(model, Decoder) else "it is no dense decoder"
+    reason = "it is no dense decoder"
+    if isinstance(model, Decoder):
+        reason = trained_obstacle(model, library())
     if reason:
         raise PhikitError(
             f"this model cannot be computed as training does: {reason}", "leave as_trained out"

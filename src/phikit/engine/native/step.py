@@ -126,6 +126,21 @@ def packable(model: Decoder) -> bool:
     return even and all(type(m) is nn.Linear for m in matrices)
 
 
+def trained_obstacle(model: Decoder, kernels: ctypes.CDLL | None, block_size: int = 32) -> str:
+    """Why `DecodeStep` cannot take a model as trained, over such blocks; empty when it can."""
+    if reason := obstacle(model, model.model.embed_tokens.weight.dtype):
+        return reason
+    config = model.config
+    window = config.sliding_window
+    if window and window < config.max_positions:
+        return f"attention to the last {window} positions alone"
+    if not packable(model):
+        return "its matrices cannot be packed, or have adapters"
+    if kernels is None or not kernels.phikit_attends_as_trained(config.head_dim, block_size):
+        return f"heads of {config.head_dim}, or a processor without a matrix unit (AMX)"
+    return ""
+
+
 class DecodeStep:
     """The decoder's step on the very weights of a model: changed weights are seen at once, unless
     they are packed.
@@ -145,7 +160,7 @@ class DecodeStep:
         precision = model.model.embed_tokens.weight.dtype if as_trained else torch.bfloat16
         if reason := obstacle(model, precision):
             raise PhikitError(f"the step in C does not run this model: {reason}")
-        pack = pack or as_trained
+        pack, self.as_trained = pack or as_trained, as_trained
         self.model, self._library, config = model, library, model.config
         self._packed: list[products.PackedRows] = []
         self._wide: list[Tensor] = []
@@ -197,7 +212,7 @@ class DecodeStep:
         Args:
             ids_M, positions_M: tokens and their positions.
             rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
-                negative.
+                negative; in float32 when `as_trained`, else rounded to bfloat16.
             pages: has room for every token's position.
             wanted: of so many tokens, the first ones, logits are computed; of all if left out.
 

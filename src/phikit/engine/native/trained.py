@@ -15,28 +15,12 @@ import torch
 from phikit.engine.dense import DenseRunner, RopeTable
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.runner import NativeRunner
-from phikit.engine.native.step import DecodeStep, obstacle, packable
+from phikit.engine.native.step import DecodeStep
 from phikit.engine.pool import block_bytes
 from phikit.engine.runner import Piece
 from phikit.models.decoder import Decoder
 
 _BLOCK = 32  # positions
-
-
-def trained_obstacle(model: Decoder) -> str:
-    """Why a model has no `TrainedRunner` here; empty when it has."""
-    if reason := obstacle(model, model.model.embed_tokens.weight.dtype):
-        return reason
-    config = model.config
-    window = config.sliding_window
-    if window and window < config.max_positions:
-        return f"attention to the last {window} positions alone"
-    if not packable(model):
-        return "its matrices cannot be packed, or have adapters"
-    kernels = library(Compiler())
-    if kernels is None or not kernels.phikit_attends_as_trained(config.head_dim, _BLOCK):
-        return f"heads of {config.head_dim}, or a processor without a matrix unit (AMX)"
-    return ""
 
 
 class TrainedRunner(NativeRunner):
@@ -51,7 +35,7 @@ class TrainedRunner(NativeRunner):
         DenseRunner.__init__(self, model, _BLOCK)
         self.dtype, self.cache8 = torch.bfloat16, False
         self.block_bytes = block_bytes(model.config, self.dtype, _BLOCK)
-        self.rope = RopeTable(model.config, torch.float32, self.device)
+        self._turns = RopeTable(model.config, torch.float32, self.device)
         self._kernels = DecodeStep(model, self._built, as_trained=True)
         self._between = None
         self.most_rows = self._kernels.most_rows

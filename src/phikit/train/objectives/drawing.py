@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from phikit.engine.base import Request, collect
 from phikit.engine.local import LocalEngine
-from phikit.engine.native.trained import trained_obstacle
+from phikit.engine.native.build import library
+from phikit.engine.native.step import trained_obstacle
 from phikit.engine.policy_pool import PolicyPool
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -51,7 +52,7 @@ def as_trained(rollouts: RolloutSettings, policy: Decoder) -> bool:
     if rollouts.as_trained is not None:
         return rollouts.as_trained
     bf16 = rollouts.precision == "bf16" and not rollouts.invariant
-    return bf16 and not trained_obstacle(policy)
+    return bf16 and not trained_obstacle(policy, library())
 
 
 class LocalDrawer:

@@ -64,9 +64,9 @@ class RolloutSettings(Config):
     )
     as_trained: bool | None = Field(
         default=None,
-        description="the local engine computes as training's forward pass in bf16 does, bit by bit, "
-        "so that both give an answer the same log-probabilities; None: with precision bf16, where "
-        "the model and the processor (AMX) allow it",
+        description="the local engine computes as training's forward pass in bf16, bit by bit, so "
+        "that both give an answer the same log-probabilities; None: with precision bf16, where the "
+        "model and the processor (AMX) allow it",
     )
 
 
