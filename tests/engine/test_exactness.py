@@ -1,8 +1,8 @@
 """Sampled log-probabilities in bfloat16 beside the trainer's forward pass and the exact ones.
 
-The sums of the layers and the logits are float32 on both sides. Packed weights give the trainer's bits
-where there is a matrix unit, and round what it rounds; else nothing is rounded but what goes into a
-product. docs/lab-notebook.md has what each rounding costs.
+The sums of the layers and the logits are float32 on both sides. Packed weights give the trainer's
+bits where there is a matrix unit, and round what it rounds; else nothing is rounded but what goes
+into a product. docs/lab-notebook.md has what each rounding costs.
 """
 
 from dataclasses import replace
