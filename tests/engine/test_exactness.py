@@ -1,7 +1,8 @@
 """Sampled log-probabilities in bfloat16 beside the trainer's forward pass and the exact ones.
 
-What goes into a product is rounded, and nothing else: the sums of the layers and the logits are
-float32 on both sides. docs/lab-notebook.md has what each rounding costs.
+The sums of the layers and the logits are float32 on both sides. Packed weights give the trainer's
+bits where there is a matrix unit, and round what it rounds; else nothing is rounded but what goes
+into a product. docs/lab-notebook.md has what each rounding costs.
 """
 
 from dataclasses import replace
@@ -13,6 +14,8 @@ from engine_fixtures import PLAIN, make
 from phikit.engine.base import Request, Sampling, collect
 from phikit.engine.load import load
 from phikit.engine.local import LocalEngine
+from phikit.engine.native.build import library
+from phikit.engine.native.step import trained_obstacle
 from phikit.engine.score import logprobs
 from phikit.files import cache_folder
 from phikit.models.decoder import Decoder
@@ -71,8 +74,9 @@ def test_sums_and_logits_are_not_rounded(tokens: int, rows: int) -> None:
     requests = [Request(p, Sampling(max_tokens=tokens), n=12, seed=2) for p in PROMPTS]
     to_trainer, to_exact, trainers, plain = compared(narrow, wide, requests, rows)
     # with both rounded the first two are 0.024 to 0.028, the others 0.018 to 0.027
-    assert to_trainer < 0.018 and to_exact < 0.016
-    assert trainers < 0.017 and plain < 0.019
+    exact = tokens == 40 and not trained_obstacle(narrow, library())
+    assert to_trainer < (1e-6 if exact else 0.018)
+    assert to_exact < 0.018 and trainers < 0.017 and plain < 0.019
 
 
 @pytest.mark.slow
@@ -83,4 +87,6 @@ def test_smollm2_is_as_near_as_rounded_products_allow() -> None:
     ids = tuple(range(1000, 1020))
     requests = [Request(ids, Sampling(max_tokens=24), n=8, seed=1)]
     to_trainer, to_exact, trainers, plain = compared(narrow, wide, requests, 8)
-    assert to_trainer < 0.03 and to_exact < 0.02 and max(trainers, plain) < 0.025
+    exact = not trained_obstacle(narrow, library())
+    assert to_trainer < (1e-6 if exact else 0.03)
+    assert to_exact < 0.025 and max(trainers, plain) < 0.025

@@ -20,7 +20,7 @@ from phikit.engine.native import products
 from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
 from phikit.engine.native.runner import NativeRunner
-from phikit.engine.native.step import DecodeStep, Packed, obstacle, packable
+from phikit.engine.native.step import Packed, obstacle, packable
 from phikit.engine.packed import Product
 from phikit.engine.rowwise import Rowwise, blockwise
 from phikit.engine.runner import Piece, Rows
@@ -66,7 +66,7 @@ class InvariantRunner(NativeRunner):
         config = model.config
         packs = not obstacle(model) and packable(model)
         if self._library is not None and packs and 2 * config.parameters <= _MOST:
-            self._kernels = DecodeStep(model, self._library, pack=True)
+            self._kernels = self._one_call(self._library, packs=True)
         self.native = self._library is not None
         self._between = Rowwise(config)
         if self._library is not None:

@@ -11,7 +11,7 @@ from phikit.engine.adapted import Adapters
 from phikit.engine.base import Finished, Request, can_run, check
 from phikit.engine.guessers import check_guesser, speculation_of
 from phikit.engine.native.build import Compiler, library
-from phikit.engine.runners import Model, rows_to_pack, runner_of
+from phikit.engine.runners import Model, check_as_trained, rows_to_pack, runner_of
 from phikit.engine.scheduler import Scheduler
 from phikit.engine.shards import divide, run_together, shard_count
 from phikit.engine.texts import Texts
@@ -40,6 +40,10 @@ class LocalEngine:
         cache: "int8" holds keys and values in 8 bits (see `pool8`).
         dtype: the precision to compute in; the model's own when left out. With another one the
             weights are copied anew at the start of every `generate`.
+        as_trained: compute in bfloat16 as training's forward pass does, bit by bit, so that a
+            sample's log-probabilities are those which training gives it (see `native.trained`);
+            weights are copied anew at the start of every `generate`. Here, too, nothing depends on
+            what else is in the batch.
         tokenizer: the model's own, for requests with stop texts or constraints.
 
     Attributes:
@@ -57,22 +61,28 @@ class LocalEngine:
         tokenizer: Tokenizer | None = None,
         speculate: str | Decoder = "",
         cache: str = "",
+        as_trained: bool = False,
     ) -> None:
+        """Raises:
+        PhikitError: a setting does not go with the model, the processor or another one.
+        """
         if max_batch < 1:
             raise PhikitError(f"max_batch is {max_batch}; it must be at least 1")
+        if as_trained:
+            check_as_trained(model, invariant, cache, dtype)
         self.model = model
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self._texts: Texts | None = None
         self.cache = cache
-        self.invariant, self.speculate = invariant, speculate
+        self.invariant, self.speculate, self.as_trained = invariant, speculate, as_trained
         self.guessed = self.accepted = 0
         check_guesser(speculate, model)
         self.tokens_generated = 0
         self.tokens_prefilled = 0
         own = model.model.embed_tokens.weight.dtype  # a head may be packed
         self._copy: Model | None = None
-        if dtype is not None and dtype != own:
+        if dtype is not None and dtype != own and not as_trained:
             with torch.device("meta"):
                 self._copy = type(model)(model.config).to(dtype)  # type: ignore[arg-type]
             self._copy.to_empty(device=model.model.embed_tokens.weight.device)
@@ -135,11 +145,13 @@ class LocalEngine:
         """For how many rows to pack the weights. Each of the shards gets a copy of its own."""
         tokens = sum(r.n * r.sampling.max_tokens for r in requests)
         each = -(-rows // shards)
+        if self.as_trained:
+            return 0
         return rows_to_pack(weights, each, tokens // rows, self.invariant, self.cache)
 
     def _scheduler(self, weights: Model, rows: int, shards: int, pack: int = 0) -> Scheduler:
         return Scheduler(
-            runner_of(weights, pack, self.invariant, self.cache),
+            runner_of(weights, pack, self.invariant, self.cache, self.as_trained),
             max_rows=rows,
             cache_share=1 / shards,
             prefill_tokens=_PREFILL_TOKENS,

@@ -53,15 +53,18 @@ def decoder_layers(model: Decoder) -> list[Layer]:
 
 @contextmanager
 def fast_layers(model: Decoder) -> Iterator[None]:
-    """Within, the model's layers run so; what they are given otherwise they compute as ever."""
+    """Within, the model's layers and last norm run so; what they are given otherwise the layers
+    compute as ever."""
     layers: list[Any] = decoder_layers(model)
+    last: Any = model.model.norm
     for layer in layers:
         layer.forward = partial(layer_forward, layer)
+    last.forward = lambda x_BLD: add_norm(x_BLD, None, last)[1]
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for module in (*layers, last):
+            module.__dict__.pop("forward", None)
 
 
 def add_norm(x_BLD: Tensor, delta_BLD: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@
 
    Letters: M rows, D model width, H query heads, G key-value heads, E = H / G, K head size,
    F inner width, R rotated part of a head.  */
+#include "alike.h"
 #include "attend8.h"
 
 enum { SHORT = 1 << 16 }; /* elements that one thread takes alone */

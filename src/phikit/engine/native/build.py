@@ -17,11 +17,11 @@ SOURCES = Sources(
     Path(__file__).parent,
     "kernels",
     (
-        "team.c", "tiles.c", "products.c", "halves.c", "rows.c", "step.c", "heads.c", "heads_tiles.c",
-        "between.c", "wide.c", "attend8.c", "cache8.c", "differ.c", "differ8.c", "mamba.c",
-        "norms.c", "panels.c", "many.c", "draw.c",
+        "team.c", "tiles.c", "products.c", "halves.c", "rows.c", "step.c", "heads.c",
+        "heads_tiles.c", "between.c", "wide.c", "attend8.c", "cache8.c", "differ.c", "differ8.c",
+        "mamba.c", "norms.c", "panels.c", "many.c", "draw.c",
     ),
-    ("common.h", "decode.h", "attend8.h", "differ.h", "step.h"),
+    ("common.h", "decode.h", "alike.h", "attend8.h", "differ.h", "step.h"),
 )  # fmt: skip
 _log = logging.getLogger("phikit")
 
@@ -58,6 +58,7 @@ def open_library(compiler: Compiler) -> ctypes.CDLL:
     library.phikit_pack.argtypes = (pointer, number, number, pointer, number)
     library.phikit_packed_rows.argtypes = (matrix, pointer, number, pointer, number)
     library.phikit_many.argtypes = library.phikit_step.argtypes
+    library.phikit_attends_as_trained.argtypes = (number, number)
     library.phikit_draw.argtypes = (*(pointer,) * 6, *(number,) * 3)
     library.phikit_mask.argtypes = (*(pointer,) * 3, *(number,) * 4)
     library.phikit_differ_rows.argtypes = (*(pointer,) * 6, number, number)

@@ -223,9 +223,10 @@ int phikit_tiles(int kind);
 /* May turn tiles on. y[row][64] of up to TALL rows of activations [readable(m), K] with 64 rows of packed weights. */
 void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[TALL * PANEL]);
 
-/* A phase of a team: out_MN = x_MK · wᵀ, or that added to what is there, of packed weights; x as
-   above. */
-void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int add);
+/* A phase of a team: out_MN = x_MK · wᵀ of packed weights, or that, or that rounded to bfloat16, added
+   to what is there; x as above. */
+enum { PUT, ADD, ADD_ROUNDED };
+void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int how);
 
 static inline int panels(const Matrix *w) { return (w->n + PANEL - 1) / PANEL; }
 

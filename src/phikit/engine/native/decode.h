@@ -47,11 +47,6 @@ static inline float fast_exp(float x) {
 
 static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 
-/* One row of SwiGLU: the gate and its partner lie one after the other. */
-static inline void gate_row(const uint16_t *restrict both, int inner, uint16_t *restrict out) {
-  for (int i = 0; i < inner; i++) out[i] = to_bf16(silu(from_bf16(both[i])) * from_bf16(both[inner + i]));
-}
-
 /* --- attention, tile by tile --------------------------------------------------------------------
 
    The softmax is taken over a tile of positions at a time; what was gathered is scaled down when a
@@ -210,6 +205,14 @@ void phikit_attend_heads(const Shape *c, const uint16_t *keys, const uint16_t *v
 /* The same in the processor's matrix unit: 0 when that is not to be had, or does not do this shape. */
 int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t *values,
                            const int32_t *table, int last, const uint16_t *q, int count, float *out);
+
+/* The same to the bit as in training's forward pass (train/native/attention.c), which takes the softmax
+   over all positions at once; with that unit alone. room: for positions up to `last`. */
+int phikit_attends_as_trained(int head_dim, int block_size);
+size_t phikit_room_as_trained(int last);
+void phikit_attend_as_trained(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                              const int32_t *table, int last, const uint16_t *q, int count, char *room,
+                              float *out);
 
 static inline size_t place(const Cache *c, const int32_t *table, int head, int at) {
   return table[at / c->block_size] * c->block_stride + head * c->head_stride + (at % c->block_size) * c->position_stride;

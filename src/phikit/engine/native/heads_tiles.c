@@ -6,7 +6,7 @@
    are rows of one tile, and their results are added.
 
    Letters: E queries of a key head, K head size.  */
-#include "decode.h"
+#include "alike.h"
 
 #if PHIKIT_TILES
 
@@ -156,12 +156,119 @@ int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t 
   return 1;
 }
 
+/* --- as trained ---------------------------------------------------------------------------------*/
+
+enum { GROUP = 8 }; /* rows of a tile of weights */
+
+static int padded(int count) { return (count + PAIRED - 1) / PAIRED * PAIRED; }
+
+int phikit_attends_as_trained(int head_dim, int block_size) {
+  const int may = head_dim % (2 * SIDE) == 0 && head_dim <= WIDEST_HERE && block_size % SIDE == 0;
+  const int lent = phikit_tiles(OF_HEADS);
+  phikit_tiles(NO_TILES);
+  return may && lent != NO_TILES;
+}
+
+/* Scores of all positions of AT_ONCE queries, and weights of GROUP. */
+size_t phikit_room_as_trained(int last) {
+  return (size_t)padded(last + 1 + TILE_LENGTH) * (4 * AT_ONCE + 2 * GROUP);
+}
+
+/* out[query][64] = weights · values over all positions, `columns` of them from `from` on. */
+static void weigh_all(const Shape *c, const uint16_t *values, const int32_t *table, int last,
+                      const uint16_t *weights, size_t stride, int from, int columns, float out[GROUP][4 * SIDE]) {
+  static const uint16_t nothing[WIDEST_HERE];
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int at = 0; at <= last; at += HALF) {
+    const uint16_t *row[HALF];
+    uint16_t laid[4][SIDE][PAIRED];
+    for (int i = 0; i < HALF; i += SIDE) {
+      const uint16_t *first = at + i <= last ? values + line(c, table, at + i) : nothing;
+      for (int j = 0; j < SIDE; j++) row[i + j] = at + i + j <= last ? first + j * c->position_stride : nothing;
+    }
+    lay_values(row, from, laid);
+    if (columns > PAIRED) lay_values(row, from + PAIRED, laid + 2);
+    TILE_LOAD(4, weights + at, 2 * stride);
+    TILE_LOAD(5, laid[0], 64);
+    _tile_dpbf16ps(0, 4, 5);
+    TILE_LOAD(6, laid[1], 64);
+    _tile_dpbf16ps(1, 4, 6);
+    if (columns <= PAIRED) continue;
+    TILE_LOAD(5, laid[2], 64);
+    _tile_dpbf16ps(2, 4, 5);
+    TILE_LOAD(6, laid[3], 64);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+  _tile_stored(0, out[0], sizeof out[0]);
+  _tile_stored(1, out[0] + SIDE, sizeof out[0]);
+  _tile_stored(2, out[0] + 2 * SIDE, sizeof out[0]);
+  _tile_stored(3, out[0] + 3 * SIDE, sizeof out[0]);
+}
+
+void phikit_attend_as_trained(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                              const int32_t *table, int last, const uint16_t *q, int count, char *room,
+                              float *out) {
+  const int k = c->head_dim, all = padded(last + 1);
+  const size_t stride = padded(last + 1 + TILE_LENGTH);
+  const float scale = 1.0f / sqrtf((float)k);
+  float *scores = (float *)room, total[AT_ONCE];
+  uint16_t *weights = (uint16_t *)(room + 4 * AT_ONCE * stride), queries[SIDE * WIDEST_HERE];
+  phikit_tiles(OF_HEADS);
+  lay_queries(q, k, count, queries);
+  for (int at = 0; at <= last; at += TILE_LENGTH) {
+    float tile[AT_ONCE][TILE_LENGTH];
+    Ahead next = {.count = 0};
+    for (int i = 0; i < TILE_LENGTH && at + i <= last; i += SIDE) {
+      const size_t here = line(c, table, at + i), bytes = 2 * SIDE * (size_t)c->position_stride;
+      if (at + TILE_LENGTH + i <= last) ahead_of(&next, keys + line(c, table, at + TILE_LENGTH + i), bytes);
+      ahead_of(&next, values + here, bytes);
+    }
+    for (int i = 0; i < TILE_LENGTH && at + i <= last; i += SIDE)
+      score_16(keys + line(c, table, at + i), c->position_stride, queries, k, (float(*)[TILE_LENGTH])(tile[0] + i), &next);
+    for (int h = 0; h < count; h++) memcpy(scores + h * stride + at, tile[h], sizeof tile[h]);
+  }
+  for (int h = 0; h < count; h++) {
+    float log_z;
+    total[h] = weigh(scores + h * stride, last, all, scale, weights + h * stride, &log_z);
+  }
+  for (int h = count; h < GROUP; h++) memset(weights + h * stride, 0, 2 * (size_t)all);
+  for (int from = 0; from < k; from += 2 * PAIRED) {
+    const int columns = k - from < 2 * PAIRED ? PAIRED : 2 * PAIRED;
+    float sums[GROUP][4 * SIDE];
+    weigh_all(c, values, table, last, weights, stride, from, columns, sums);
+    for (int h = 0; h < count; h++)
+      for (int i = 0; i < columns; i++) {
+        const int lies = (i & ~31) + (i & 4 ? SIDE : 0) + ((i & 31) >> 3) * 4 + (i & 3);
+        out[h * k + from + i] = sums[h][lies] / total[h];
+      }
+  }
+}
+
 #else
 
 int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t *values,
                            const int32_t *table, int last, const uint16_t *q, int count, float *out) {
   (void)c, (void)keys, (void)values, (void)table, (void)last, (void)q, (void)count, (void)out;
   return 0;
+}
+
+int phikit_attends_as_trained(int head_dim, int block_size) {
+  (void)head_dim, (void)block_size;
+  return 0;
+}
+
+size_t phikit_room_as_trained(int last) {
+  (void)last;
+  return 0;
+}
+
+void phikit_attend_as_trained(const Shape *c, const uint16_t *keys, const uint16_t *values,
+                              const int32_t *table, int last, const uint16_t *q, int count, char *room,
+                              float *out) {
+  (void)c, (void)keys, (void)values, (void)table, (void)last, (void)q, (void)count, (void)room, (void)out;
 }
 
 #endif

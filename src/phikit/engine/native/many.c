@@ -1,23 +1,25 @@
 /* One decoding step of any number of rows, in a single call, with packed weights.
 
    The arithmetic is that of step.c; here rows are many enough that all of a layer's work is divided
-   between the threads, and that products take their rows as bfloat16 at once.
+   between the threads, and that products take their rows as bfloat16 at once. "As trained", what a
+   product gives is rounded to bfloat16 too, as training keeps it, and all else is computed as there.
 
    Letters: as in step.h.  */
+#include "alike.h"
 #include "step.h"
 
 /* A phase: x / rms(x) × weight of every row, ready for a product. */
-static void norm(Team *team, const Step *s, const uint16_t *weight) {
+static void norm(Team *team, const Step *s, const void *weight) {
   const int width = s->model->width, size = piece(team, s->m);
   for (int first; (first = claim(team, s->m, size)) >= 0;)
     for (int row = first; row < first + size && row < s->m; row++) {
       const float *x = s->x + (size_t)row * width;
       uint16_t *out = s->ready + (size_t)row * width;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < width; i++) sum += x[i] * x[i];
-      const float inverse = 1.0f / sqrtf(sum / width + s->model->eps);
-      for (int i = 0; i < width; i++) out[i] = to_bf16(x[i] * inverse * from_bf16(weight[i]));
+      const float inverse = inverse_rms(x, width, s->model->eps);
+      if (s->model->as_trained) put_norm(x, inverse, weight, width, out);
+      else
+        for (int i = 0; i < width; i++)
+          out[i] = to_bf16(x[i] * inverse * from_bf16(((const uint16_t *)weight)[i]));
     }
   meet(team);
 }
@@ -36,7 +38,12 @@ static void gated(Team *team, const Step *s, const Matrix *w) {
         for (int r = 0; r < rows; r++) {
           uint16_t *to = s->gated + (size_t)(row + r) * inner + panel * PANEL;
           const float *g = gate + r * PANEL, *u = up + r * PANEL;
-          for (int i = 0; i < PANEL; i++) to[i] = to_bf16(silu(g[i]) * u[i]);
+          if (s->model->as_trained) {
+            uint16_t both[2 * PANEL];
+            for (int i = 0; i < PANEL; i++) both[i] = to_bf16(g[i]), both[PANEL + i] = to_bf16(u[i]);
+            gate_row(both, PANEL, to);
+          } else
+            for (int i = 0; i < PANEL; i++) to[i] = to_bf16(silu(g[i]) * u[i]);
         }
       }
   phikit_tiles(NO_TILES);
@@ -48,21 +55,23 @@ static void run(Team *team, void *argument) {
   const Model *net = s->model;
   Step last = *s;
   last.m = s->wanted;
+  const int sum = net->as_trained ? ADD_ROUNDED : ADD;
+  char *room = s->room ? s->room + s->each * omp_get_thread_num() : NULL;
   for (int i = 0; i < net->layers; i++) {
     const Layer *layer = &net->layer[i];
     norm(team, s, layer->input_norm);
-    phikit_panels(team, &layer->qkv, s->ready, s->m, s->qkv, 0);
+    phikit_panels(team, &layer->qkv, s->ready, s->m, s->qkv, PUT);
     phikit_store_tokens(team, s, i);
     if (i == net->layers - 1) s = &last; /* of a prompt's tokens only the cache is wanted */
     if (!s->m) return;
-    phikit_attend_tokens(team, s, i);
-    phikit_panels(team, &layer->o, s->ready, s->m, s->x, 1);
+    phikit_attend_tokens(team, s, i, room);
+    phikit_panels(team, &layer->o, s->ready, s->m, s->x, sum);
     norm(team, s, layer->post_norm);
     gated(team, s, &layer->gate_up);
-    phikit_panels(team, &layer->down, s->gated, s->m, s->x, 1);
+    phikit_panels(team, &layer->down, s->gated, s->m, s->x, sum);
   }
   norm(team, s, net->norm);
-  phikit_panels(team, &net->head, s->ready, s->m, s->logits, 0);
+  phikit_panels(team, &net->head, s->ready, s->m, s->logits, PUT);
 }
 
 /* As phikit_step, of matrices that are all packed; F is a multiple of 64. */
@@ -74,8 +83,16 @@ int phikit_many(const Model *model, const Cache *cache, const int64_t *tokens,
             .cosine = cosine, .sine = sine, .m = m, .wanted = wanted, .logits = logits};
   s.ready = malloc(2 * readable(m) * (out > model->width ? out : model->width));
   s.gated = malloc(2 * readable(m) * model->inner);
-  const int begun = s.ready && s.gated && phikit_begin(&s);
+  int begun = s.ready && s.gated;
+  if (model->as_trained) {
+    int last = 0;
+    for (int i = 0; i < m; i++) last = positions[i] > last ? positions[i] : last;
+    s.each = phikit_room_as_trained(last);
+    s.room = aligned_alloc(64, s.each * threads);
+    begun = begun && s.room;
+  }
+  begun = begun && phikit_begin(&s);
   if (begun) phikit_run_team(threads, run, &s);
-  free(s.x), free(s.ready), free(s.gated);
+  free(s.x), free(s.ready), free(s.gated), free(s.room);
   return begun ? 0 : -1;
 }

@@ -152,7 +152,7 @@ void phikit_panel(const Matrix *w, int panel, const uint16_t *x, int m, float y[
     }
 }
 
-void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int add) {
+void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float *out, int how) {
   const int total = panels(w), size = piece(team, total);
   for (int first; (first = claim(team, total, size)) >= 0;)
     for (int panel = first; panel < first + size && panel < total; panel++) {
@@ -163,10 +163,12 @@ void phikit_panels(Team *team, const Matrix *w, const uint16_t *x, int m, float 
         phikit_panel(w, panel, x + (size_t)row * w->k, rows, y);
         for (int r = 0; r < rows; r++) {
           float *to = out + (size_t)(row + r) * w->n + column;
-          if (add)
-            for (int i = 0; i < count; i++) to[i] += y[r * PANEL + i];
+          const float *from = y + r * PANEL;
+          if (how == PUT) memcpy(to, from, 4 * (size_t)count);
+          else if (how == ADD)
+            for (int i = 0; i < count; i++) to[i] += from[i];
           else
-            memcpy(to, y + r * PANEL, 4 * (size_t)count);
+            for (int i = 0; i < count; i++) to[i] += rounded(from[i]);
         }
       }
     }
@@ -183,7 +185,7 @@ typedef struct {
 
 static void multiply(Team *team, void *argument) {
   const Whole *s = argument;
-  phikit_panels(team, s->w, s->x, s->m, s->y, 0);
+  phikit_panels(team, s->w, s->x, s->m, s->y, PUT);
 }
 
 /* y_MN = x_MK · wᵀ in float32; x has readable(m) rows. */

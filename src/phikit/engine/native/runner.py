@@ -6,6 +6,7 @@ torch's products are the faster ones, and what lies between them is C.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phikit.engine.dense import DenseRunner
+from phikit.engine.dense import DenseRunner, RopeTable
 from phikit.engine.logits import PACKED, head_product
 from phikit.engine.native import products
 from phikit.engine.native.between import Between
 from phikit.engine.native.build import Compiler, library
-from phikit.engine.native.step import DecodeStep, Pages, obstacle, packable
+from phikit.engine.native.step import DecodeStep, Pages, obstacle, packable, trained_obstacle
 from phikit.engine.packed import Product
 from phikit.engine.pool8 import Pool8, block_bytes8
 from phikit.engine.rowwise import Rowwise
@@ -76,7 +77,9 @@ class NativeRunner(DenseRunner):
     (not bfloat16 or float32, not on the CPU), it is a `DenseRunner`. Of adapters the kernels know
     nothing: steps with them go through torch's products, and what lies between through C.
 
-    A row's logits do not depend on how many rows go with it through the kernels.
+    A row's logits do not depend on how many rows go with it through the kernels. Packed bfloat16
+    weights give the bits of training's forward pass where there is a matrix unit, to all that goes
+    through the kernels: steps, and prompts near the beginning of a sequence.
 
     Args:
         block_size: 0 for the kernels' choice.
@@ -116,12 +119,21 @@ class NativeRunner(DenseRunner):
         wide = library(compiler or Compiler()) if not obstacle(model, torch.float32) else None
         if wide is not None:
             self._between = Between(wide, model.config, wide=True)
+        self._turns = self.rope  # of steps in one call
         if self._built is not None:
-            self._kernels = DecodeStep(model, self._built, packs)
+            self._kernels = self._one_call(self._built, packs)
             self._between = Between(self._built, model.config)
         if packs and self._kernels is not None:
             self.most_rows = self._kernels.most_rows
         self._late: list[Piece] = []  # they wait for the next step
+
+    def _one_call(self, built: ctypes.CDLL, packs: bool) -> DecodeStep:
+        """Packed weights give the bits of training's forward pass where they can."""
+        plain = packs and not self.cache8
+        exact = plain and not trained_obstacle(self.model, built, self.block_size)
+        if exact:
+            self._turns = RopeTable(self.config, torch.float32, self.device)
+        return DecodeStep(self.model, built, packs, exact)
 
     def allocate(self, blocks: int) -> None:
         self._late = []
@@ -160,11 +172,11 @@ class NativeRunner(DenseRunner):
     def _in_one(self, kernels: DecodeStep, rows: Rows, wanted: int | None = None) -> Tensor:
         """The step in one call: logits [N, V] of so many rows, or of all."""
         self._plan = None  # `DenseRunner` would take rows that it has not seen for the same
-        self.rope.fit(int(rows.position_N.max()) + 1)
+        self._turns.fit(int(rows.position_N.max()) + 1)
         token_N, position_N, long_N = map(
             torch.from_numpy, (rows.token_N, rows.position_N, rows.long_N)
         )
-        cos_N1R, sin_N1R = self.rope.at(position_N, long_N)
+        cos_N1R, sin_N1R = self._turns.at(position_N, long_N)
         blocks = int(rows.position_N.max()) // self.block_size + 1
         table_NJ = torch.from_numpy(rows.table_NJ[:, :blocks]).to(torch.int32)
         pages = Pages(self.pool.layers, self.block_size, table_NJ.contiguous())

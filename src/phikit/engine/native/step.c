@@ -6,6 +6,7 @@
 
    Letters: M new tokens, D model width, H query heads, G key-value heads, K head size, F inner
    width, R rotated part of a head, V vocabulary, L positions.  */
+#include "alike.h"
 #include "attend8.h"
 #include "step.h"
 
@@ -24,16 +25,29 @@ static Store8 store_of(const Cache *c, int layer) {
   return (Store8){c->keys[layer], c->values[layer], c->key_scales[layer], c->value_scales[layer]};
 }
 
+/* A head of a projection that was not rounded yet: rounded, and rotated as training does it. */
+static void turn_as_trained(const Step *s, int token, const float *head, uint16_t *out) {
+  const int k = s->shape.head_dim, half = s->shape.rotary / 2;
+  const float *cosine = s->cosine + (size_t)token * 2 * half, *sine = s->sine + (size_t)token * 2 * half + half;
+  float wide[WIDEST];
+  for (int i = 0; i < k; i++) out[i] = to_bf16(head[i]), wide[i] = from_bf16(out[i]);
+  if (half) turn(wide, wide + half, cosine, sine, half, 1.0f, out);
+}
+
 static void store(const Step *s, int layer, int token, int group) {
   const Model *net = s->model;
   int k = net->head_dim, row = (net->heads + 2 * net->kv_heads) * k;
   float *key = s->qkv + (size_t)token * row + (net->heads + group) * k;
   const float *value = key + net->kv_heads * k;
-  rotate(key, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
+  uint16_t narrow[2 * WIDEST];
+  if (net->as_trained) turn_as_trained(s, token, key, narrow);
+  else {
+    rotate(key, s->cosine + token * net->rotary, s->sine + token * net->rotary, net->rotary);
+    for (int i = 0; i < k; i++) narrow[i] = to_bf16(key[i]);
+  }
+  for (int i = 0; i < k; i++) narrow[k + i] = to_bf16(value[i]);
   const Cache *c = s->cache;
   const int32_t *table = c->table + (size_t)token * c->table_width;
-  uint16_t narrow[2 * WIDEST];
-  for (int i = 0; i < k; i++) narrow[i] = to_bf16(key[i]), narrow[k + i] = to_bf16(value[i]);
   if (c->key_scales) {
     const Store8 to = store_of(c, layer);
     phikit_put8(&s->shape, &to, table, group, s->positions[token], narrow, narrow + k);
@@ -45,17 +59,25 @@ static void store(const Step *s, int layer, int token, int group) {
 }
 
 /* Up to AT_ONCE query heads of one token, which share a key head. */
-static void attend(const Step *s, int layer, int token, int head, int count) {
+static void attend(const Step *s, int layer, int token, int head, int count, char *room) {
   const Shape *c = &s->shape;
   const int k = c->head_dim, row = (c->heads + 2 * c->kv_heads) * k;
   const int group = head / (c->heads / c->kv_heads);
   float *query = s->qkv + (size_t)token * row + head * k;
   float *out = s->attended + ((size_t)token * c->heads + head) * k;
   uint16_t q[AT_ONCE * WIDEST];
+  const int32_t *table = s->cache->table + (size_t)token * c->table_width;
+  if (s->model->as_trained) {
+    const int64_t at = group * c->head_stride;
+    const uint16_t *keys = s->cache->keys[layer], *values = s->cache->values[layer];
+    for (int h = 0; h < count; h++) turn_as_trained(s, token, query + h * k, q + h * k);
+    phikit_attend_as_trained(c, keys + at, values + at, table, s->positions[token], q, count, room, out);
+    for (int i = 0; i < count * k; i++) s->ready[((size_t)token * c->heads + head) * k + i] = to_bf16(out[i]);
+    return;
+  }
   for (int h = 0; h < count; h++)
     rotate(query + h * k, s->cosine + token * c->rotary, s->sine + token * c->rotary, c->rotary);
   for (int i = 0; i < count * k; i++) q[i] = to_bf16(query[i]);
-  const int32_t *table = s->cache->table + (size_t)token * c->table_width;
   if (s->cache->key_scales) {
     const Store8 of = store_of(s->cache, layer);
     phikit_attend_heads8(c, &of, table, group, s->positions[token], q, count, out);
@@ -74,12 +96,12 @@ void phikit_store_tokens(Team *team, const Step *s, int layer) {
   meet(team); /* a token may look at another one's new key */
 }
 
-void phikit_attend_tokens(Team *team, const Step *s, int layer) {
+void phikit_attend_tokens(Team *team, const Step *s, int layer, char *room) {
   const Shape *c = &s->shape;
   const int e = c->heads / c->kv_heads, parts = (e + AT_ONCE - 1) / AT_ONCE, each = c->kv_heads * parts;
   for (int item; (item = claim(team, s->m * each, 1)) >= 0;) {
     const int from = item % parts * AT_ONCE;
-    attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE);
+    attend(s, layer, item / each, item % each / parts * e + from, e - from < AT_ONCE ? e - from : AT_ONCE, room);
   }
   phikit_tiles(NO_TILES);
   meet(team);
@@ -133,7 +155,7 @@ static void run_layer(Team *team, Step *s, int index, Ready *ready, float *norme
   phikit_make_ready(ready, &layer->qkv, normed, m);
   product(team, s, &layer->qkv, ready, s->qkv, 0);
   phikit_store_tokens(team, s, index);
-  phikit_attend_tokens(team, s, index);
+  phikit_attend_tokens(team, s, index, NULL);
   phikit_make_ready(ready, &layer->o, s->attended, m);
   product(team, s, &layer->o, ready, s->x, 1);
   rms_norm(s->x, layer->post_norm, normed, m, net->width, net->eps);
@@ -181,8 +203,11 @@ int phikit_begin(Step *s) {
   s->attended = s->qkv + (size_t)m * row;
   s->act = s->attended + (size_t)m * out;
   for (int i = 0; i < m; i++) {
-    const uint16_t *vector = model->embedding + (size_t)s->tokens[i] * width;
-    for (int d = 0; d < width; d++) s->x[(size_t)i * width + d] = from_bf16(vector[d]);
+    const size_t at = (size_t)s->tokens[i] * width;
+    float *x = s->x + (size_t)i * width;
+    if (model->as_trained) memcpy(x, (const float *)model->embedding + at, 4 * (size_t)width);
+    else
+      for (int d = 0; d < width; d++) x[d] = from_bf16(((const uint16_t *)model->embedding)[at + d]);
   }
   return 1;
 }

@@ -7,15 +7,17 @@
 
 #include "decode.h"
 
+/* `as_trained`: every bit is that of training's forward pass (many.c alone). Embedding and norms are
+   float32 then, else bfloat16. */
 typedef struct {
-  const uint16_t *input_norm, *post_norm; /* [D] */
+  const void *input_norm, *post_norm; /* [D] */
   Matrix qkv, o, gate_up, down;
 } Layer;
 
 typedef struct {
-  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window;
+  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window, as_trained;
   float eps;
-  const uint16_t *embedding, *norm; /* [V, D], [D] */
+  const void *embedding, *norm; /* [V, D], [D] */
   const Layer *layer;
   Matrix head;
 } Model;
@@ -31,6 +33,8 @@ typedef struct {
   float *x, *qkv, *attended, *act; /* [M, D], [M, (H+2G)K], [M, HK]; step.c: [M, F] */
   float *logits;                   /* [wanted, V] */
   uint16_t *ready, *gated; /* many.c: what goes into the next product, [M, the widest], [M, F] */
+  char *room;              /* many.c, as trained: `each` bytes for every thread */
+  size_t each;
   atomic_int failed;
 } Step;
 
@@ -40,7 +44,8 @@ int phikit_begin(Step *s);
 /* A phase: new keys and values go to their place. */
 void phikit_store_tokens(Team *team, const Step *s, int layer);
 
-/* A phase after that: every head attends, into `attended` or, rounded, into `ready`. */
-void phikit_attend_tokens(Team *team, const Step *s, int layer);
+/* A phase after that: every head attends, into `attended` or, rounded, into `ready`. As trained, each
+   thread has room (decode.h). */
+void phikit_attend_tokens(Team *team, const Step *s, int layer, char *room);
 
 #endif

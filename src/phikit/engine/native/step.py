@@ -42,7 +42,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "layers", "width", "inner", "heads", "kv_heads", "head_dim", "rotary", "vocab",
-            "window")),
+            "window", "as_trained")),
         ("eps", ctypes.c_float),
         ("embedding", ctypes.c_void_p), ("norm", ctypes.c_void_p),
         ("layer", ctypes.POINTER(_Layer)), ("head", Matrix),
@@ -126,6 +126,21 @@ def packable(model: Decoder) -> bool:
     return even and all(type(m) is nn.Linear for m in matrices)
 
 
+def trained_obstacle(model: Decoder, kernels: ctypes.CDLL | None, block_size: int = 32) -> str:
+    """Why `DecodeStep` cannot take a model as trained, over such blocks; empty when it can."""
+    if reason := obstacle(model, model.model.embed_tokens.weight.dtype):
+        return reason
+    config = model.config
+    window = config.sliding_window
+    if window and window < config.max_positions:
+        return f"attention to the last {window} positions alone"
+    if not packable(model):
+        return "its matrices cannot be packed, or have adapters"
+    if kernels is None or not kernels.phikit_attends_as_trained(config.head_dim, block_size):
+        return f"heads of {config.head_dim}, or a processor without a matrix unit (AMX)"
+    return ""
+
+
 class DecodeStep:
     """The decoder's step on the very weights of a model: changed weights are seen at once, unless
     they are packed.
@@ -133,39 +148,53 @@ class DecodeStep:
     Args:
         model: held as long as this object is; its parameters must not be replaced meanwhile.
         pack: lay the weights out for any number of tokens; they are copied.
+        as_trained: give the bits of training's forward pass; packs.
 
     Raises:
         PhikitError: the model is none that the kernels run; says why.
     """
 
-    def __init__(self, model: Decoder, library: ctypes.CDLL, pack: bool = False) -> None:
-        if reason := obstacle(model):
+    def __init__(
+        self, model: Decoder, library: ctypes.CDLL, pack: bool = False, as_trained: bool = False
+    ) -> None:
+        precision = model.model.embed_tokens.weight.dtype if as_trained else torch.bfloat16
+        if reason := obstacle(model, precision):
             raise PhikitError(f"the step in C does not run this model: {reason}")
+        pack, self.as_trained = pack or as_trained, as_trained
         self.model, self._library, config = model, library, model.config
         self._packed: list[products.PackedRows] = []
+        self._wide: list[Tensor] = []
         self._run = library.phikit_many if pack else library.phikit_step
         self.most_rows = sys.maxsize if pack else products.MOST_ROWS
         matrix = self._pack if pack else _as_it_lies
+        vectors = self._widened if as_trained else lambda weight: weight.data_ptr()
         layers = (_Layer * config.layers)()
         for target, module in zip(layers, model.model.layers, strict=True):
             attention, mlp = cast(Layer, module).self_attn, cast(Layer, module).mlp
-            target.input_norm = cast(Layer, module).input_layernorm.weight.data_ptr()
-            target.post_norm = cast(Layer, module).post_attention_layernorm.weight.data_ptr()
+            target.input_norm = vectors(cast(Layer, module).input_layernorm.weight)
+            target.post_norm = vectors(cast(Layer, module).post_attention_layernorm.weight)
             target.qkv, target.o = matrix(attention.qkv_proj), matrix(attention.o_proj)
             target.gate_up, target.down = matrix(mlp.gate_up_proj), matrix(mlp.down_proj)
         window = config.sliding_window or 0
         self._model = _Model(
             config.layers, config.hidden_size, config.intermediate_size, config.heads,
             config.kv_heads, config.head_dim, config.rotary_dim, config.vocab_size,
-            window if window < config.max_positions else 0, config.norm_eps,
-            model.model.embed_tokens.weight.data_ptr(), model.model.norm.weight.data_ptr(),
+            window if window < config.max_positions else 0, as_trained, config.norm_eps,
+            vectors(model.model.embed_tokens.weight), vectors(model.model.norm.weight),
             layers, matrix(model.lm_head),
         )  # fmt: skip
 
     def _pack(self, module: nn.Module) -> Matrix:
         assert isinstance(module.weight, Tensor)
-        self._packed.append(products.PackedRows(self._library, module.weight))
+        self._packed.append(
+            products.PackedRows(self._library, module.weight.detach().to(torch.bfloat16))
+        )
         return self._packed[-1].matrix()
+
+    def _widened(self, weight: Tensor) -> int:
+        """The address of a weight in float32, a copy if it is not."""
+        self._wide.append(weight.detach().float())
+        return self._wide[-1].data_ptr()
 
     def __call__(
         self,
@@ -183,7 +212,7 @@ class DecodeStep:
         Args:
             ids_M, positions_M: tokens and their positions.
             rope: cosines and sines [M, R] with the halves repeated, the first half of the sines
-                negative.
+                negative; in float32 when `as_trained`, else rounded to bfloat16.
             pages: has room for every token's position.
             wanted: of so many tokens, the first ones, logits are computed; of all if left out.
 

@@ -28,9 +28,9 @@ from phikit.errors import PhikitError
 
 #: From more rows than this on, the weights are unpacked once. Measured in turns, two threads,
 #: unpacking took this many times the kernel's time: with a matrix unit at 64, 96 and 128 rows from
-#: 576 to 1536 features int4 1.5, 1.2, 1.0 and int8 1.7, 1.3, 1.1, and more from 3072 to 8192; on two
-#: busy Zen 4 cores at 64 and 128 rows 1.1, 0.8 and 1.05, 0.8, from 3072 to 8192 3.8, 2.3 and 1.4,
-#: 1.05.
+#: 576 to 1536 features int4 1.5, 1.2, 1.0 and int8 1.7, 1.3, 1.1, and more from 3072 to 8192; on
+#: two busy Zen 4 cores at 64 and 128 rows 1.1, 0.8 and 1.05, 0.8, from 3072 to 8192 3.8, 2.3 and
+#: 1.4, 1.05.
 FEW_ROWS = 96
 
 

@@ -8,7 +8,7 @@
    Letters: T tokens, H query heads, G key-value heads, E = H / G, M = H + 2G heads of the fused
    projection, K head size, R rotated part of a head, L length of a document, P the same rounded up
    to whole blocks, Q queries of a block. A pair is two neighbours in bfloat16, in one word.  */
-#include "../../engine/native/common.h"
+#include "../../engine/native/alike.h"
 
 enum { BLOCK = 32, ROWS = 8, GAP = 16 }; /* GAP: so that rows do not lie whole pages apart */
 
@@ -40,6 +40,7 @@ typedef struct {
   uint32_t *key_pairs, *value_pairs;               /* [P / 2, K] */
   uint32_t *q_pairs, *grad_pairs, *p_pairs, *d_pairs; /* [Q / 2, K], [Q / 2, P + GAP] */
   float *scores, *slopes, *d_key, *d_value, *sums; /* [Q, P + GAP], [P, K], [Q, K] */
+  int32_t *tokens;                                 /* [P]: which ones these are */
   int stride;                                      /* P + GAP */
 } Scratch;
 
@@ -183,25 +184,16 @@ static void over_queries(const uint32_t *weights, int stride, const uint32_t *pa
 
 /* --- laying out ---------------------------------------------------------------------------------*/
 
-/* Rotates by the angle whose sine and cosine are given, or back. */
-static void turn(const float *first, const float *second, const float *cosine, const float *sine, int half,
-                 float sign, uint16_t *to) {
-  for (int i = 0; i < half; i++) {
-    to[i] = to_bf16(first[i] * cosine[i] - sign * second[i] * sine[i]);
-    to[i + half] = to_bf16(second[i] * cosine[i] + sign * first[i] * sine[i]);
-  }
-}
-
-/* `rows` rows of one head from position `at` of a document, zeros past its end. */
-static void take(const Packed *c, const uint16_t *from, int heads, int head, int start, int length, int at,
-                 int rows, int rotary, uint16_t *to) {
+/* `rows` rows of one head from the one of tokens[at] on, zeros past tokens[count - 1]. */
+static void take(const Packed *c, const uint16_t *from, int heads, int head, const int32_t *tokens, int count,
+                 int at, int rows, int rotary, uint16_t *to) {
   const int k = c->head_dim, half = rotary / 2;
   for (int i = 0; i < rows; i++, to += k) {
-    if (at + i >= length) {
+    if (at + i >= count) {
       memset(to, 0, 2 * (size_t)k);
       continue;
     }
-    const size_t token = (size_t)start + at + i;
+    const size_t token = tokens[at + i];
     const uint16_t *x = from + (token * heads + head) * k;
     memcpy(to, x, 2 * (size_t)k);
     if (!half) continue;
@@ -244,35 +236,11 @@ static void by_pairs(const uint16_t *rows, int count, int k, uint32_t *to) {
 
 /* Which of the sixteen keys from `at` on a query at `position` sees; `branches` of its document. */
 static inline __mmask16 seen(const int32_t *branches, int position, int at) {
-  const int left = position + 1 - at;
-  const __mmask16 earlier = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-  if (!branches || !earlier) return earlier;
-  const __m512i b = _mm512_maskz_loadu_epi32(earlier, branches + at);
-  return _mm512_mask_cmpeq_epi32_mask(earlier, b, _mm512_set1_epi32(branches[position])) |
-         _mm512_mask_testn_epi32_mask(earlier, b, b);
-}
-
-static inline void narrow16(uint16_t *to, __m512 x) {
-  _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-/* A query's scores over `keys` keys to e^(scale (score - the largest)) in bfloat16; their sum and
-   log Z.  */
-static float weigh(const float *scores, const int32_t *branches, int position, int keys, float scale,
-                   uint16_t *to, float *log_z) {
-  __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-  for (int at = 0; at < keys; at += 16)
-    most = _mm512_mask_max_ps(most, seen(branches, position, at), most, _mm512_loadu_ps(scores + at));
-  const float largest = scale * _mm512_reduce_max_ps(most);
-  for (int at = 0; at < keys; at += 16) {
-    const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + at), _mm512_set1_ps(scale), _mm512_set1_ps(largest));
-    const __m512 p = _mm512_maskz_mov_ps(seen(branches, position, at), exp_16(x));
-    sum = _mm512_add_ps(sum, p);
-    narrow16(to + at, p);
-  }
-  const float total = _mm512_reduce_add_ps(sum);
-  *log_z = largest + logf(total);
-  return total;
+  const __mmask16 before = earlier(position, at);
+  if (!branches || !before) return before;
+  const __m512i b = _mm512_maskz_loadu_epi32(before, branches + at);
+  return _mm512_mask_cmpeq_epi32_mask(before, b, _mm512_set1_epi32(branches[position])) |
+         _mm512_mask_testn_epi32_mask(before, b, b);
 }
 
 /* A query's scores to probabilities, in place, and the slopes of the loss by probability to those by
@@ -306,32 +274,52 @@ static void pair_rows(const float *even, const float *odd, int keys, uint32_t *t
 
 static int padded(int length) { return (length + BLOCK - 1) / BLOCK * BLOCK; }
 
-static void attend_forward(const Job *job, int document, int group, Scratch *s) {
-  const Packed *c = job->packed;
-  const int k = c->head_dim, e = c->heads / c->kv_heads, all = c->heads + 2 * c->kv_heads;
-  const int start = c->starts[document], length = c->lengths[document], whole = padded(length);
+/* The tokens that those of a document from `first` on see, up to the end of their run of one branch,
+   in their order: those before and the run, of which the first one's place is returned. */
+static int visible(const Packed *c, int document, int first, int32_t *tokens, int *count) {
+  const int start = c->starts[document], length = c->lengths[document];
   const int32_t *branches = c->branches ? c->branches + start : NULL;
+  int before = 0, last = first;
+  for (int i = 0; i < first; i++)
+    if (!branches || !branches[i] || branches[i] == branches[first]) tokens[before++] = start + i;
+  while (last < length && (!branches || branches[last] == branches[first])) last++;
+  for (int i = first; i < last; i++) tokens[before + i - first] = start + i;
+  *count = before + last - first;
+  return before;
+}
+
+/* One run of a branch, as if what it sees were a document: nothing depends on other branches. */
+static void forward_run(const Job *job, int group, int before, int count, Scratch *s) {
+  const Packed *c = job->packed;
+  const int k = c->head_dim, e = c->heads / c->kv_heads, all = c->heads + 2 * c->kv_heads, whole = padded(count);
   const float scale = 1.0f / sqrtf((float)k);
-  take(c, job->qkv, all, c->heads + group, start, length, 0, whole, c->rotary, s->key);
-  take(c, job->qkv, all, c->heads + c->kv_heads + group, start, length, 0, whole, 0, s->value);
+  take(c, job->qkv, all, c->heads + group, s->tokens, count, 0, whole, c->rotary, s->key);
+  take(c, job->qkv, all, c->heads + c->kv_heads + group, s->tokens, count, 0, whole, 0, s->value);
   by_columns(s->key, whole, k, s->key_columns);
   by_pairs(s->value, whole, k, s->value_pairs);
   for (int head = group * e; head < (group + 1) * e; head++)
-    for (int at = 0; at < length; at += BLOCK) {
-      const int keys = at + BLOCK, rows = length - at < BLOCK ? length - at : BLOCK;
+    for (int at = before; at < count; at += BLOCK) {
+      const int rows = count - at < BLOCK ? count - at : BLOCK, keys = padded(at + rows);
       float total[BLOCK];
-      take(c, job->qkv, all, head, start, length, at, BLOCK, c->rotary, s->q);
+      take(c, job->qkv, all, head, s->tokens, count, at, BLOCK, c->rotary, s->q);
       against_keys(s->q, s->key_columns, k, keys, s->scores, s->stride);
       for (int i = 0; i < rows; i++)
-        total[i] = weigh(s->scores + (size_t)i * s->stride, branches, at + i, keys, scale,
-                         s->narrow + (size_t)i * s->stride,
-                         job->log_z + (size_t)(start + at + i) * c->heads + head);
+        total[i] = weigh(s->scores + (size_t)i * s->stride, at + i, keys, scale, s->narrow + (size_t)i * s->stride,
+                         job->log_z + (size_t)s->tokens[at + i] * c->heads + head);
       over_keys(s->narrow, s->stride, s->value_pairs, k, keys, s->sums);
       for (int i = 0; i < rows; i++) {
-        uint16_t *to = job->out + ((size_t)(start + at + i) * c->heads + head) * k;
+        uint16_t *to = job->out + ((size_t)s->tokens[at + i] * c->heads + head) * k;
         for (int j = 0; j < k; j++) to[j] = to_bf16(s->sums[i * k + j] / total[i]);
       }
     }
+}
+
+static void attend_forward(const Job *job, int document, int group, Scratch *s) {
+  for (int first = 0, count; first < job->packed->lengths[document];) {
+    const int before = visible(job->packed, document, first, s->tokens, &count);
+    forward_run(job, group, before, count, s);
+    first += count - before;
+  }
 }
 
 /* One block of queries of one head: their gradients, and their part of the keys' and values'. */
@@ -341,8 +329,8 @@ static void back_block(const Job *job, int document, int head, int at, Scratch *
   const int start = c->starts[document], length = c->lengths[document];
   const int32_t *branches = c->branches ? c->branches + start : NULL;
   const float scale = 1.0f / sqrtf((float)k);
-  take(c, job->qkv, all, head, start, length, at, BLOCK, c->rotary, s->q);
-  take(c, job->grad, c->heads, head, start, length, at, BLOCK, 0, s->grad);
+  take(c, job->qkv, all, head, s->tokens, length, at, BLOCK, c->rotary, s->q);
+  take(c, job->grad, c->heads, head, s->tokens, length, at, BLOCK, 0, s->grad);
   by_pairs(s->q, BLOCK, k, s->q_pairs);
   by_pairs(s->grad, BLOCK, k, s->grad_pairs);
   against_keys(s->q, s->key_columns, k, keys, s->scores, stride);
@@ -370,8 +358,9 @@ static void attend_backward(const Job *job, int document, int group, Scratch *s)
   const int k = c->head_dim, e = c->heads / c->kv_heads, all = c->heads + 2 * c->kv_heads;
   const int start = c->starts[document], length = c->lengths[document], whole = padded(length);
   const int key = c->heads + group, value = key + c->kv_heads;
-  take(c, job->qkv, all, key, start, length, 0, whole, c->rotary, s->key);
-  take(c, job->qkv, all, value, start, length, 0, whole, 0, s->value);
+  for (int i = 0; i < length; i++) s->tokens[i] = start + i;
+  take(c, job->qkv, all, key, s->tokens, length, 0, whole, c->rotary, s->key);
+  take(c, job->qkv, all, value, s->tokens, length, 0, whole, 0, s->value);
   by_columns(s->key, whole, k, s->key_columns);
   by_columns(s->value, whole, k, s->value_columns);
   by_pairs(s->key, whole, k, s->key_pairs);
@@ -396,7 +385,7 @@ static int make_scratch(Scratch *s, int length, int k) {
       {(void **)&s->q_pairs, 2 * block}, {(void **)&s->grad_pairs, 2 * block},
       {(void **)&s->narrow, 2 * BLOCK * row}, {(void **)&s->p_pairs, 2 * BLOCK * row},
       {(void **)&s->d_pairs, 2 * BLOCK * row}, {(void **)&s->scores, 4 * BLOCK * row},
-      {(void **)&s->slopes, 4 * BLOCK * row},
+      {(void **)&s->slopes, 4 * BLOCK * row}, {(void **)&s->tokens, 4 * p},
   };
   size_t bytes = 0;
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) bytes += parts[i].bytes;

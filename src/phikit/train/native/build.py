@@ -20,7 +20,7 @@ SOURCES = Sources(
         "engine/native/team.c", "engine/native/tiles.c", "train/native/attention.c",
         "train/native/passes.c", "train/native/logits.c", "train/native/products.c",
     ),
-    ("engine/native/common.h", "engine/native/decode.h"),
+    ("engine/native/common.h", "engine/native/decode.h", "engine/native/alike.h"),
 )  # fmt: skip
 _log = logging.getLogger("phikit")
 

@@ -16,6 +16,9 @@ typedef struct {
   int n, vocabulary;
 } Rows;
 
+/* Words whose sum is float32: over a whole vocabulary small terms would be lost in it. */
+enum { PART = 1024 };
+
 /* Row functions are made twice, with `wide` known, so that their loops have no branch.  */
 #define TWICE static inline __attribute__((always_inline))
 
@@ -28,24 +31,30 @@ TWICE void sum_row(const Rows *s, int row, int wide) {
   const size_t from = (size_t)row * s->vocabulary;
   const int v = s->vocabulary;
   const float inverse = 1.0f / s->temperature;
-  float largest = -INFINITY, z = 0, weighed = 0, total = 0;
+  float largest = -INFINITY;
+  double z = 0, weighed = 0, total = 0;
 #pragma omp simd reduction(max : largest)
   for (int i = 0; i < v; i++) {
     const float y = at(x, wide, from + i);
     largest = y > largest ? y : largest;
   }
   largest *= inverse;
-#pragma omp simd reduction(+ : z, weighed, total)
-  for (int i = 0; i < v; i++) {
-    const float y = at(x, wide, from + i) * inverse, p = fast_exp(y - largest);
-    z += p;
-    weighed += p * y;
-    total += y;
+  for (int start = 0; start < v; start += PART) {
+    const int end = start + PART < v ? start + PART : v;
+    float z_part = 0, weighed_part = 0, total_part = 0;
+#pragma omp simd reduction(+ : z_part, weighed_part, total_part)
+    for (int i = start; i < end; i++) {
+      const float y = at(x, wide, from + i) * inverse, p = fast_exp(y - largest);
+      z_part += p;
+      weighed_part += p * y;
+      total_part += y;
+    }
+    z += z_part, weighed += weighed_part, total += total_part;
   }
-  s->log_z[row] = largest + logf(z);
+  s->log_z[row] = largest + (float)log(z);
   s->at_target[row] = at(x, wide, from + s->target[row]) * inverse;
-  s->mean[row] = weighed / z;
-  s->total[row] = total;
+  s->mean[row] = (float)(weighed / z);
+  s->total[row] = (float)total;
 }
 
 TWICE void slope_row(const Rows *s, int row, int wide) {

@@ -5,7 +5,7 @@
    Every row is one thread's, and sums over rows are cut the same way however many there are.
 
    Letters: N rows (tokens), D model width, F inner width.  */
-#include "../../engine/native/decode.h"
+#include "../../engine/native/alike.h"
 
 enum { SHORT = 1 << 15, PART = 64 }; /* elements that one thread takes alone; rows of a partial sum */
 
@@ -37,14 +37,8 @@ static void norm_row(const Norm *s, int row) {
     for (int i = 0; i < s->width; i++) sum[i] = x[i] + from_bf16(delta[i]);
     x = sum;
   }
-  float squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int i = 0; i < s->width; i++) squares += x[i] * x[i];
-  const float scale = 1.0f / sqrtf(squares / s->width + s->eps);
-  uint16_t *out = s->out + at;
-  const float *weight = s->weight;
-  for (int i = 0; i < s->width; i++) out[i] = to_bf16(x[i] * scale * weight[i]);
-  s->scale[row] = scale;
+  s->scale[row] = inverse_rms(x, s->width, s->eps);
+  put_norm(x, s->scale[row], s->weight, s->width, s->out + at);
 }
 
 static void norm(Team *team, void *argument) {

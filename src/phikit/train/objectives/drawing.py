@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from phikit.engine.base import Request, collect
 from phikit.engine.local import LocalEngine
+from phikit.engine.native.build import library
+from phikit.engine.native.step import trained_obstacle
 from phikit.engine.policy_pool import PolicyPool
 from phikit.errors import PhikitError
 from phikit.models.decoder import Decoder
@@ -45,6 +47,14 @@ def drawer(rollouts: RolloutSettings, generator: GeneratorSettings) -> Drawer:
     return LocalDrawer(rollouts)
 
 
+def as_trained(rollouts: RolloutSettings, policy: Decoder) -> bool:
+    """Whether the local engine is to give the bits of training's forward pass."""
+    if rollouts.as_trained is not None:
+        return rollouts.as_trained
+    bf16 = rollouts.precision == "bf16" and not rollouts.invariant
+    return bf16 and not trained_obstacle(policy, library())
+
+
 class LocalDrawer:
     """The local engine on the very weights being trained, without a copy of them; every process
     draws everything."""
@@ -58,7 +68,7 @@ class LocalDrawer:
             r = self.rollouts
             self.engine = LocalEngine(
                 policy, r.max_batch, torch.bfloat16 if r.precision == "bf16" else None,
-                invariant=r.invariant,
+                invariant=r.invariant, as_trained=as_trained(r, policy),
             )  # fmt: skip
         self.engine.model = policy
         return collect(self.engine, requests)

@@ -5,9 +5,9 @@ Shapes: N completion tokens of a forest, S completions.
 
 Every iteration asks an engine, on the very weights being trained, or a pool of engines with copies
 of them, for a group of answers to each problem, has them verified and rewarded, and compares each
-with its group. Engines draw
-under slightly other rounding than training computes; the difference of log-probabilities is logged
-in every step and corrected for by truncated importance weights (Yao et al. 2025).
+with its group. Engines may draw under slightly other rounding than training computes (the local one
+does not where `rollouts.as_trained` holds); the difference of log-probabilities is logged in every
+step and corrected for by truncated importance weights (Yao et al. 2025).
 """
 
 from __future__ import annotations

@@ -62,6 +62,12 @@ class RolloutSettings(Config):
         description="answers and their log-probabilities are of the same bits whatever is drawn "
         "beside them, and by however many engines; slower",
     )
+    as_trained: bool | None = Field(
+        default=None,
+        description="the local engine computes as training's forward pass in bf16, bit by bit, so "
+        "that both give an answer the same log-probabilities; None: with precision bf16, where the "
+        "model and the processor (AMX) allow it",
+    )
 
 
 class GeneratorSettings(Config):
