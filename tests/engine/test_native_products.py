@@ -75,6 +75,22 @@ def test_packed_products(kernels, scheme, n, columns, m, wide, scale, threads) -
     assert torch.equal(products.linear(kernels, matrix, x[:1], 1), y[:1])
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 20])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so(kernels, scheme: Scheme, rows: int, odd: float) -> None:
+    """In its own row; and what is next to nothing, or nothing, is no trouble."""
+    layer, x = QuantLinear.of(weights(40, 256), scheme), weights(rows, 256, 1)
+    plain = products.linear(kernels, layer.matrix(), x, 1)
+    x[0, 70] = odd
+    y = products.linear(kernels, layer.matrix(), x, 1)
+    assert not y[0].isfinite().any()
+    assert torch.equal(y[1:], plain[1:])
+    for tiny in (0.0, 1e-38, 1e-42):
+        nothing = products.linear(kernels, layer.matrix(), torch.full((rows, 256), tiny), 1)
+        assert (nothing == 0).all()
+
+
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(1, 50), k=st.integers(1, 200), m=st.integers(1, products.MOST_ROWS))
 def test_bf16_products(kernels, n, k, m) -> None:

@@ -152,6 +152,19 @@ class ChatFormat:
         places.check()
         return writer.done()
 
+    def opening(self, role: str) -> tuple[int, ...]:
+        """The ids before what a first message of this role says: what follows is such a message.
+
+        Raises:
+            PhikitError: an unknown role.
+        """
+        first = {"role": role, "content": ""}
+        self._check(first, 1)
+        writer = _Writer(self.tokenizer)
+        self._write_system(writer, [first], _Places(self.media_ids, {}))
+        writer.add(self._headers[role])
+        return tuple(writer.done().ids)
+
     def text(self, completion_ids: Sequence[int]) -> str:
         """The answer that a completion holds: up to its end token, `<think>` kept."""
         ids = list(completion_ids)

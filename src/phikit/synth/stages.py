@@ -20,6 +20,7 @@ from phikit.synth.collect import Collector, shares
 from phikit.synth.exercise import Style
 from phikit.synth.gym import GYM_STAGES
 from phikit.synth.judge_pairs import JUDGE_STAGES
+from phikit.synth.rehearsal import REHEARSAL_STAGES
 from phikit.synth.slips import SlippingTeacher
 from phikit.synth.stage_declared import DECLARED
 from phikit.synth.stage_quality import QUALITY_STAGES
@@ -271,5 +272,6 @@ STAGES: list[Stage[Any]] = [
     *ASKING_STAGES,
     TRAJECTORIES,
     *JUDGE_STAGES,
+    *REHEARSAL_STAGES,
     *GYM_STAGES,
 ]

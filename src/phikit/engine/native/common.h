@@ -123,18 +123,22 @@ static inline uint16_t to_bf16(float x) {
 
 static inline float rounded(float x) { return from_bf16(to_bf16(x)); }
 
-/* The least power of two by which the largest activation of a group is divided to fit two signed
-   bytes: 127 × 256 + 127 is the largest number that they hold both ways. Scaling by it rounds nothing,
-   so halves.c can leave it in the activations. Of what is smaller than 2^-80 nothing is kept. */
-static inline float step_of(float largest) {
-  const float least = largest / 32512.0f;
+/* The least power of two by which the largest activation of a group, whose bits these are without
+   their sign, is divided to fit two signed bytes: 127 × 256 + 127 is the largest number that they hold
+   both ways. Scaling by it rounds nothing, so halves.c can leave it in the activations. Of what is
+   smaller than 2^-80 nothing is kept; what is not finite (so are its bits the largest) leaves nothing
+   finite. */
+static inline float step_of(uint32_t largest) {
+  float least, step;
+  memcpy(&least, &largest, 4);
+  if (least < 0x1p-80f) return 0;
+  least /= 32512.0f;
   uint32_t bits;
   memcpy(&bits, &least, 4);
   if (bits >> 23 >= 254) return INFINITY;
   bits = (bits + 0x7fffff) & 0xff800000u;
-  float step;
   memcpy(&step, &bits, 4);
-  return largest < 0x1p-80f ? 0 : step;
+  return step;
 }
 
 /* --- threads ----------------------------------------------------------------------------------

@@ -19,10 +19,12 @@ int phikit_takes_halves(const Matrix *w, int m) {
   return fits && m >= FEWEST && phikit_tiles(OF_HALVES + m) == OF_HALVES + m;
 }
 
-static inline float largest_of(const float *x, int n) {
-  __m512 most = _mm512_setzero_ps();
-  for (int i = 0; i < n; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-  return _mm512_reduce_max_ps(most);
+/* Its bits. */
+static inline uint32_t largest_of(const float *x, int n) {
+  const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_setzero_si512();
+  for (int i = 0; i < n; i += 16) most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(x + i), no_sign));
+  return _mm512_reduce_max_epu32(most);
 }
 
 /* Sixteen columns of a row. Of every eight the order is 0 2 4 6 1 3 5 7, in which `widen` finds the

@@ -33,10 +33,11 @@ void phikit_ready_init(Ready *ready, char *memory, int m, int k) {
 
 static void split_group(const float *x, int n, int8_t *high, int8_t *low, float *scale,
                         int32_t *sum) {
-  float largest = 0;
-#pragma omp simd reduction(max : largest)
-  for (int i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-  float step = step_of(largest), inverse = step > 0 ? 1.0f / step : 0;
+  uint32_t bits[MAX_GROUP], most = 0;
+  memcpy(bits, x, 4 * (size_t)n);
+#pragma omp simd reduction(max : most)
+  for (int i = 0; i < n; i++) most = (bits[i] & 0x7fffffff) > most ? bits[i] & 0x7fffffff : most;
+  float step = step_of(most), inverse = step > 0 ? 1.0f / step : 0;
   int32_t total = 0;
   for (int i = 0; i < n; i++) {
     float scaled = x[i] * inverse;

@@ -205,7 +205,7 @@ int phikit_begin(Step *s) {
   for (int i = 0; i < m; i++) {
     const size_t at = (size_t)s->tokens[i] * width;
     float *x = s->x + (size_t)i * width;
-    if (model->as_trained) memcpy(x, (const float *)model->embedding + at, 4 * (size_t)width);
+    if (model->wide) memcpy(x, (const float *)model->embedding + at, 4 * (size_t)width);
     else
       for (int d = 0; d < width; d++) x[d] = from_bf16(((const uint16_t *)model->embedding)[at + d]);
   }

@@ -7,15 +7,15 @@
 
 #include "decode.h"
 
-/* `as_trained`: every bit is that of training's forward pass (many.c alone). Embedding and norms are
-   float32 then, else bfloat16. */
+/* `as_trained`: every bit is that of training's forward pass (many.c alone). Norms are float32 then,
+   else bfloat16; so is the embedding with `wide`. */
 typedef struct {
   const void *input_norm, *post_norm; /* [D] */
   Matrix qkv, o, gate_up, down;
 } Layer;
 
 typedef struct {
-  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window, as_trained;
+  int32_t layers, width, inner, heads, kv_heads, head_dim, rotary, vocab, window, as_trained, wide;
   float eps;
   const void *embedding, *norm; /* [V, D], [D] */
   const Layer *layer;

@@ -42,7 +42,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "layers", "width", "inner", "heads", "kv_heads", "head_dim", "rotary", "vocab",
-            "window", "as_trained")),
+            "window", "as_trained", "wide")),
         ("eps", ctypes.c_float),
         ("embedding", ctypes.c_void_p), ("norm", ctypes.c_void_p),
         ("layer", ctypes.POINTER(_Layer)), ("head", Matrix),
@@ -128,7 +128,10 @@ def packable(model: Decoder) -> bool:
 
 def trained_obstacle(model: Decoder, kernels: ctypes.CDLL | None, block_size: int = 32) -> str:
     """Why `DecodeStep` cannot take a model as trained, over such blocks; empty when it can."""
-    if reason := obstacle(model, model.model.embed_tokens.weight.dtype):
+    precision = model.model.embed_tokens.weight.dtype
+    if precision not in (torch.float32, torch.bfloat16):
+        return f"weights in {precision}"
+    if reason := obstacle(model, precision):
         return reason
     config = model.config
     window = config.sliding_window
@@ -179,8 +182,9 @@ class DecodeStep:
         self._model = _Model(
             config.layers, config.hidden_size, config.intermediate_size, config.heads,
             config.kv_heads, config.head_dim, config.rotary_dim, config.vocab_size,
-            window if window < config.max_positions else 0, as_trained, config.norm_eps,
-            vectors(model.model.embed_tokens.weight), vectors(model.model.norm.weight),
+            window if window < config.max_positions else 0, as_trained,
+            precision == torch.float32, config.norm_eps,
+            model.model.embed_tokens.weight.data_ptr(), vectors(model.model.norm.weight),
             layers, matrix(model.lm_head),
         )  # fmt: skip
 
