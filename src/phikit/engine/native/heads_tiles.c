@@ -158,7 +158,7 @@ int phikit_attend_in_tiles(const Shape *c, const uint16_t *keys, const uint16_t 
 
 /* --- as trained ---------------------------------------------------------------------------------*/
 
-enum { GROUP = 8 }; /* rows of a tile of weights */
+enum { GROUP = 8, FAR = 2 * HALF }; /* rows of a tile of weights; positions from which values are fetched */
 
 static int padded(int count) { return (count + PAIRED - 1) / PAIRED * PAIRED; }
 
@@ -185,12 +185,17 @@ static void weigh_all(const Shape *c, const uint16_t *values, const int32_t *tab
   for (int at = 0; at <= last; at += HALF) {
     const uint16_t *row[HALF];
     uint16_t laid[4][SIDE][PAIRED];
+    Ahead next = {.count = 0};
     for (int i = 0; i < HALF; i += SIDE) {
       const uint16_t *first = at + i <= last ? values + line(c, table, at + i) : nothing;
       for (int j = 0; j < SIDE; j++) row[i + j] = at + i + j <= last ? first + j * c->position_stride : nothing;
+      if (at + FAR + i <= last)
+        ahead_of(&next, values + line(c, table, at + FAR + i), 2 * SIDE * (size_t)c->position_stride);
     }
     lay_values(row, from, laid);
+    fetch(&next, WITH_VALUES);
     if (columns > PAIRED) lay_values(row, from + PAIRED, laid + 2);
+    while (next.now < next.count) fetch(&next, WITH_VALUES);
     TILE_LOAD(4, weights + at, 2 * stride);
     TILE_LOAD(5, laid[0], 64);
     _tile_dpbf16ps(0, 4, 5);
@@ -221,11 +226,8 @@ void phikit_attend_as_trained(const Shape *c, const uint16_t *keys, const uint16
   for (int at = 0; at <= last; at += TILE_LENGTH) {
     float tile[AT_ONCE][TILE_LENGTH];
     Ahead next = {.count = 0};
-    for (int i = 0; i < TILE_LENGTH && at + i <= last; i += SIDE) {
-      const size_t here = line(c, table, at + i), bytes = 2 * SIDE * (size_t)c->position_stride;
-      if (at + TILE_LENGTH + i <= last) ahead_of(&next, keys + line(c, table, at + TILE_LENGTH + i), bytes);
-      ahead_of(&next, values + here, bytes);
-    }
+    for (int i = TILE_LENGTH; i < 2 * TILE_LENGTH && at + i <= last; i += SIDE)
+      ahead_of(&next, keys + line(c, table, at + i), 2 * SIDE * (size_t)c->position_stride);
     for (int i = 0; i < TILE_LENGTH && at + i <= last; i += SIDE)
       score_16(keys + line(c, table, at + i), c->position_stride, queries, k, (float(*)[TILE_LENGTH])(tile[0] + i), &next);
     for (int h = 0; h < count; h++) memcpy(scores + h * stride + at, tile[h], sizeof tile[h]);
