@@ -96,7 +96,9 @@ def test_what_is_shown_never_holds_a_beginning_of_a_stop_text(text, stops, size)
 
 
 def test_a_completion_ends_with_the_token_that_completes_a_stop_text(small):
-    tokenizer, engine = small
+    tokenizer, ordinary = small
+    # whose draws no rounding of products of other shapes moves: one of many seeds meets it
+    engine = LocalEngine(ordinary.model, tokenizer=tokenizer, invariant=True)
     plain = Sampling(max_tokens=32)
     table = token_bytes(tokenizer)
 
