@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,9 @@ from phikit.records import Pair, Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage, given
 from phikit.verify.base import Problem, read_problems
 from phikit.verify.judge import Grades, Judge
+
+if TYPE_CHECKING:
+    from phikit.engine.local import LocalEngine
 
 DECLINED = "refusal"  # the verifier of problems that must be declined
 
@@ -192,6 +195,16 @@ def draw(
         yield done.request, done.sample, done.rollout
 
 
+def spend(ctx: Context, engine: LocalEngine, rollout: Rollout, read: bool) -> None:
+    """Adds a rollout to the stage's cost; `read`: its prompt too, once for all that continue it."""
+    flops_per_token = engine.model.config.flops_per_token
+    new, context = len(rollout.completion_ids), len(rollout.prompt_ids)
+    ctx.cost.tokens_generated += new
+    ctx.cost.flops += new * flops_per_token(context + new // 2)
+    if read:
+        ctx.cost.flops += context * flops_per_token(context // 2)
+
+
 def grade(judge: Judge, problem: Problem, answers: Sequence[Judged]) -> list[Judged]:
     """The same answers with grades. Equal texts are judged once."""
     texts = list(dict.fromkeys(a.text for a in answers))
@@ -276,11 +289,7 @@ def _answer(
         text = chat.text(rollout.completion_ids)
         answers[asked[place]].append(Judged(number, sample, rollout, text))
         ctx.progress.update(number * each + done, models * each)
-        new, context = len(rollout.completion_ids), len(rollout.prompt_ids)
-        ctx.cost.tokens_generated += new
-        ctx.cost.flops += new * engine.model.config.flops_per_token(context + new // 2)
-        if sample == 0:  # a prompt is read once for all its answers
-            ctx.cost.flops += context * engine.model.config.flops_per_token(context // 2)
+        spend(ctx, engine, rollout, read=sample == 0)
     for group in answers:
         group.sort(key=lambda a: (a.model, a.sample))
     return set(range(len(samples))).difference(asked)

@@ -19,7 +19,7 @@ from phikit.engine.base import Precision, Sampling
 from phikit.errors import PhikitError
 from phikit.records import Rollout, Sample, write_records
 from phikit.stage import Config, Context, Estimate, Stage
-from phikit.synth.judge_pairs import draw, stream_seed
+from phikit.synth.judge_pairs import draw, spend, stream_seed
 
 if TYPE_CHECKING:
     from phikit.chat.format import ChatFormat
@@ -112,9 +112,9 @@ def _questions(
     opening = chat.opening("user")
     seed = stream_seed(ctx.seed, "rehearsal", turn, "questions")
     drawn = sorted(draw(engine, [opening], sampling, wanted, [seed]), key=lambda d: d[1])
-    rollouts = [rollout for _, _, rollout in drawn]
-    _count(ctx, engine, rollouts, shared=True)
-    return list(questions(chat, rollouts, known, dropped))
+    for _, sample, rollout in drawn:
+        spend(ctx, engine, rollout, read=sample == 0)
+    return list(questions(chat, [rollout for *_, rollout in drawn], known, dropped))
 
 
 def _answers(
@@ -135,21 +135,8 @@ def _answers(
     for place, _, rollout in draw(engine, prompts, sampling, 1, seeds):
         found[place] = rollout
         ctx.progress.update(len(found), len(prompts))
-    _count(ctx, engine, list(found.values()))
+        spend(ctx, engine, rollout, read=True)
     return ((question, found[i]) for i, question in enumerate(asked))
-
-
-def _count(
-    ctx: Context, engine: LocalEngine, rollouts: Sequence[Rollout], shared: bool = False
-) -> None:
-    """Adds what was drawn to the stage's cost; a shared prompt is read once."""
-    config = engine.model.config
-    for number, rollout in enumerate(rollouts):
-        new, context = len(rollout.completion_ids), len(rollout.prompt_ids)
-        ctx.cost.tokens_generated += new
-        ctx.cost.flops += new * config.flops_per_token(context + new // 2)
-        if not (shared and number):
-            ctx.cost.flops += context * config.flops_per_token(context // 2)
 
 
 REHEARSAL_STAGES: list[Stage[Any]] = [

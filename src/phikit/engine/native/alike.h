@@ -1,22 +1,13 @@
 /* What an engine's step "as trained" and training's forward pass compute alike, to the bit.
 
-   In functions that are neither inlined nor cloned: which products and sums a compiler fuses is then
-   the same in both libraries. The rest is products in the matrix unit, whose sums are taken in the
+   In functions that are neither inlined nor cloned (ALIKE, decode.h, where the norm's scale is too):
+   which products and sums a compiler fuses is then the same in both libraries. The rest is products in the matrix unit, whose sums are taken in the
    order of what is summed over, wherever a row or column lies (panels.c, heads_tiles.c;
    train/native/products.c, attention.c).  */
 #ifndef PHIKIT_ALIKE_H
 #define PHIKIT_ALIKE_H
 
 #include "decode.h"
-
-#define ALIKE static __attribute__((noinline, noclone, unused))
-
-ALIKE float inverse_rms(const float *x, int width, float eps) {
-  float squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int i = 0; i < width; i++) squares += x[i] * x[i];
-  return 1.0f / sqrtf(squares / width + eps);
-}
 
 ALIKE void put_norm(const float *x, float inverse, const float *weight, int width, uint16_t *out) {
   for (int i = 0; i < width; i++) out[i] = to_bf16(x[i] * inverse * weight[i]);

@@ -28,13 +28,11 @@ typedef struct {
 
 static void norm_row(const Norm *s, int row) {
   const size_t at = (size_t)row * s->width;
-  float *x = s->x + at, sum = 0;
+  float *x = s->x + at;
   uint16_t *out = s->out + at;
   if (s->add)
     for (int i = 0; i < s->width; i++) x[i] += from_bf16(s->add[at + i]);
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < s->width; i++) sum += x[i] * x[i];
-  const float inverse = 1.0f / sqrtf(sum / s->width + s->eps);
+  const float inverse = inverse_rms(x, s->width, s->eps);
   for (int i = 0; i < s->width; i++) out[i] = to_bf16(x[i] * inverse * from_bf16(s->weight[i]));
 }
 

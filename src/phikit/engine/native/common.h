@@ -189,13 +189,13 @@ void phikit_run_team(int threads, void (*work)(Team *, void *), void *argument);
 
 /* --- products ---------------------------------------------------------------------------------*/
 
-/* Activations made ready for one kind of weights; every thread keeps its own. */
+/* Activations made ready for one kind of weights. */
 typedef struct {
   int8_t *high, *low; /* [M][K]: the activation is scale × (256 high + low) */
   float *scale;       /* [M][K/group], powers of two */
   int32_t *sum;       /* [M][K/group]: of 256 high + low */
   uint16_t *bf16;     /* [M][K] */
-  /* or, for several rows with 4 bits, in place of the first four; see halves.c: */
+  /* or, for several rows with 4 bits, in the same memory and in place of all of them; see halves.c: */
   int halved;
   uint16_t *halves; /* [K/32][256 high, low][M][32], both scaled, in bfloat16 */
 } Ready;

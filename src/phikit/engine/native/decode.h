@@ -47,6 +47,16 @@ static inline float fast_exp(float x) {
 
 static inline float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 
+/* Neither inlined nor cloned, so that the compiler makes the same of it wherever it is used. */
+#define ALIKE static __attribute__((noinline, noclone, unused))
+
+ALIKE float inverse_rms(const float *x, int width, float eps) {
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int i = 0; i < width; i++) squares += x[i] * x[i];
+  return 1.0f / sqrtf(squares / width + eps);
+}
+
 /* --- attention, tile by tile --------------------------------------------------------------------
 
    The softmax is taken over a tile of positions at a time; what was gathered is scaled down when a

@@ -11,7 +11,7 @@
 
 size_t phikit_ready_bytes(int m, int k) {
   size_t groups = (size_t)(k + 31) / 32;
-  return (size_t)m * (8 * ((size_t)k + 64) + 8 * (groups + 16)) + 512;
+  return (size_t)m * (4 * ((size_t)k + 64) + 8 * (groups + 16)) + 512;
 }
 
 static char *take(char **memory, size_t bytes) {
@@ -27,8 +27,8 @@ void phikit_ready_init(Ready *ready, char *memory, int m, int k) {
   ready->bf16 = (uint16_t *)take(&memory, 2 * (size_t)m * k);
   ready->scale = (float *)take(&memory, 4 * m * groups);
   ready->sum = (int32_t *)take(&memory, 4 * m * groups);
-  ready->halves = (uint16_t *)take(&memory, 4 * (size_t)m * k);
   ready->halved = 0;
+  ready->halves = (uint16_t *)ready->high; /* as many bytes as high, low and bf16 */
 }
 
 static void split_group(const float *x, int n, int8_t *high, int8_t *low, float *scale,

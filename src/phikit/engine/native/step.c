@@ -13,10 +13,7 @@
 static void rms_norm(const float *x, const uint16_t *weight, float *out, int m, int width,
                      float eps) {
   for (int row = 0; row < m; row++, x += width, out += width) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < width; i++) sum += x[i] * x[i];
-    float inverse = 1.0f / sqrtf(sum / width + eps);
+    const float inverse = inverse_rms(x, width, eps);
     for (int i = 0; i < width; i++) out[i] = x[i] * inverse * from_bf16(weight[i]);
   }
 }

@@ -163,7 +163,7 @@ class DecodeStep:
         precision = model.model.embed_tokens.weight.dtype if as_trained else torch.bfloat16
         if reason := obstacle(model, precision):
             raise PhikitError(f"the step in C does not run this model: {reason}")
-        pack, self.as_trained = pack or as_trained, as_trained
+        pack = pack or as_trained
         self.model, self._library, config = model, library, model.config
         self._packed: list[products.PackedRows] = []
         self._wide: list[Tensor] = []

@@ -17,12 +17,10 @@ typedef struct {
 
 static __attribute__((noinline)) void norm_row(const Norm *s, int row) {
   const size_t at = (size_t)row * s->width;
-  float *x = s->x + at, *out = s->out + at, sum = 0;
+  float *x = s->x + at, *out = s->out + at;
   if (s->add)
     for (int i = 0; i < s->width; i++) x[i] += s->add[at + i];
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < s->width; i++) sum += x[i] * x[i];
-  const float inverse = 1.0f / sqrtf(sum / s->width + s->eps);
+  const float inverse = inverse_rms(x, s->width, s->eps);
   for (int i = 0; i < s->width; i++) out[i] = x[i] * inverse * s->weight[i];
 }
 
